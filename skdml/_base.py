@@ -1,0 +1,408 @@
+"""The estimator: parameters, validation, fit, transform, score. What a method adds is its loss and its batches."""
+
+import copy
+import inspect
+import warnings
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from numbers import Integral
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import assert_all_finite, check_consistent_length, check_random_state, column_or_1d
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted
+from torch import nn
+
+from ._batches import BalancedBatches, ShuffledBatches
+from ._constraints import FRACTION, NON_NEGATIVE, POSITIVE, POSITIVE_INT, Interval, StrOptions, check_constraints
+from ._data import check_data, ndim
+from ._networks import build_network
+from ._training import OPTIMIZERS, TrainingSet, check_callbacks, embed, has_lr_scheduler, hold_out, seeded, train
+from .metrics import recall_at_k
+
+# Stand once here; every class docstring holds the markers in their place.
+_SHARED_DOCS = {
+    "PAIR_PARAMETERS": """\
+    samples_per_class : int, default=4
+        K of the P x K batches, >= 2: a batch holds ``batch_size // samples_per_class`` classes and this many samples of
+        each. With fewer classes than that, a batch takes more samples of each and keeps its size. A class with fewer
+        samples gives those it has, each once.
+""",
+    "SHARED_PARAMETERS": """\
+    n_components : int or None, default=64
+        Dimension D of the embedding, >= 1. None: the backbone's own output, without a linear head.
+    backbone : torch.nn.Module or None, default=None
+        Maps a batch (B, ...) to features (B, f); a linear head to ``n_components`` follows. It is copied, never changed.
+        None: a multilayer perceptron over vectors, a small convolutional network (four times convolution, BatchNorm, ReLU
+        of widths 32, 64, 128, 128, then average pooling) over images.
+    hidden_layer_sizes : tuple of int, default=(256,)
+        Of the multilayer perceptron; () is a linear embedding. Not used over images or with a backbone.
+    normalize : bool, default=True
+        Whether embeddings are scaled to unit length.
+    max_epochs : int, default=50
+        Upper bound on the epochs, >= 1.
+    batch_size : int, default={batch_size}
+        Samples a step, >= 1.
+    learning_rate : float, default=3e-3
+        Of the network, at its highest; > 0.
+    lr_schedule : {"auto", "one_cycle"} or None, default="auto"
+        "one_cycle": the learning rates rise for 15 % of the training and fall to 0 on a cosine. None: constant. "auto":
+        "one_cycle", but None with early stopping, a warm start or an LRScheduler callback.
+    weight_decay : float, default=1e-4
+        Of all weights, the loss's own included; >= 0. Decoupled under "adamw".
+    optimizer : {"adamw", "adam", "sgd"} or class, default="adamw"
+        A class, such as ``torch.optim.RMSprop``, is called with parameter groups and ``weight_decay``.
+    early_stopping : bool, default=False
+        Whether to hold out ``validation_fraction`` of the samples, stop when Recall@1 among them has not risen for
+        ``n_iter_no_change`` epochs, and go back to the weights of the best epoch.
+    validation_fraction : float, default=0.1
+        Share of the samples that early stopping holds out, in (0, 1); at least two of a class, or none.
+    n_iter_no_change : int, default=10
+        Epochs without a better Recall@1 before early stopping ends the training, >= 1.
+    callbacks : list of skorch callbacks or None, default=None
+        Copied, then added to the skorch net. They see "train_loss" in its history, and "valid_recall_at_1" with
+        ``early_stopping``.
+    device : str or torch.device, default="auto"
+        Where to train and transform. "auto": "cuda" where there is one, else "mps", else "cpu".
+    precision : {"float32", "bfloat16"}, default="float32"
+        "bfloat16": autocast of the network up to the normalisation. Similarities and losses stay float32.
+    warm_start : bool, default=False
+        Whether fit goes on from the weights of the fit before. The classes must be the same.
+    random_state : int, RandomState instance or None, default=None
+        Seeds the weights, the batches and the held-out samples. No global state is changed.
+    verbose : int, default=0
+        1: a progress bar over the epochs, where the output is a terminal or a notebook. 2: a line an epoch.
+""",
+    "SHARED_ATTRIBUTES": """\
+    classes_ : ndarray of shape (n_classes,)
+        The class labels, sorted.
+    network_ : torch.nn.Module
+        Maps a batch to embeddings, normalisation included; on the CPU, in eval mode.
+    criterion_ : torch.nn.Module
+        The loss, with its learned tensors; on the CPU.
+    history_ : list of dict
+        One an epoch: "epoch", "loss" (mean over the samples), "duration" in seconds, "validation_recall_at_1" with
+        ``early_stopping``, and what callbacks recorded.
+    n_iter_ : int
+        Epochs run.
+    n_features_in_ : int
+        Numbers in a sample.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Only where X has string column names.
+""",
+}
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class BaseEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, ABC):
+    """Base of the embedders: a network trained so that samples of one class lie close together.
+
+    A subclass is a keyword-only dataclass with the method's hyperparameters as fields, their allowed values in
+    ``_parameter_constraints``, and ``_make_loss``. It may give its own ``_make_batches``.
+
+    Parameters
+    ----------
+    SHARED_PARAMETERS
+    """
+
+    n_components: int | None = 64
+    backbone: nn.Module | None = None
+    hidden_layer_sizes: tuple[int, ...] = (256,)
+    normalize: bool = True
+    max_epochs: int = 50
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    lr_schedule: str | None = "auto"
+    weight_decay: float = 1e-4
+    optimizer: str | type = "adamw"
+    early_stopping: bool = False
+    validation_fraction: float = 0.1
+    n_iter_no_change: int = 10
+    callbacks: list | None = None
+    device: str | torch.device = "auto"
+    precision: str = "float32"
+    warm_start: bool = False
+    random_state: int | np.random.RandomState | None = None
+    verbose: int = 0
+
+    _parameter_constraints = {
+        "n_components": [POSITIVE_INT, None],
+        "backbone": [nn.Module, None],
+        "hidden_layer_sizes": [tuple, list],
+        "normalize": ["boolean"],
+        "max_epochs": [POSITIVE_INT],
+        "batch_size": [POSITIVE_INT],
+        "learning_rate": [POSITIVE],
+        "lr_schedule": [StrOptions({"auto", "one_cycle"}), None],
+        "weight_decay": [NON_NEGATIVE],
+        "optimizer": [StrOptions(set(OPTIMIZERS)), type],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [FRACTION],
+        "n_iter_no_change": [POSITIVE_INT],
+        "callbacks": [list, tuple, None],
+        "device": [str, torch.device],
+        "precision": [StrOptions({"float32", "bfloat16"})],
+        "warm_start": ["boolean"],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    # Whether the loss compares the samples of a batch, so that a class of one sample is nobody's positive.
+    _pair_based = False
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if cls.__doc__:
+            cls.__doc__ = inspect.cleandoc(cls.__doc__)
+            for marker, text in _SHARED_DOCS.items():
+                text = inspect.cleandoc(text).replace("{batch_size}", str(cls.batch_size))
+                cls.__doc__ = cls.__doc__.replace(marker, text)
+
+    @abstractmethod
+    def _make_loss(self, n_classes, n_components):
+        """Return the loss module for labels 0..n_classes-1 and embeddings of n_components."""
+
+    def _make_batches(self, y):
+        """Return the batch rule of ``_batches.py`` for labels 0..C-1."""
+        return ShuffledBatches(y, self.batch_size)
+
+    def _loss_learning_rate(self):
+        """Return the learning rate of the loss's own parameters."""
+        return self.learning_rate
+
+    def fit(self, X, y):
+        """Train the network.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features), or array of images
+            Vectors, dense or sparse, or a data frame; uint8 images (n, H, W) or (n, H, W, C), which are scaled to
+            (x - 127) / 128; float images (n, C, H, W), taken as they are. Any other float array of three or more axes needs
+            a ``backbone``.
+        y : array-like of shape (n_samples,)
+            Class labels, at least two distinct ones.
+
+        Returns
+        -------
+        self : object
+            The fitted embedder.
+
+        Raises
+        ------
+        ValueError
+            For a hyperparameter, X or y out of range (the message says what is needed), for a backbone that does not fit
+            X, and when the loss is no longer finite.
+        """
+        self._check_params()
+        device = self._find_device()
+        goes_on = self.warm_start and hasattr(self, "network_")
+        data = check_data(self, X, reset=not goes_on)
+        classes, y = self._check_classes(data, y, goes_on)
+
+        rng = check_random_state(self.random_state)
+        seed = int(rng.randint(2**31 - 1))
+        train_rows, valid_rows = hold_out(y, self.validation_fraction, rng) if self.early_stopping else (None, None)
+        batches = self._make_batches(y if train_rows is None else y[train_rows])
+        data.place(device)
+        with seeded(seed, device):
+            if goes_on:
+                network, criterion = copy.deepcopy((self.network_, self.criterion_))
+            else:
+                network = build_network(
+                    self.backbone,
+                    data.batch(slice(0, 2)),
+                    n_components=self.n_components,
+                    hidden_layer_sizes=self.hidden_layer_sizes,
+                    normalize=self.normalize,
+                    precision=self.precision,
+                )
+                criterion = self._make_loss(len(classes), network.n_components)
+            history = train(
+                network.to(device),
+                criterion.to(device),
+                TrainingSet(data, y, train_rows),
+                batches,
+                valid_set=TrainingSet(data, y, valid_rows) if self.early_stopping else None,
+                max_epochs=self.max_epochs,
+                learning_rate=self.learning_rate,
+                criterion_learning_rate=self._loss_learning_rate(),
+                lr_schedule=self._find_lr_schedule(),
+                weight_decay=self.weight_decay,
+                optimizer=self.optimizer,
+                n_iter_no_change=self.n_iter_no_change,
+                callbacks=self.callbacks,
+                generator=torch.Generator(data.index_device).manual_seed(seed),
+                verbose=self.verbose,
+            )
+        earlier = self.history_ if goes_on else []
+        self.classes_ = classes
+        self.network_ = network.cpu().eval()
+        self.criterion_ = criterion.cpu().eval()
+        for parameter in [*network.parameters(), *criterion.parameters()]:
+            parameter.grad = None
+        self.history_ = earlier + [{**epoch, "epoch": len(earlier) + epoch["epoch"]} for epoch in history]
+        self.n_iter_ = len(self.history_)
+        return self
+
+    def transform(self, X):
+        """Embed the samples.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features), or array of images
+            Of the same kind as in fit.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_components), float32
+            Unit rows with ``normalize=True``.
+
+        Raises
+        ------
+        ValueError
+            If X is not of the kind and shape seen in fit.
+        """
+        check_is_fitted(self)
+        device = self._find_device()
+        data = check_data(self, X, reset=False).place(device)
+        # A copy: the fitted network stays on the CPU.
+        network = self.network_ if device.type == "cpu" else copy.deepcopy(self.network_).to(device)
+        return embed(network, data, "cpu").numpy()
+
+    def score(self, X, y):
+        """Return Recall@1 of the samples among themselves.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features), or array of images
+            Of the same kind as in fit; the classes need not be those of fit.
+        y : array-like of shape (n_samples,)
+            Class labels.
+
+        Returns
+        -------
+        float in [0, 1]
+            Share of the samples whose nearest other sample is of their class.
+        """
+        return recall_at_k(self.transform(X), y, 1)
+
+    @property
+    def _n_features_out(self):
+        return self.network_.n_components
+
+    def _check_params(self):
+        check_constraints(self, self.get_params(deep=False))
+        name = type(self).__name__
+        if any(not isinstance(size, Integral) or size < 1 for size in self.hidden_layer_sizes):
+            raise ValueError(
+                f"The 'hidden_layer_sizes' parameter of {name} must hold integers >= 1. Got {self.hidden_layer_sizes!r} instead."
+            )
+        if isinstance(self.optimizer, type) and not issubclass(self.optimizer, torch.optim.Optimizer):
+            raise ValueError(
+                f"The 'optimizer' parameter of {name} must be one of {sorted(OPTIMIZERS)} or a torch.optim.Optimizer class. "
+                f"Got {self.optimizer!r} instead."
+            )
+        check_callbacks(self.callbacks, self.early_stopping)
+
+    def _find_device(self):
+        if self.device == "auto":
+            return torch.device(
+                "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+            )
+        try:
+            device = torch.device(self.device)
+            torch.zeros(1, device=device).cpu()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise ValueError(
+                f"The 'device' parameter of {type(self).__name__} must be 'auto' or a device that torch can use here, such "
+                f"as 'cpu'. Got {self.device!r} instead: {error}"
+            ) from error
+        return device
+
+    def _find_lr_schedule(self):
+        scheduled = has_lr_scheduler(self.callbacks)
+        if self.lr_schedule == "auto":
+            return None if self.early_stopping or self.warm_start or scheduled else "one_cycle"
+        if self.lr_schedule == "one_cycle" and scheduled:
+            raise ValueError(
+                "lr_schedule='one_cycle' and the LRScheduler among the callbacks would both set the learning rate. Set "
+                "lr_schedule=None or take the callback out."
+            )
+        return self.lr_schedule
+
+    def _check_classes(self, data, y, goes_on):
+        """Return the classes and y encoded as 0..C-1."""
+        name = type(self).__name__
+        if y is None:
+            raise ValueError(
+                f"{name} requires y to be passed, but the target y is None. Pass fit(X, y) with a class label a sample."
+            )
+        if ndim(y) != 1:
+            raise ValueError(f"y must hold one class label a sample, shape (n_samples,); got shape {np.shape(y)}.")
+        y = column_or_1d(y)
+        assert_all_finite(y, input_name="y", estimator_name=name)
+        check_consistent_length(data, y)
+        check_classification_targets(y)
+        classes, y = np.unique(y, return_inverse=True)
+        if len(classes) < 2:
+            raise ValueError(f"{name} needs samples of at least 2 classes; y has 1 class, {classes[0]!r}.")
+        if goes_on and not np.array_equal(classes, self.classes_):
+            raise ValueError(
+                f"With warm_start=True, y must have the classes of the fit before ({len(self.classes_)} classes); got "
+                f"{len(classes)} classes, {np.setxor1d(classes, self.classes_)[:5]} among those that differ. Set "
+                "warm_start=False to start anew."
+            )
+        if self._pair_based:
+            n_single = np.count_nonzero(np.bincount(y) == 1)
+            if n_single == len(classes):
+                raise ValueError(f"{name} pulls samples of one class together, but no class of y has two samples.")
+            if n_single:
+                warnings.warn(
+                    f"{n_single} of {len(classes)} classes have one sample: they serve as negatives only.", stacklevel=3
+                )
+        if self.batch_size > len(y):
+            warnings.warn(
+                f"batch_size={self.batch_size} is larger than the {len(y)} samples: a batch holds all of them.",
+                stacklevel=3,
+            )
+        return classes, y
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        tags.input_tags.sparse = True
+        tags.input_tags.three_d_array = True
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        return tags
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class PairEmbedder(BaseEmbedder):
+    """Base of the embedders that compare the pairs of a batch: P x K batches.
+
+    Parameters
+    ----------
+    PAIR_PARAMETERS
+    SHARED_PARAMETERS
+    """
+
+    samples_per_class: int = 4
+
+    _parameter_constraints = {
+        **BaseEmbedder._parameter_constraints,
+        "samples_per_class": [Interval(Integral, 2, None, closed="left")],
+    }
+    _pair_based = True
+
+    def _check_params(self):
+        super()._check_params()
+        if self.batch_size < 2 * self.samples_per_class:
+            raise ValueError(
+                f"The 'batch_size' parameter of {type(self).__name__} must be at least 2 * samples_per_class = "
+                f"{2 * self.samples_per_class}, two classes a batch. Got {self.batch_size} instead."
+            )
+
+    def _make_batches(self, y):
+        return BalancedBatches(y, self.batch_size, self.samples_per_class)

@@ -1,0 +1,139 @@
+"""Which samples share a batch.
+
+A batch rule is made once a fit, from the labels, and called once an epoch: ``rule(generator, embed)`` returns the
+epoch's batches, a sequence of index tensors on the generator's device. ``embed()`` gives the training set's embeddings
+(n_samples, D) by the network as it is, for the rules that look at them.
+"""
+
+import warnings
+
+import numpy as np
+import torch
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.exceptions import ConvergenceWarning
+
+
+class ShuffledBatches:
+    """Every row once an epoch, in random order.
+
+    The rows are dealt evenly, so that no batch of one or two rows is left over at the end: sizes differ by one at most.
+
+    Parameters
+    ----------
+    y : ndarray of shape (n_samples,)
+    batch_size : int
+        Largest number of rows in a batch.
+    """
+
+    def __init__(self, y, batch_size):
+        self.n_samples = len(y)
+        self.n_batches = -(-self.n_samples // batch_size)
+
+    def __call__(self, generator, embed=None):
+        order = torch.randperm(self.n_samples, generator=generator, device=generator.device)
+        return order.tensor_split(self.n_batches)
+
+
+class BalancedBatches:
+    """P classes x K samples in each batch, and every row at least once an epoch.
+
+    P is ``batch_size // samples_per_class``, or the number of classes if that is smaller; K then grows so that the batch
+    keeps its size. Each epoch shuffles every class and cuts it into groups of K; the last group is filled up with other
+    rows of the class. No row stands twice in a batch: a class of fewer than K samples gives all it has. Groups are dealt so
+    that a batch never holds a class twice; classes with few groups give additional ones until each batch has its P classes.
+
+    Parameters
+    ----------
+    y : ndarray of shape (n_samples,), values 0..C-1, each present
+    batch_size : int
+    samples_per_class : int
+    """
+
+    def __init__(self, y, batch_size, samples_per_class):
+        counts = np.bincount(y)
+        self.n_classes_per_batch = min(batch_size // samples_per_class, len(counts))
+        self.samples_per_class = max(samples_per_class, batch_size // len(counts))
+        n_groups = -(-counts // self.samples_per_class)
+        self.n_batches = max(-(-n_groups.sum() // self.n_classes_per_batch), n_groups.max())
+        self.n_groups = _fill(n_groups, self.n_batches, self.n_batches * self.n_classes_per_batch)
+        self.counts = counts
+        self.y = torch.from_numpy(y)
+        self.some_are_small = bool((counts < self.samples_per_class).any())
+
+    def __call__(self, generator, embed=None):
+        device = generator.device
+        counts, n_groups = (torch.from_numpy(a).to(device) for a in (self.counts, self.n_groups))
+        P, K = self.n_classes_per_batch, self.samples_per_class
+        order = torch.randperm(len(self.y), generator=generator, device=device)
+        order = order[self.y.to(device)[order].argsort(stable=True)]  # rows by class, each class in random order
+        starts = counts.cumsum(0) - counts
+
+        class_order = torch.randperm(len(counts), generator=generator, device=device)
+        n_groups = n_groups[class_order]
+        ends = n_groups.cumsum(0)
+        size = self.n_batches * P
+        group_class = class_order.repeat_interleave(n_groups, output_size=size)
+        number = torch.arange(size, device=device) - (ends - n_groups).repeat_interleave(n_groups, output_size=size)
+
+        within = number[:, None] * K + torch.arange(K, device=device)  # (groups, K): place in the class, to be wrapped
+        rows = order[starts[group_class, None] + within % counts[group_class, None]]
+        # The groups of a class follow each other, so dealing them out in turn puts them into different batches.
+        rows = rows.view(P, self.n_batches, K).transpose(0, 1)
+        batches = rows.reshape(self.n_batches, P * K)
+        if not self.some_are_small:
+            return batches.unbind()
+        kept = torch.arange(K, device=device) < counts[group_class, None]
+        kept = kept.view(P, self.n_batches, K).transpose(0, 1).reshape(self.n_batches, P * K)
+        return batches[kept].split(kept.sum(1).tolist())
+
+
+def _fill(n_groups, most, total):
+    """Raise the smallest entries evenly, none above ``most``, until all sum to ``total``."""
+    filled = n_groups.copy()
+    while (missing := total - filled.sum()) > 0:
+        lowest = np.flatnonzero(filled == filled[filled < most].min())
+        above = filled[filled > filled[lowest[0]]]
+        step = max(1, min((above.min() if len(above) else most) - filled[lowest[0]], missing // len(lowest)))
+        filled[lowest[:missing]] += step
+    return filled
+
+
+class LocalBatches:
+    """Local sampling of SST [1]_: clusters of the embeddings, found anew each epoch, are the batches.
+
+    A cluster of more than ``batch_size`` rows gives a random ``batch_size`` of them; a cluster without a triplet (of one
+    class, or with no class twice) gives no batch. So an epoch need not hold every row. Differences from the authors' code:
+    scikit-learn's minibatch k-means stands for the full one, and the batches come in random order.
+
+    Parameters
+    ----------
+    y : ndarray of shape (n_samples,), values 0..C-1
+    batch_size : int
+
+    References
+    ----------
+    .. [1] B. Nguyen and B. De Baets, "Improved deep embedding learning based on stochastic symmetric triplet loss and
+       local sampling", Neurocomputing 402, 2020.
+    """
+
+    def __init__(self, y, batch_size):
+        self.y = y
+        self.batch_size = batch_size
+
+    def __call__(self, generator, embed):
+        embeddings = embed().cpu().numpy()
+        n_clusters = max(1, len(embeddings) // self.batch_size)
+        seed = int(torch.randint(2**31 - 1, (1,), generator=generator, device=generator.device))
+        rng = np.random.default_rng(seed)
+        kmeans = MiniBatchKMeans(n_clusters, n_init=1, random_state=seed)
+        with warnings.catch_warnings():
+            # Fewer distinct embeddings than clusters: the empty clusters give no batch, which is all that is needed.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            cluster = kmeans.fit(embeddings).labels_
+        batches = []
+        for c in rng.permutation(n_clusters):
+            rows = rng.permutation(np.flatnonzero(cluster == c))[: self.batch_size]
+            _, counts = np.unique(self.y[rows], return_counts=True)
+            if len(counts) > 1 and counts.max() > 1:
+                batches.append(torch.from_numpy(rows).to(generator.device))
+        return batches

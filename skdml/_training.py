@@ -1,0 +1,380 @@
+"""The engine: a skorch net whose data lie on the device and whose batches are index tensors.
+
+skorch brings callbacks, history and checkpoints. Left out of its step, because they cost more than the step itself on
+vectors: the DataLoader, the optimizer closure and reading the loss after each batch.
+"""
+
+import copy
+import math
+import warnings
+from contextlib import contextmanager, nullcontext
+
+import numpy as np
+import torch
+from skorch import NeuralNet
+from skorch.callbacks import Callback, EarlyStopping, EpochTimer, LRScheduler
+from skorch.utils import TeeGenerator
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+from .metrics import recall_at_k
+
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+WARM_UP = 0.15  # share of the one-cycle schedule in which the learning rate rises
+
+
+def train(
+    network,
+    criterion,
+    train_set,
+    batches,
+    *,
+    valid_set,
+    max_epochs,
+    learning_rate,
+    criterion_learning_rate,
+    lr_schedule,
+    weight_decay,
+    optimizer,
+    n_iter_no_change,
+    callbacks,
+    generator,
+    verbose,
+):
+    """Train network and criterion in place and return the history, a list of dicts, one a finished epoch.
+
+    Parameters
+    ----------
+    network, criterion : nn.Module
+        On the device of the data. ``criterion(network(inputs), labels)`` is the loss.
+    train_set, valid_set : TrainingSet
+        With a ``valid_set`` training stops when its Recall@1 has not risen for ``n_iter_no_change`` epochs, and the
+        weights of the best epoch are put back. None: no early stopping.
+    batches : callable
+        A batch rule of ``_batches.py``.
+    lr_schedule : {"one_cycle", None}
+    optimizer : str or class
+    generator : torch.Generator
+        Of the batch rule, on the index device.
+
+    Raises
+    ------
+    ValueError
+        When the loss or a weight is no longer finite.
+    """
+    net = EmbeddingNet(
+        network,
+        criterion=criterion,
+        optimizer=OPTIMIZERS.get(optimizer, optimizer),
+        lr=learning_rate,
+        max_epochs=max_epochs,
+        train_split=lambda dataset: (dataset, valid_set),
+        callbacks=[
+            *([Progress(max_epochs, verbose)] if verbose else []),
+            *copy.deepcopy(list(callbacks or [])),  # they hold the optimizer, which must not outlive the fit
+            *([BestWeights(n_iter_no_change)] if valid_set else []),
+        ],
+        device=train_set.data.device,
+        verbose=0,
+    )
+    net.criterion_lr = criterion_learning_rate
+    net.lr_schedule = lr_schedule
+    net.weight_decay = weight_decay
+    net.fused = isinstance(optimizer, str) and net.device.type in ("cpu", "cuda")
+    net.batches = batches
+    net.generator = generator
+    net.fit(train_set)
+    if not all(p.isfinite().all() for p in [*network.parameters(), *criterion.parameters()]):
+        raise ValueError(net.diverged("A weight"))
+    names = {"train_loss": "loss", "dur": "duration", "valid_recall_at_1": "validation_recall_at_1"}
+    return [
+        {names.get(key, key): value for key, value in epoch.items() if key != "batches" and not key.endswith("_best")}
+        for epoch in net.history
+        if "train_loss" in epoch  # an interrupted epoch has none
+    ]
+
+
+class TrainingSet(Dataset):
+    """Placed data and labels, seen through the rows that take part.
+
+    Parameters
+    ----------
+    data : Rows
+    y : ndarray of shape (n_samples,), values 0..C-1
+    rows : ndarray of int or None
+        None: all.
+    """
+
+    def __init__(self, data, y, rows=None):
+        self.data = data
+        self.y = torch.from_numpy(y).to(data.index_device)
+        self.rows = None if rows is None else torch.from_numpy(rows).to(data.index_device)
+        self.sample_shape = data.sample_shape
+
+    def __len__(self):
+        return len(self.y) if self.rows is None else len(self.rows)
+
+    def batch(self, index):
+        """Return the network's input for an index tensor or a slice."""
+        return self.data.batch(index if self.rows is None else self.rows[index])
+
+    def labels(self, index):
+        """Return the labels for an index tensor or a slice."""
+        return self.y[index if self.rows is None else self.rows[index]].to(self.data.device)
+
+
+@torch.no_grad()
+def embed(network, data, device):
+    """Return the embeddings of all of data, float32 (n_samples, D) on ``device``, with the network in eval mode."""
+    network.eval()
+    embeddings = torch.empty(len(data), network.n_components, device=device)
+    size = min(8192, max(32, 2**18 // math.prod(data.sample_shape)))  # keeps the activations small
+    for start in range(0, len(data), size):
+        embeddings[start : start + size] = network(data.batch(slice(start, start + size)))
+    return embeddings
+
+
+@contextmanager
+def seeded(seed, device):
+    """Seed torch's generators of the CPU and of the device inside the block, and put their states back after it."""
+    accelerator = None if device.type == "cpu" else getattr(torch, device.type)
+    on_device = [device] if device.type == "cuda" else []
+    states = torch.get_rng_state(), accelerator and accelerator.get_rng_state(*on_device)
+    try:
+        # torch.manual_seed would also seed every GPU of the machine.
+        torch.default_generator.manual_seed(seed)
+        if accelerator:
+            with torch.cuda.device(device) if on_device else nullcontext():
+                accelerator.manual_seed(seed)
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        if accelerator:
+            accelerator.set_rng_state(states[1], *on_device)
+
+
+def hold_out(y, fraction, rng):
+    """Split the rows into (training, validation); a class gives at least two validation rows, or none.
+
+    Recall needs a match for every query, and at a tenth of twelve samples a plain stratified split leaves none.
+
+    Raises
+    ------
+    ValueError
+        If no class has the four samples to give two and keep two.
+    """
+    wanted = max(2, round(fraction * len(y)))
+    valid = []
+    for c in rng.permutation(y.max() + 1):
+        rows = rng.permutation(np.flatnonzero(y == c))
+        n = max(2, round(fraction * len(rows)))
+        if len(rows) - n >= 2 and len(valid) < wanted:
+            valid.extend(rows[:n])
+    if not valid:
+        raise ValueError(
+            "early_stopping=True holds out at least two samples of a class and keeps two, but no class has four samples "
+            "(or validation_fraction leaves fewer than two). Set early_stopping=False or give more data."
+        )
+    return np.setdiff1d(np.arange(len(y)), valid), np.sort(valid)
+
+
+def check_callbacks(callbacks, early_stopping):
+    """Refuse what is no skorch callback, and one that monitors a value that is not recorded.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    recorded = ["train_loss", "valid_recall_at_1"] if early_stopping else ["train_loss"]
+    missing = {"valid_loss", "valid_acc", "valid_recall_at_1"}.difference(recorded)
+    for callback in _instances(callbacks):
+        if not isinstance(callback, Callback):
+            raise TypeError(f"callbacks must be a list of skorch callbacks, or of (name, callback); got {callback!r}.")
+        monitor = getattr(callback, "monitor", None)
+        if isinstance(monitor, str) and monitor.removesuffix("_best") in missing:
+            raise ValueError(
+                f"{type(callback).__name__} monitors {monitor!r}, which is not recorded. Give it monitor= one of {recorded}"
+                " (for Checkpoint with '_best' at the end). 'valid_recall_at_1' is recorded with early_stopping=True."
+            )
+
+
+def has_lr_scheduler(callbacks):
+    return any(isinstance(callback, LRScheduler) for callback in _instances(callbacks))
+
+
+def _instances(callbacks):
+    """Yield what skorch will make of callbacks: instances, classes, or pairs of a name and one of these."""
+    for callback in callbacks or []:
+        callback = callback[1] if isinstance(callback, tuple) else callback
+        yield callback() if isinstance(callback, type) else callback
+
+
+class EmbeddingNet(NeuralNet):
+    """A skorch net that steps over index batches and reads the loss once an epoch."""
+
+    @property
+    def _default_callbacks(self):
+        return [("epoch_timer", EpochTimer())]
+
+    def initialize_optimizer(self, triggered_directly=None):
+        groups = [
+            {"params": [p for p in module.parameters() if p.requires_grad], "lr": lr}
+            for module, lr in [(self.module_, self.lr), (self.criterion_, self.criterion_lr)]
+        ]
+        options = {"fused": True} if self.fused else {}
+        self.optimizer_ = self.optimizer(
+            [group for group in groups if group["params"]], weight_decay=self.weight_decay, **options
+        )
+        self.peak_lrs_ = [group["lr"] for group in self.optimizer_.param_groups]
+        return self
+
+    def get_iterator(self, dataset, training=False):
+        return dataset
+
+    def notify(self, method_name, **kwargs):
+        getattr(self, method_name)(self, **kwargs)
+        for _, callback in self.callbacks_:
+            try:
+                getattr(callback, method_name)(self, **kwargs)
+            except KeyboardInterrupt:
+                self.stopped_by = callback
+                raise
+
+    def fit_loop(self, X, y=None, epochs=None, **kwargs):
+        self.stopped_by = None
+        try:
+            return super().fit_loop(X, y, epochs, **kwargs)
+        except KeyboardInterrupt:
+            # skorch's sign for "stop early", and Ctrl-C.
+            if not isinstance(self.stopped_by, EarlyStopping | BestWeights):
+                warnings.warn(
+                    f"Training was interrupted in epoch {len(self.history)} of {self.max_epochs}; the estimator keeps the "
+                    "weights it has.",
+                    stacklevel=6,
+                )
+            return self
+
+    def run_single_epoch(self, iterator, training, prefix, step_fn, **kwargs):
+        if iterator is None:
+            return
+        if not training:
+            embeddings = embed(self.module_, iterator, self.device)
+            self._record(
+                "valid_recall_at_1", recall_at_k(embeddings, iterator.labels(slice(None))), larger_is_better=True
+            )
+            return
+        batches = self.batches(self.generator, lambda: embed(self.module_, iterator, self.device))
+        self._set_training(True)
+        total = torch.zeros((), device=self.device)
+        n_samples = 0
+        for i, index in enumerate(batches):
+            if self.lr_schedule == "one_cycle":
+                factor = one_cycle((len(self.history) - 1 + i / len(batches)) / self.max_epochs)
+                for group, lr in zip(self.optimizer_.param_groups, self.peak_lrs_, strict=True):
+                    group["lr"] = lr * factor
+            batch = iterator.batch(index), iterator.labels(index)
+            self.notify("on_batch_begin", batch=batch, training=True)
+            loss = step_fn(batch)
+            total += loss * len(index)
+            n_samples += len(index)
+            self.notify("on_batch_end", batch=batch, training=True)
+        loss = total.item() / max(n_samples, 1)  # the one synchronisation of the epoch
+        if not math.isfinite(loss):
+            raise ValueError(self.diverged(f"The mean loss ({loss})"))
+        self._record("train_loss", loss, larger_is_better=False)
+
+    def train_step(self, batch, **kwargs):
+        self.optimizer_.zero_grad()
+        loss = self.criterion_(self.module_(batch[0]), batch[1])
+        loss.backward()
+        self.notify(
+            "on_grad_computed",
+            named_parameters=TeeGenerator(self.get_all_learnable_params()),
+            X=batch[0],
+            y=batch[1],
+            training=True,
+        )
+        self.optimizer_.step()
+        return loss.detach()
+
+    def _record(self, name, value, *, larger_is_better):
+        earlier = [epoch[name] for epoch in self.history[:-1]]
+        self.history.record(name, value)
+        self.history.record(f"{name}_best", all(value > e if larger_is_better else value < e for e in earlier))
+
+    def diverged(self, what):
+        return (
+            f"{what} is not finite after epoch {len(self.history)}. Lower learning_rate (now {self.lr:g}), and where the "
+            f"loss has parameters of its own their rate (now {self.criterion_lr:g}), or scale X, for vectors with "
+            "StandardScaler."
+        )
+
+
+def one_cycle(progress):
+    """Return the factor of the learning rate: a linear rise from 1/25, then a cosine to 0.
+
+    Parameters
+    ----------
+    progress : float in [0, 1]
+        Share of the training that is done.
+    """
+    if progress < WARM_UP:
+        return 0.04 + 0.96 * progress / WARM_UP
+    return 0.5 + 0.5 * math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP))
+
+
+class BestWeights(Callback):
+    """Stop when the validation Recall@1 no longer rises, and put the best weights back.
+
+    skorch's EarlyStopping restores the module alone; here the criterion learns too.
+    """
+
+    def __init__(self, patience):
+        self.patience = patience
+
+    def on_train_begin(self, net, **kwargs):
+        self.best_epoch_ = 0
+        self.best_state_ = None
+
+    def on_epoch_end(self, net, **kwargs):
+        epoch = len(net.history)
+        if net.history[-1, "valid_recall_at_1_best"]:
+            self.best_epoch_ = epoch
+            self.best_state_ = copy.deepcopy([module.state_dict() for module in (net.module_, net.criterion_)])
+        elif epoch - self.best_epoch_ >= self.patience:
+            raise KeyboardInterrupt
+
+    def on_train_end(self, net, **kwargs):
+        if self.best_state_ is not None:
+            for module, state in zip((net.module_, net.criterion_), self.best_state_, strict=True):
+                module.load_state_dict(state)
+
+
+class Progress(Callback):
+    """One bar over the epochs, or a line each."""
+
+    def __init__(self, max_epochs, verbose):
+        self.max_epochs = max_epochs
+        self.verbose = verbose
+
+    def on_train_begin(self, net, **kwargs):
+        self.bar_ = None
+        if self.verbose == 1:
+            # A bar where somebody watches: a notebook or a terminal, not a log file.
+            self.bar_ = tqdm(total=self.max_epochs, unit="epoch", disable=None)
+
+    def on_epoch_end(self, net, **kwargs):
+        epoch = net.history[-1]
+        shown = {"loss": f"{epoch['train_loss']:.4f}"}
+        if "valid_recall_at_1" in epoch:
+            shown["validation Recall@1"] = f"{epoch['valid_recall_at_1']:.4f}"
+        if self.bar_ is not None:
+            self.bar_.set_postfix(shown, refresh=False)
+            self.bar_.update()
+        else:
+            text = "  ".join(f"{name} {value}" for name, value in shown.items())
+            print(f"epoch {epoch['epoch']}/{self.max_epochs}  {text}  {epoch['dur']:.2f} s")
+
+    def on_train_end(self, net, **kwargs):
+        if self.bar_ is not None:
+            self.bar_.close()

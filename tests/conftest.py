@@ -1,0 +1,27 @@
+"""Shared fixtures."""
+
+import numpy as np
+import pytest
+import torch
+
+# Tests run side by side in processes; more threads than one each only wait for each other.
+torch.set_num_threads(1)
+
+
+def pytest_generate_tests(metafunc):
+    """Run every test that asks for ``device`` on the CPU and, where there is one, on the GPU."""
+    if "device" in metafunc.fixturenames:
+        metafunc.parametrize("device", ["cpu"] + (["cuda"] if torch.cuda.is_available() else []))
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def blobs():
+    """Four separable classes of 15 samples in 6 dimensions: (X, y)."""
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.arange(4), 15)
+    return rng.normal(size=(60, 6)).astype(np.float32) + 3 * rng.normal(size=(4, 6)).astype(np.float32)[y], y

@@ -1,0 +1,88 @@
+"""Which samples share a batch, as properties of any labels."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from skdml._batches import BalancedBatches, LocalBatches, ShuffledBatches
+
+
+def encode(labels):
+    return np.unique(labels, return_inverse=True)[1]
+
+
+def epoch(rule, seed=0, device="cpu", embed=None):
+    batches = rule(torch.Generator(device).manual_seed(seed), embed)
+    assert all(batch.device.type == device for batch in batches)
+    return [batch.cpu().numpy() for batch in batches]
+
+
+labels = st.lists(st.integers(0, 12), min_size=2, max_size=150).map(encode).filter(lambda y: y.max() > 0)
+
+
+@given(n=st.integers(1, 300), batch_size=st.integers(1, 320), seed=st.integers(0, 99))
+def test_shuffled_batches_hold_every_row_once_in_even_sizes(n, batch_size, seed):
+    batches = epoch(ShuffledBatches(np.zeros(n, dtype=int), batch_size), seed)
+    np.testing.assert_array_equal(np.sort(np.concatenate(batches)), np.arange(n))
+    sizes = [len(batch) for batch in batches]
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
+
+
+@settings(deadline=None)
+@given(y=labels, K=st.integers(2, 6), P=st.integers(2, 8), seed=st.integers(0, 99))
+def test_balanced_batches_hold_p_classes_of_k_samples(y, K, P, seed):
+    counts = np.bincount(y)
+    batches = epoch(BalancedBatches(y, P * K, K), seed)
+    classes = min(P, len(counts))
+    samples = max(K, P * K // len(counts))
+    for batch in batches:
+        assert len(np.unique(batch)) == len(batch), "a row stands twice in a batch"
+        present, held = np.unique(y[batch], return_counts=True)
+        assert len(present) == classes
+        # A class smaller than K, a singleton for instance, gives what it has.
+        np.testing.assert_array_equal(held, np.minimum(samples, counts[present]))
+    assert set(np.concatenate(batches)) == set(range(len(y))), "a row is in no batch of the epoch"
+
+
+def test_balanced_batches_of_a_balanced_set_hold_every_row_once():
+    y = np.repeat(np.arange(10), 12)
+    batches = epoch(BalancedBatches(y, 20, 4))
+    np.testing.assert_array_equal(np.sort(np.concatenate(batches)), np.arange(120))
+
+
+@pytest.mark.parametrize("rule", [ShuffledBatches, lambda y, size: BalancedBatches(y, size, 4)])
+def test_epochs_differ_and_a_seed_repeats_them(rule, device):
+    rule = rule(np.repeat(np.arange(10), 12), 20)
+    generator = torch.Generator(device).manual_seed(3)
+    first, second = (torch.cat(list(rule(generator))).cpu().numpy() for _ in range(2))
+    assert (first != second).any()
+    np.testing.assert_array_equal(np.concatenate(epoch(rule, 3, device)), first)
+
+
+def test_local_batches_are_the_clusters():
+    """Six tight groups of 20 around distant points: a batch is a group, though classes run across the groups."""
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(6), 20)
+    embeddings = torch.from_numpy(10 * np.eye(6)[group] + 0.01 * rng.normal(size=(120, 6))).float()
+    batches = epoch(LocalBatches(np.arange(120) % 4, 20), seed=1, embed=lambda: embeddings)
+    assert len(batches) > 1
+    mixed = [len(np.unique(group[batch])) for batch in batches]
+    assert np.mean(mixed) < 2  # of 6: one start of k-means may merge two groups and cut one
+    assert max(len(batch) for batch in batches) <= 20
+
+
+def test_local_batches_without_a_triplet_are_left_out():
+    """One cluster of a single class, and one where no class stands twice."""
+    embeddings = torch.tensor([[0.0, 0.0]] * 8 + [[9.0, 9.0]] * 8)
+    y = encode([0] * 8 + list(range(1, 9)))
+    assert epoch(LocalBatches(y, 8), embed=lambda: embeddings) == []
+
+
+def test_local_batches_survive_collapsed_embeddings():
+    y = np.arange(40) % 2
+    batches = epoch(LocalBatches(y, 10), embed=lambda: torch.ones(40, 3))
+    assert all(len(batch) <= 10 for batch in batches)
+    assert batches

@@ -1,0 +1,503 @@
+"""What holds for every embedder; the embedders are found in ``skdml.__all__``."""
+
+import copy
+import inspect
+import io
+import pickle
+import random
+import re
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import sparse
+from sklearn.base import clone
+from sklearn.datasets import load_iris
+from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score, cross_validate
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+from torch import nn
+
+import skdml
+from skdml import BaseEmbedder, ClassKFold, PairEmbedder, RecallAtK, RetrievalScorer, recall_at_k
+from skdml._networks import EmbeddingNetwork
+from skdml.datasets import load_kanji
+
+EMBEDDERS = [
+    value
+    for name in skdml.__all__
+    if inspect.isclass(value := getattr(skdml, name))
+    and issubclass(value, BaseEmbedder)
+    and value not in (BaseEmbedder, PairEmbedder)
+]
+
+# scikit-learn's checks and ours fit a few dozen rows.
+pytestmark = pytest.mark.filterwarnings("ignore:batch_size=.* is larger than the:UserWarning")
+
+
+@pytest.fixture(params=EMBEDDERS, ids=lambda cls: cls.__name__)
+def embedder(request):
+    """An embedder that fits in a moment."""
+    return request.param(max_epochs=3, random_state=0, device="cpu")
+
+
+@pytest.fixture
+def images():
+    """uint8 images of four classes: a bright corner, and noise."""
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.arange(4), 8)
+    X = rng.integers(0, 100, size=(32, 10, 9), dtype=np.uint8)
+    for i, c in enumerate(y):
+        X[i, 5 * (c // 2) :, 5 * (c % 2) :][:5, :4] += 150
+    return X, y
+
+
+def test_all_embedders_are_found():
+    assert {cls.__name__ for cls in EMBEDDERS} >= {"SoftTripleEmbedder", "RAWEmbedder", "SSTEmbedder"}
+
+
+@pytest.mark.filterwarnings("ignore:.* classes have one sample:UserWarning")
+@parametrize_with_checks([cls(max_epochs=2) for cls in EMBEDDERS] + [cls() for cls in EMBEDDERS])
+def test_scikit_learn_checks(estimator, check):
+    check(estimator)
+
+
+# ---- training
+
+
+def test_output(embedder, blobs):
+    X, y = blobs
+    Z = embedder.fit(X, y).transform(X)
+    assert Z.shape == (60, 64)
+    assert Z.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(Z, axis=1), 1, rtol=1e-5)
+    assert embedder.score(X, y) == recall_at_k(Z, y)
+    assert embedder.n_iter_ == len(embedder.history_) == 3
+    assert all(set(epoch) == {"epoch", "loss", "duration"} for epoch in embedder.history_)
+    assert [epoch["epoch"] for epoch in embedder.history_] == [1, 2, 3]
+    assert not embedder.network_.training
+    assert not embedder.criterion_.training
+    np.testing.assert_array_equal(embedder.classes_, np.arange(4))
+    assert len(embedder.get_feature_names_out()) == 64
+
+
+def test_loss_falls(embedder, blobs, device):
+    history = embedder.set_params(max_epochs=30, device=device).fit(*blobs).history_
+    assert history[-1]["loss"] < 0.7 * history[0]["loss"]
+
+
+def test_same_seed_same_result(embedder, blobs, device):
+    X, y = blobs
+    embedder.set_params(device=device)
+    Z = embedder.fit(X, y).transform(X)
+    np.testing.assert_array_equal(clone(embedder).fit(X, y).transform(X), Z)
+    assert not np.allclose(clone(embedder).set_params(random_state=1).fit(X, y).transform(X), Z)
+
+
+def test_global_state_is_untouched(embedder, blobs, device):
+    def state():
+        return (
+            random.getstate(),
+            pickle.dumps(np.random.get_state()),
+            torch.get_rng_state().tolist(),
+            torch.cuda.get_rng_state().tolist() if torch.cuda.is_available() else None,
+            torch.get_default_dtype(),
+            torch.get_num_threads(),
+            torch.is_grad_enabled(),
+            torch.are_deterministic_algorithms_enabled(),
+        )
+
+    X, y = blobs
+    before = state()
+    embedder.set_params(device=device, early_stopping=True).fit(X, y).score(X, y)
+    assert state() == before
+
+
+def test_parameters_are_untouched(embedder, blobs):
+    params = embedder.get_params()
+    embedder.fit(*blobs)
+    assert all(value is params[name] for name, value in embedder.get_params().items())
+
+
+def dropout_backbone(n_features=6):
+    return nn.Sequential(nn.Linear(n_features, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5))
+
+
+def check_backbone_is_untouched(embedder, X, y):
+    backbone = dropout_backbone()
+    before = copy.deepcopy(backbone.state_dict())
+    embedder.set_params(backbone=backbone).fit(X, y).transform(X)
+    assert embedder.backbone is backbone
+    assert backbone.training
+    assert all(p.grad is None for p in backbone.parameters())
+    for name, value in backbone.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
+def check_transform_is_row_wise(embedder, X, y):
+    embedder.set_params(backbone=dropout_backbone()).fit(X, y)
+    Z = embedder.transform(X)
+    np.testing.assert_array_equal(embedder.transform(X), Z)
+    np.testing.assert_allclose(np.vstack([embedder.transform(X[i : i + 1]) for i in range(10)]), Z[:10], atol=1e-6)
+
+
+def test_backbone_is_untouched(embedder, blobs):
+    check_backbone_is_untouched(embedder, *blobs)
+
+
+def test_transform_is_row_wise(embedder, blobs):
+    check_transform_is_row_wise(embedder, *blobs)
+
+
+def test_planted_bug_backbone_not_copied(embedder, blobs, monkeypatch):
+    monkeypatch.setattr("skdml._networks.copy.deepcopy", lambda module: module)
+    with pytest.raises(AssertionError):
+        check_backbone_is_untouched(embedder, *blobs)
+
+
+def test_planted_bug_train_mode_in_transform(embedder, blobs, monkeypatch):
+    monkeypatch.setattr(EmbeddingNetwork, "eval", lambda self: self.train())
+    with pytest.raises(AssertionError):
+        check_transform_is_row_wise(embedder, *blobs)
+
+
+def test_unseen_classes_beat_raw_features(embedder):
+    """Recall@1 on characters never seen in training, after a short training on few."""
+    kanji = load_kanji()
+    seen, unseen = kanji.target < 60, kanji.target >= 200
+    embedder.set_params(max_epochs=8).fit(kanji.data[seen], kanji.target[seen])
+    raw = recall_at_k(kanji.data[unseen].reshape(unseen.sum(), -1), kanji.target[unseen])
+    assert embedder.score(kanji.data[unseen], kanji.target[unseen]) > raw + 0.02
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_precision(embedder, blobs, precision, device):
+    X, y = blobs
+    embedder.set_params(precision=precision, device=device, max_epochs=10).fit(X, y)
+    assert embedder.transform(X).dtype == np.float32
+    assert all(p.dtype == torch.float32 for p in embedder.network_.parameters())
+    assert embedder.score(X, y) > 0.9
+
+
+# ---- what X and y may be
+
+
+def test_kinds_of_vectors_agree(embedder, blobs):
+    X, y = blobs
+    X = np.round(4 * X)
+    expected = embedder.fit(X, y).transform(X)
+    for kind in [
+        X.astype(np.float64),
+        X.astype(np.int64),
+        X.tolist(),
+        np.asfortranarray(X),
+        torch.from_numpy(X),
+        pd.DataFrame(X),
+        sparse.csr_matrix(X),
+        sparse.csc_array(X),
+        sparse.coo_array(X.astype(np.float64)),
+    ]:
+        np.testing.assert_array_equal(clone(embedder).fit(kind, y).transform(kind), expected)
+
+
+def test_read_only_memmap(embedder, blobs, tmp_path):
+    X, y = blobs
+    np.save(tmp_path / "X.npy", X)
+    memmap = np.load(tmp_path / "X.npy", mmap_mode="r")
+    np.testing.assert_array_equal(clone(embedder).fit(memmap, y).transform(memmap), embedder.fit(X, y).transform(X))
+
+
+def test_images_agree(embedder, images):
+    """uint8 images, with and without channels, equal the float images that they stand for."""
+    X, y = images
+    expected = embedder.fit(X, y).transform(X)
+    assert embedder.n_features_in_ == 90
+    assert expected.shape == (32, 64)
+    floats = ((X.astype(np.float32) - 127) / 128)[:, None]
+    for kind in (X[..., None], floats):
+        # Another memory layout may take another convolution routine.
+        np.testing.assert_allclose(clone(embedder).fit(kind, y).transform(kind), expected, atol=1e-4)
+    read_only = X.copy()
+    read_only.flags.writeable = False
+    np.testing.assert_array_equal(clone(embedder).fit(read_only, y).transform(read_only), expected)
+
+
+def test_colour_images(embedder, images):
+    X, y = images
+    X = np.stack([X, X[::-1], 255 - X], axis=-1)
+    floats = np.moveaxis((X.astype(np.float32) - 127) / 128, -1, 1)
+    np.testing.assert_allclose(
+        clone(embedder).fit(X, y).transform(X), embedder.fit(floats, y).transform(floats), atol=1e-4
+    )
+
+
+def test_other_arrays_need_a_backbone(embedder):
+    """Sequences (n, steps, features), and float images without a channel axis."""
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(30, 5, 4)), np.arange(30) % 3
+    with pytest.raises(ValueError, match="Pass backbone="):
+        embedder.fit(X, y)
+    embedder.set_params(backbone=nn.Flatten()).fit(X, y)
+    assert embedder.transform(X).shape == (30, 64)
+
+
+@pytest.mark.parametrize(
+    "names", [["a", "bb", "c", "d"], [2**60, 2**60 + 1, -5, 0], [0.0, 1.0, 2.0, 3.0], [False, True]], ids=str
+)
+def test_labels(embedder, blobs, names):
+    X, y = blobs
+    y = y % len(names)
+    labels = np.array(names)[y]
+    expected = clone(embedder).fit(X, np.unique(labels, return_inverse=True)[1]).transform(X)
+    objects = [labels.astype(object)] if labels.dtype.kind == "U" else []
+    for kind in [labels, labels.tolist(), pd.Series(labels, index=np.arange(60)[::-1]), *objects]:
+        np.testing.assert_array_equal(clone(embedder).fit(X, kind).transform(X), expected)
+    np.testing.assert_array_equal(embedder.fit(X, labels).classes_, np.unique(labels))
+    assert embedder.score(X, labels) > 0.5
+
+
+def test_feature_names(embedder, blobs):
+    X, y = blobs
+    frame = pd.DataFrame(X, columns=list("abcdef"))
+    embedder.fit(frame, y)
+    np.testing.assert_array_equal(embedder.feature_names_in_, list("abcdef"))
+    with pytest.raises(ValueError, match="feature names should match"):
+        embedder.transform(frame[list("fedcba")])
+    embedder.fit(np.zeros((60, 2, 2, 2), np.float32) + X[:, :1, None, None], y)
+    assert not hasattr(embedder, "feature_names_in_")
+
+
+# ---- composition
+
+
+def test_set_output_pandas(embedder, blobs):
+    X, y = blobs
+    frame = pd.DataFrame(X, index=np.arange(60) + 100)
+    out = embedder.set_params(n_components=3).set_output(transform="pandas").fit(frame, y).transform(frame)
+    name = type(embedder).__name__.lower()
+    assert list(out.columns) == [f"{name}0", f"{name}1", f"{name}2"]
+    assert list(out.index) == list(frame.index)
+    assert embedder.score(frame, y) == RecallAtK(1)(embedder, frame, y)
+
+
+def test_pipeline_with_neighbours(embedder):
+    X, y = load_iris(return_X_y=True)
+    pipeline = make_pipeline(StandardScaler(), embedder.set_params(max_epochs=20), KNeighborsClassifier(3))
+    assert cross_val_score(pipeline, X, y, cv=StratifiedKFold(3, shuffle=True, random_state=0)).mean() > 0.9
+
+
+@pytest.mark.parametrize("n_jobs", [None, 2])
+def test_grid_search(embedder, blobs, n_jobs):
+    X, y = blobs
+    y = np.arange(60) % 12
+    grid = {"n_components": [2, 8], "learning_rate": [1e-3]}
+    search = GridSearchCV(embedder, grid, scoring=RecallAtK(1), cv=ClassKFold(3), n_jobs=n_jobs, error_score="raise")
+    search.fit(X, y)
+    assert search.transform(X).shape == (60, search.best_params_["n_components"])
+    assert 0 <= search.best_score_ <= 1
+    GridSearchCV(embedder, grid, cv=2, n_jobs=n_jobs, error_score="raise").fit(X, y)
+
+
+def test_cross_validate_with_several_scorers(embedder, blobs):
+    X, y = blobs
+    pipeline = make_pipeline(StandardScaler(), embedder)
+    one_pass = cross_validate(pipeline, X, y, cv=3, scoring=RetrievalScorer(("recall_at_1", "recall_at_4", "map_at_r")))
+    several = cross_validate(pipeline, X, y, cv=3, scoring={"r1": RecallAtK(1), "r4": RecallAtK(4)})
+    np.testing.assert_array_equal(one_pass["test_recall_at_1"], several["test_r1"])
+    np.testing.assert_array_equal(one_pass["test_recall_at_4"], several["test_r4"])
+
+
+def test_clone_and_set_params_reach_every_parameter(embedder):
+    params = embedder.get_params()
+    changed = clone(embedder).set_params(**dict.fromkeys(params, "anything"))
+    assert set(changed.get_params().values()) == {"anything"}
+    with pytest.raises(ValueError, match="Invalid parameter 'n_component'"):
+        embedder.set_params(n_component=3)
+    with pytest.raises(TypeError, match="n_component"):
+        type(embedder)(n_component=3)
+    with pytest.raises(TypeError, match="positional"):
+        type(embedder)(3)
+
+
+def test_pickle_and_joblib(embedder, blobs, tmp_path):
+    X, y = blobs
+    Z = embedder.fit(X, y).transform(X)
+    joblib.dump(embedder, tmp_path / "embedder.joblib")
+    for copied in (pickle.loads(pickle.dumps(embedder)), joblib.load(tmp_path / "embedder.joblib")):
+        np.testing.assert_array_equal(copied.transform(X), Z)
+    joblib.load(tmp_path / "embedder.joblib").set_params(warm_start=True).fit(X, y)
+
+
+def test_fitted_on_any_device_rests_on_the_cpu(embedder, blobs, device):
+    """What is stored knows no device: torch.load maps nothing, so a machine without CUDA reads it."""
+    X, y = blobs
+    embedder.set_params(device=device).fit(X, y)
+    assert all(t.device.type == "cpu" for t in embedder.network_.state_dict().values())
+    assert all(t.device.type == "cpu" for t in embedder.criterion_.state_dict().values())
+    buffer = io.BytesIO()
+    torch.save(embedder, buffer)
+    assert b"cuda:" not in buffer.getvalue()
+    on_cpu = pickle.loads(pickle.dumps(embedder)).set_params(device="cpu")
+    np.testing.assert_allclose(on_cpu.transform(X), embedder.transform(X), atol=1e-5)
+
+
+# ---- bad input
+
+BAD_PARAMS = [
+    ("n_components", 0),
+    ("n_components", 2.5),
+    ("backbone", "resnet50"),
+    ("backbone", nn.Linear),
+    ("hidden_layer_sizes", 256),
+    ("hidden_layer_sizes", (256, 0)),
+    ("normalize", "yes"),
+    ("max_epochs", 0),
+    ("max_epochs", 1.5),
+    ("batch_size", 0),
+    ("batch_size", -1),
+    ("learning_rate", 0),
+    ("learning_rate", np.nan),
+    ("learning_rate", np.inf),
+    ("lr_schedule", "cosine"),
+    ("weight_decay", -1e-4),
+    ("optimizer", "adagrad"),
+    ("optimizer", dict),
+    ("early_stopping", "recall"),
+    ("validation_fraction", 1.0),
+    ("n_iter_no_change", 0),
+    ("callbacks", "EarlyStopping"),
+    ("device", "gpu"),
+    ("device", "cuda:99"),
+    ("device", 0),
+    ("precision", "float16"),
+    ("warm_start", None),
+    ("random_state", "seed"),
+    ("verbose", "loud"),
+    ("n_centers", 0),
+    ("scale", 0),
+    ("gamma", -0.1),
+    ("margin", -0.1),
+    ("tau", -0.1),
+    ("center_learning_rate", 0),
+    ("alpha", 0),
+    ("beta", -1.0),
+    ("threshold", "0.5"),
+    ("mining", "hardest"),
+    ("mining_margin", -0.1),
+    ("samples_per_class", 1),
+    ("n_targets", 0),
+]
+
+
+def test_every_parameter_is_validated():
+    known = {name for name, _ in BAD_PARAMS}
+    for cls in EMBEDDERS:
+        assert set(cls().get_params()) <= known, f"{cls.__name__} has a parameter without a bad value above"
+        assert set(cls().get_params()) <= set(cls._parameter_constraints)
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_PARAMS, ids=str)
+def test_bad_parameter_is_named_with_its_value(blobs, name, value):
+    shown = re.escape(repr(value))
+    for cls in EMBEDDERS:
+        if name in cls().get_params():
+            message = rf"'{name}' parameter of {cls.__name__} must (be|hold) .*\. Got {shown} instead"
+            with pytest.raises(ValueError, match=message):
+                cls(**{name: value}).fit(*blobs)
+
+
+X_GOOD = np.random.default_rng(0).normal(size=(20, 3))
+Y_GOOD = np.arange(20) % 4
+BAD_DATA = [
+    ("missing y", X_GOOD, None, "requires y to be passed, but the target y is None"),
+    ("continuous y", X_GOOD, np.linspace(0, 1, 20), "continuous"),
+    ("one class", X_GOOD, np.zeros(20), "at least 2 classes; y has 1 class"),
+    ("nan in X", np.where(X_GOOD > 1, np.nan, X_GOOD), Y_GOOD, "X contains NaN"),
+    ("inf in X", np.where(X_GOOD > 1, np.inf, X_GOOD), Y_GOOD, "X contains infinity"),
+    ("too large for float32", X_GOOD * 1e200, Y_GOOD, "too large for dtype.*float32"),
+    ("nan in y", X_GOOD, np.where(Y_GOOD == 1, np.nan, Y_GOOD), "y contains NaN"),
+    ("None in y", X_GOOD, np.where(Y_GOOD == 1, None, Y_GOOD), "y contains NaN|label"),
+    ("wrong lengths", X_GOOD, Y_GOOD[:-1], r"inconsistent numbers of samples: \[20, 19\]"),
+    ("no rows", X_GOOD[:0], Y_GOOD[:0], r"0 sample\(s\).* minimum of 1 is required"),
+    ("no columns", X_GOOD[:, :0], Y_GOOD, r"0 feature\(s\)"),
+    ("complex X", X_GOOD * 1j, Y_GOOD, "Complex data not supported"),
+    ("1-D X", X_GOOD[:, 0], Y_GOOD, "Expected 2D array, got 1D array"),
+    ("0-D X", 3.0, Y_GOOD, "Expected 2D array, got scalar"),
+    ("y of two columns", X_GOOD, np.stack([Y_GOOD, Y_GOOD], 1), r"one class label a sample.* shape \(20, 2\)"),
+    ("y as a column", X_GOOD, Y_GOOD[:, None], r"one class label a sample.* shape \(20, 1\)"),
+    ("text X", np.full((20, 3), "a"), Y_GOOD, "could not convert string to float|dtype='numeric'"),
+    ("int images", np.zeros((20, 8, 8), int), Y_GOOD, r"dtype int64. Images must be uint8"),
+    ("nan images", np.full((20, 1, 8, 8), np.nan), Y_GOOD, "X contains NaN"),
+    ("complex images", np.zeros((20, 1, 8, 8), complex), Y_GOOD, "Complex data not supported"),
+    ("channels first uint8", np.zeros((20, 3, 8, 8), np.uint8), Y_GOOD, r"moveaxis\(X, 1, -1\)"),
+    ("channels last float", np.zeros((20, 8, 8, 3)), Y_GOOD, r"moveaxis\(X, -1, 1\)"),
+    ("flat images", np.zeros((20, 0, 8), np.uint8), Y_GOOD, "no axis may be empty"),
+    ("5-D uint8", np.zeros((20, 2, 2, 2, 2), np.uint8), Y_GOOD, "Images must be uint8 of shape"),
+]
+
+
+@pytest.mark.parametrize(("X", "y", "message"), [case[1:] for case in BAD_DATA], ids=[case[0] for case in BAD_DATA])
+def test_bad_data_at_fit(embedder, X, y, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        embedder.fit(X, y)
+
+
+def test_bad_data_at_transform(embedder, images):
+    embedder.fit(X_GOOD, Y_GOOD)
+    with pytest.raises(ValueError, match="4 features, but .* is expecting 3 features"):
+        embedder.transform(np.zeros((2, 4)))
+    with pytest.raises(ValueError, match=r"shape \(2, 1, 8, 8\).* was fitted on shape \(n, 3\)"):
+        embedder.transform(np.zeros((2, 1, 8, 8)))
+    embedder.fit(*images)
+    with pytest.raises(ValueError, match=r"shape \(2, 10, 8\).* was fitted on shape \(n, 10, 9\) of dtype uint8"):
+        embedder.transform(np.zeros((2, 10, 8), np.uint8))
+    with pytest.raises(ValueError, match="float32, but .* of dtype uint8"):
+        embedder.transform(np.zeros((2, 10, 9)))
+    with pytest.raises(ValueError, match=r"shape \(2, 90\), but"):
+        embedder.transform(np.zeros((2, 90)))
+
+
+def test_unfit_backbone(embedder):
+    with pytest.raises(ValueError, match=r"backbone does not take a batch of shape \(2, 3\)"):
+        embedder.set_params(backbone=nn.Linear(5, 2)).fit(X_GOOD, Y_GOOD)
+    with pytest.raises(ValueError, match=r"must map a batch of B samples to a tensor of shape \(B, f\)"):
+        embedder.set_params(backbone=nn.Unflatten(1, (3, 1))).fit(X_GOOD, Y_GOOD)
+
+
+def test_batch_larger_than_the_data_warns(embedder):
+    with pytest.warns(UserWarning, match="batch_size=500 is larger than the 20 samples"):
+        embedder.set_params(batch_size=500).fit(X_GOOD, Y_GOOD)
+
+
+def test_single_samples_warn_under_pair_methods(embedder):
+    y = Y_GOOD.copy()
+    y[:2] = 7, 8
+    if embedder._pair_based:
+        with pytest.warns(UserWarning, match="2 of 6 classes have one sample"):
+            embedder.fit(X_GOOD, y)
+        with pytest.raises(ValueError, match="no class of y has two samples"):
+            embedder.fit(X_GOOD, np.arange(20))
+    else:
+        embedder.fit(X_GOOD, y)
+    assert np.isfinite(embedder.fit(X_GOOD, Y_GOOD).transform(X_GOOD)).all()
+
+
+# ---- documentation
+
+
+def test_help_documents_every_parameter(embedder):
+    doc = inspect.getdoc(type(embedder))
+    parameters = doc.split("Attributes\n---")[0]
+    for name, default in embedder.__class__().get_params().items():
+        entry = re.search(rf"^{name} : (.*)$", parameters, re.MULTILINE)
+        assert entry, f"{name} is not documented"
+        shown = re.search(r"default=(\S+)", entry[1])[1]
+        assert default == eval(shown), f"{name}: documented default {shown}, got {default!r}"
+    for name in [*vars(embedder.fit(X_GOOD, Y_GOOD))]:
+        if name.endswith("_") and not name.startswith("_"):
+            assert re.search(rf"^{name} : ", doc, re.MULTILINE), f"{name} is not documented"
+    assert not re.search(r"[A-Z]+_(PARAMETERS|ATTRIBUTES)", doc)

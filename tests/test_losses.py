@@ -1,0 +1,250 @@
+"""What every loss promises, whatever its formula.
+
+Axes: B samples of a batch, D components, C classes.
+"""
+
+import copy
+import inspect
+import pickle
+
+import pytest
+import torch
+from skorch import NeuralNet
+from torch import nn
+from torch.func import functional_call
+from torch.nn.functional import normalize
+
+from skdml import losses
+from skdml._pairs import PairLoss
+
+C, D = 4, 5
+
+# Settings that take another path through a loss, next to its defaults.
+SETTINGS = {
+    "RAWLoss": [{"mining": None}],
+    "SoftTripleLoss": [{"n_centers": 1}, {"n_centers": 2, "tau": 0.0}],
+    "SSTLoss": [{"n_targets": 1}],
+}
+
+LOSSES = [
+    pytest.param(name, settings, id=f"{name}({', '.join(f'{k}={v}' for k, v in settings.items())})")
+    for name in losses.__all__
+    for settings in [{}, *SETTINGS.get(name, [])]
+]
+
+DTYPES = [pytest.param(torch.float32, id="float32"), pytest.param(torch.float64, id="float64")]
+
+
+def make_loss(name, settings, *, n_classes=C, n_components=D, dtype=torch.float64, device="cpu"):
+    """Return the loss, with the same learned parameters every time."""
+    cls = getattr(losses, name)
+    sizes = {"n_classes": n_classes, "n_components": n_components}
+    sizes = {size: sizes[size] for size in sizes if size in inspect.signature(cls).parameters}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return cls(**sizes, **settings).to(device, dtype)
+
+
+LEARNED = [param for param in LOSSES if list(make_loss(*param.values).parameters())]
+
+
+def make_batch(n=12, *, n_classes=C, dtype=torch.float64, device="cpu", seed=0):
+    """Return n unit rows (B, D) that collect a gradient, the classes in turn (B,)."""
+    generator = torch.Generator().manual_seed(seed)
+    x = normalize(torch.randn(n, D, generator=generator, dtype=torch.float64)).to(device, dtype)
+    return x.requires_grad_(), torch.arange(n, device=device) % n_classes
+
+
+def gradients(loss, x, y):
+    """Return the value and the gradients in the embeddings and in each learned parameter."""
+    value = loss(x, y)
+    return value, *torch.autograd.grad(value, [x, *loss.parameters()])
+
+
+@pytest.mark.parametrize(("name", "settings"), LOSSES)
+def test_gradient_is_that_of_the_value(name, settings):
+    loss = make_loss(name, settings)
+    x, y = make_batch(9)
+    names, parameters = zip(*loss.named_parameters(), strict=True) if list(loss.parameters()) else ((), ())
+
+    def value(x, *parameters):
+        return functional_call(loss, dict(zip(names, parameters, strict=True)), (x, y))
+
+    assert torch.autograd.gradcheck(value, (x, *parameters))
+
+
+@pytest.mark.parametrize(("name", "settings"), LOSSES)
+def test_order_of_the_batch_does_not_matter(name, settings):
+    loss = make_loss(name, settings)
+    x, y = make_batch()
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(1))
+    value, grad_x, *grads = gradients(loss, x, y)
+    permuted_value, permuted_grad_x, *permuted_grads = gradients(loss, x[order].detach().requires_grad_(), y[order])
+    torch.testing.assert_close([permuted_value, permuted_grad_x, *permuted_grads], [value, grad_x[order], *grads])
+
+
+def degenerate_batches():
+    """Yield an id, rows (B, D) and labels (B,)."""
+    x, y = make_batch()
+    x = x.detach()
+    yield "empty", x[:0], y[:0]
+    yield "one sample", x[:1], y[:1]
+    yield "one pair", x[:2], torch.tensor([1, 1])
+    yield "one class", x, torch.full_like(y, 2)
+    yield "all classes different", x[:C], y[:C]
+    yield "singletons", x[:6], torch.tensor([0, 1, 2, 2, 3, 3])
+    yield "duplicates in a class", x[y], y
+    yield "duplicates across classes", x[torch.arange(len(y)) // 2], y
+    yield "collapsed", x[:1].expand(len(y), D), y
+    yield "beyond 1 by rounding", x * (1 + 1e-6), y
+    yield "long rows", 1e4 * x, y
+    yield "far from the origin", 1e4 + x, y
+    yield "zero rows", x * (torch.arange(len(y)) % 3 > 0)[:, None], y
+    yield "zeros", torch.zeros_like(x), y
+
+
+DEGENERATE = [pytest.param(x, y, id=case) for case, x, y in degenerate_batches()]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("x", "y"), DEGENERATE)
+@pytest.mark.parametrize(("name", "settings"), LOSSES)
+def test_value_and_gradient_are_finite(name, settings, x, y, dtype):
+    loss = make_loss(name, settings, dtype=dtype)
+    for result in gradients(loss, x.to(dtype).requires_grad_(), y):
+        assert result.isfinite().all()
+
+
+@pytest.mark.parametrize("length", [0.0, 1e-30, 1e-6, 1e6])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("name", "settings"), LEARNED)
+def test_learned_parameters_of_any_length(name, settings, dtype, length):
+    loss = make_loss(name, settings, dtype=dtype)
+    for parameter in loss.parameters():
+        parameter.data[0] *= length
+        parameter.data[1, 0] *= length
+    for result in gradients(loss, *make_batch(dtype=dtype)):
+        assert result.isfinite().all()
+
+
+@pytest.mark.parametrize(("name", "settings"), LOSSES)
+def test_batch_without_pairs_gives_zero_and_zero_gradient(name, settings):
+    loss = make_loss(name, settings)
+    x, y = make_batch()
+    for n in (0, 1) if isinstance(loss, PairLoss) else (0,):
+        part = x[:n].detach().requires_grad_()
+        assert [result.abs().sum() for result in gradients(loss, part, y[:n])] == [0] * (2 + len([*loss.parameters()]))
+
+
+@pytest.mark.parametrize(("name", "settings"), LOSSES)
+def test_nothing_is_changed_in_place(name, settings):
+    loss = make_loss(name, settings)
+    x, y = make_batch()
+    tensors = [x, y, *loss.parameters(), *loss.buffers()]
+    before = [tensor.detach().clone() for tensor in tensors]
+    versions = [tensor._version for tensor in tensors]
+    loss(x, y).backward()
+    assert [tensor._version for tensor in tensors] == versions
+    torch.testing.assert_close([tensor.detach() for tensor in tensors], before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("name", "settings"), LOSSES)
+def test_gradients_add_up_over_backward_passes(name, settings):
+    loss = make_loss(name, settings)
+    x, y = make_batch()
+    _, *once = gradients(loss, x, y)
+    value = loss(x, y)
+    value.backward(retain_graph=True)
+    value.backward()
+    torch.testing.assert_close([x.grad, *(p.grad for p in loss.parameters())], [2 * grad for grad in once])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("name", "settings"), LOSSES)
+def test_dtype_and_device_are_kept(name, settings, dtype, device):
+    loss = make_loss(name, settings, dtype=dtype, device=device)
+    x, y = make_batch(dtype=dtype, device=device)
+    value, *grads = gradients(loss, x, y)
+    assert value.shape == ()
+    for result in (value, *grads):
+        assert result.dtype == dtype
+        assert result.device.type == device
+    expected, *_ = gradients(make_loss(name, settings), *make_batch())
+    assert value.item() == pytest.approx(expected.item(), rel=2e-5)
+
+
+@pytest.mark.parametrize(("name", "settings"), LOSSES)
+def test_no_step_waits_for_a_value(name, settings):
+    """Tensors on the meta device have no values: what asks for one, as ``.item()`` or a mask as index does, fails."""
+    loss = make_loss(name, settings, device="meta")
+    x, y = (tensor.to("meta") for tensor in make_batch())
+    for result in gradients(loss, x.detach().requires_grad_(), y):
+        assert result.is_meta
+
+
+@pytest.mark.parametrize(("name", "settings"), LOSSES)
+def test_embeddings_are_taken_as_they_are(name, settings):
+    """Without a normalisation inside, the value changes with the length of the rows."""
+    loss = make_loss(name, settings)
+    x, y = make_batch()
+    assert loss(2 * x, y).item() != pytest.approx(loss(x, y).item(), rel=1e-3)
+
+
+@pytest.mark.parametrize(("name", "settings"), LOSSES)
+def test_labels_of_the_wrong_shape_are_refused(name, settings):
+    x, y = make_batch()
+    with pytest.raises(ValueError, match=r"y of shape \(12, 1\); need \(B, D\) and \(B,\)"):
+        make_loss(name, settings)(x, y[:, None])
+
+
+@pytest.mark.parametrize(("name", "settings"), LOSSES)
+def test_copies_give_the_same_value(name, settings):
+    loss = make_loss(name, settings)
+    x, y = make_batch()
+    for other in (pickle.loads(pickle.dumps(loss)), copy.deepcopy(loss)):
+        torch.testing.assert_close(gradients(other, x, y), gradients(loss, x, y), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", losses.__all__)
+def test_attributes_equal_parameters(name):
+    loss = make_loss(name, {})
+    for parameter, spec in inspect.signature(type(loss)).parameters.items():
+        if spec.default is not spec.empty:
+            assert getattr(loss, parameter) == spec.default
+
+
+@pytest.mark.parametrize("name", losses.__all__)
+def test_every_parameter_has_a_range_and_says_so(name):
+    cls = getattr(losses, name)
+    assert set(cls._parameter_constraints) == set(inspect.signature(cls).parameters)
+    for parameter in cls._parameter_constraints:
+        sizes = {"n_classes": C, "n_components": D}
+        sizes = {size: sizes[size] for size in sizes if size in cls._parameter_constraints}
+        with pytest.raises(ValueError, match=f"The '{parameter}' parameter of {name} must be"):
+            cls(**{**sizes, parameter: [parameter]})
+
+
+@pytest.mark.parametrize(("name", "settings"), LOSSES)
+def test_trains_as_criterion_of_skorch(name, settings, blobs):
+    X, y = blobs
+    torch.manual_seed(0)
+    net = NeuralNet(
+        nn.Linear(X.shape[1], D),
+        getattr(losses, name),
+        **{f"criterion__{key}": value for key, value in settings.items()},
+        **{
+            f"criterion__{size}": value
+            for size, value in {"n_classes": C, "n_components": D}.items()
+            if size in inspect.signature(getattr(losses, name)).parameters
+        },
+        optimizer=torch.optim.Adam,
+        lr=0.01,
+        max_epochs=5,
+        batch_size=30,
+        iterator_train__shuffle=True,
+        train_split=None,
+        verbose=0,
+    )
+    net.fit(X, y)
+    history = net.history[:, "train_loss"]
+    assert history[-1] < history[0]
