@@ -4,10 +4,10 @@
     python benchmarks/accuracy.py defaults
     python benchmarks/accuracy.py vectors
 
-``peers`` trains the same network with the same optimizer, constant learning rate, epochs, batches and seeds, once with our
-loss and once with pytorch-metric-learning's, on the bundled characters or on a file with X, y and train (a mask of the
-samples of the training classes). ``defaults`` gives Recall@1 on the bundled characters after 15 epochs. ``vectors`` puts
-each embedder between StandardScaler and three nearest neighbours, in 5-fold cross-validation.
+``peers`` trains the same network with the same optimizer, constant learning rate, epochs, batches and seeds, once with
+our loss and once with pytorch-metric-learning's, on the bundled characters or on a file with X, y and train (a mask of
+the samples of the training classes). ``defaults`` gives Recall@1 on the bundled characters after 15 epochs. ``vectors``
+puts each embedder between StandardScaler and three nearest neighbours, in 5-fold cross-validation.
 """
 
 import argparse

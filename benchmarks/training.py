@@ -1,7 +1,7 @@
 """Time of ``fit`` over a loop written by hand, and of ``import skdml`` beyond what it imports.
 
-The loop has the same network, loss, optimizer (class and settings), batches of the same size, data on the device. Rounds
-alternate; the median of the ratios is printed beside the bar.
+The loop has the same network, loss, optimizer (class and settings), batches of the same size, data on the device.
+Rounds alternate; the median of the ratios is printed beside the bar.
 
     python benchmarks/training.py [--quick] [--device cuda]
 """
@@ -26,7 +26,7 @@ def loop(X, y, batch_size, epochs, device, fused):
     network = nn.Sequential(nn.Linear(X.shape[1], 256), nn.ReLU(), nn.Linear(256, 64)).to(device)
     criterion = SoftTripleLoss(int(y.max()) + 1, 64, n_centers=2).to(device)
     optimizer = torch.optim.AdamW(
-        [{"params": network.parameters(), "lr": 3e-3}, {"params": criterion.parameters(), "lr": 1e-2}],
+        [{"params": network.parameters(), "lr": 3e-3}, {"params": criterion.parameters(), "lr": 3e-3}],
         weight_decay=1e-4,
         fused=fused,
     )
@@ -54,7 +54,7 @@ def seconds(function, *args):
 
 
 def import_seconds(statement):
-    code = f"import time; import torch, sklearn, skorch; t = time.perf_counter(); {statement}; print(time.perf_counter() - t)"
+    code = f"import time, torch, sklearn, skorch; t = time.perf_counter(); {statement}; print(time.perf_counter() - t)"
     return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 

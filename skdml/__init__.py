@@ -4,7 +4,6 @@ An embedder trains a torch network so that samples of one class lie close togeth
 """
 
 from . import datasets, losses, metrics, model_selection
-from ._base import BaseEmbedder, PairEmbedder
 from ._raw import RAWEmbedder
 from ._soft_triple import SoftTripleEmbedder
 from ._sst import SSTEmbedder
@@ -14,11 +13,9 @@ from .model_selection import ClassKFold, ClassShuffleSplit, class_train_test_spl
 __version__ = "0.1.0"
 
 __all__ = [
-    "BaseEmbedder",
     "ClassKFold",
     "ClassShuffleSplit",
     "MAPAtR",
-    "PairEmbedder",
     "RAWEmbedder",
     "RecallAtK",
     "RetrievalScorer",

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import textwrap
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -34,9 +35,9 @@ _SHARED_DOCS = {
     n_components : int or None, default=64
         Dimension D of the embedding, >= 1. None: the backbone's own output, without a linear head.
     backbone : torch.nn.Module or None, default=None
-        Maps a batch (B, ...) to features (B, f); a linear head to ``n_components`` follows. It is copied, never changed.
-        None: a multilayer perceptron over vectors, a small convolutional network (four times convolution, BatchNorm, ReLU
-        of widths 32, 64, 128, 128, then average pooling) over images.
+        Maps a batch (B, ...) to features (B, f); a linear head to ``n_components`` follows. It is copied, never
+        changed. None: a multilayer perceptron over vectors, a small convolutional network (four times convolution,
+        BatchNorm, ReLU of widths 32, 64, 128, 128, then average pooling) over images.
     hidden_layer_sizes : tuple of int, default=(256,)
         Of the multilayer perceptron; () is a linear embedding. Not used over images or with a backbone.
     normalize : bool, default=True
@@ -48,7 +49,8 @@ _SHARED_DOCS = {
     learning_rate : float, default=3e-3
         Of the network, at its highest; > 0.
     lr_schedule : {"auto", "one_cycle"} or None, default="auto"
-        "one_cycle": the learning rates rise for 15 % of the training and fall to 0 on a cosine. None: constant. "auto":
+        "one_cycle": over the whole training, the learning rates rise to their highest in 15 % of it and fall to 0, on
+        cosines, and the momentum of "adamw" and "adam" falls from 0.95 to 0.85 and rises again. None: constant. "auto":
         "one_cycle", but None with early stopping, a warm start or an LRScheduler callback.
     weight_decay : float, default=1e-4
         Of all weights, the loss's own included; >= 0. Decoupled under "adamw".
@@ -89,7 +91,7 @@ _SHARED_DOCS = {
         Epochs run.
     n_features_in_ : int
         Numbers in a sample.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         Only where X has string column names.
 """,
 }
@@ -157,7 +159,7 @@ class BaseEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         if cls.__doc__:
             cls.__doc__ = inspect.cleandoc(cls.__doc__)
             for marker, text in _SHARED_DOCS.items():
-                text = inspect.cleandoc(text).replace("{batch_size}", str(cls.batch_size))
+                text = textwrap.dedent(text).strip().replace("{batch_size}", str(cls.batch_size))
                 cls.__doc__ = cls.__doc__.replace(marker, text)
 
     @abstractmethod
@@ -179,8 +181,8 @@ class BaseEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         ----------
         X : {array-like, sparse matrix} of shape (n_samples, n_features), or array of images
             Vectors, dense or sparse, or a data frame; uint8 images (n, H, W) or (n, H, W, C), which are scaled to
-            (x - 127) / 128; float images (n, C, H, W), taken as they are. Any other float array of three or more axes needs
-            a ``backbone``.
+            (x - 127) / 128; float images (n, C, H, W), taken as they are. Any other float array of three or more axes
+            needs a ``backbone``.
         y : array-like of shape (n_samples,)
             Class labels, at least two distinct ones.
 
@@ -192,8 +194,8 @@ class BaseEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         Raises
         ------
         ValueError
-            For a hyperparameter, X or y out of range (the message says what is needed), for a backbone that does not fit
-            X, and when the loss is no longer finite.
+            For a hyperparameter, X or y out of range (the message says what is needed), for a backbone that does not
+            fit X, and when the loss is no longer finite.
         """
         self._check_params()
         device = self._find_device()
@@ -297,12 +299,13 @@ class BaseEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         name = type(self).__name__
         if any(not isinstance(size, Integral) or size < 1 for size in self.hidden_layer_sizes):
             raise ValueError(
-                f"The 'hidden_layer_sizes' parameter of {name} must hold integers >= 1. Got {self.hidden_layer_sizes!r} instead."
+                f"The 'hidden_layer_sizes' parameter of {name} must hold integers >= 1. "
+                f"Got {self.hidden_layer_sizes!r} instead."
             )
         if isinstance(self.optimizer, type) and not issubclass(self.optimizer, torch.optim.Optimizer):
             raise ValueError(
-                f"The 'optimizer' parameter of {name} must be one of {sorted(OPTIMIZERS)} or a torch.optim.Optimizer class. "
-                f"Got {self.optimizer!r} instead."
+                f"The 'optimizer' parameter of {name} must be one of {sorted(OPTIMIZERS)} or a class of "
+                f"torch.optim. Got {self.optimizer!r} instead."
             )
         check_callbacks(self.callbacks, self.early_stopping)
 
@@ -316,8 +319,8 @@ class BaseEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             torch.zeros(1, device=device).cpu()
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise ValueError(
-                f"The 'device' parameter of {type(self).__name__} must be 'auto' or a device that torch can use here, such "
-                f"as 'cpu'. Got {self.device!r} instead: {error}"
+                f"The 'device' parameter of {type(self).__name__} must be 'auto' or a device that torch can use here, "
+                f"such as 'cpu'. Got {self.device!r} instead: {error}"
             ) from error
         return device
 

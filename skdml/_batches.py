@@ -37,10 +37,11 @@ class ShuffledBatches:
 class BalancedBatches:
     """P classes x K samples in each batch, and every row at least once an epoch.
 
-    P is ``batch_size // samples_per_class``, or the number of classes if that is smaller; K then grows so that the batch
-    keeps its size. Each epoch shuffles every class and cuts it into groups of K; the last group is filled up with other
-    rows of the class. No row stands twice in a batch: a class of fewer than K samples gives all it has. Groups are dealt so
-    that a batch never holds a class twice; classes with few groups give additional ones until each batch has its P classes.
+    P is ``batch_size // samples_per_class``, or the number of classes if that is smaller; K then grows so that the
+    batch keeps its size. Each epoch shuffles every class and cuts it into groups of K; the last group is filled up with
+    other rows of the class. No row stands twice in a batch: a class of fewer than K samples gives all it has. Groups
+    are dealt so that a batch never holds a class twice; classes with few groups give additional ones until each batch
+    has its P classes.
 
     Parameters
     ----------
@@ -101,9 +102,9 @@ def _fill(n_groups, most, total):
 class LocalBatches:
     """Local sampling of SST [1]_: clusters of the embeddings, found anew each epoch, are the batches.
 
-    A cluster of more than ``batch_size`` rows gives a random ``batch_size`` of them; a cluster without a triplet (of one
-    class, or with no class twice) gives no batch. So an epoch need not hold every row. Differences from the authors' code:
-    scikit-learn's minibatch k-means stands for the full one, and the batches come in random order.
+    A cluster of more than ``batch_size`` rows gives a random ``batch_size`` of them; a cluster without a triplet (of
+    one class, or with no class twice) gives no batch. So an epoch need not hold every row. Differences from the
+    authors' code: scikit-learn's minibatch k-means stands for the full one, and the batches come in random order.
 
     Parameters
     ----------

@@ -1,7 +1,8 @@
 """What a hyperparameter may be.
 
 The one file that touches a private part of scikit-learn, for its wording of the errors: estimators and losses declare
-``_parameter_constraints`` and get "The 'tau' parameter of SoftTripleLoss must be a float in the range [0, inf). Got -1".
+``_parameter_constraints`` and get "The 'tau' parameter of SoftTripleLoss must be a float in the range [0.0, inf). Got
+-1 instead."
 """
 
 from numbers import Integral, Real

@@ -1,8 +1,8 @@
 """What X may be: one class a kind, one way to get a batch.
 
-A data object has ``len``, ``sample_shape`` (of one row of X), ``place(device)`` and ``batch(index)``, which gives the rows
-of an index tensor or slice as a float32 tensor on the device, ready for the network. ``index_device`` says where index
-tensors must lie: on the device if the rows do, else on the host.
+A data object has ``len``, ``sample_shape`` (of one row of X), ``place(device)`` and ``batch(index)``, which gives the
+rows of an index tensor or slice as a float32 tensor on the device, ready for the network. ``index_device`` says where
+index tensors must lie: on the device if the rows do, else on the host.
 """
 
 import math
@@ -160,8 +160,8 @@ def _check_channels(X):
     """Refuse what the default networks would read in the wrong order."""
     if X.dtype != np.uint8 and X.ndim != 4:
         raise ValueError(
-            f"X is a float array of shape {X.shape}: without a backbone, skdml takes vectors (n, f), uint8 images (n, H, W) "
-            "or (n, H, W, C) and float images (n, C, H, W). Pass backbone=, or X[:, None] for greyscale images."
+            f"X is a float array of shape {X.shape}: without a backbone, skdml takes vectors (n, f), uint8 "
+            "images (n, H, W) or (n, H, W, C) and float images (n, C, H, W). Pass backbone=, or X[:, None] for greyscale images."
         )
     if X.dtype == np.uint8 and X.ndim == 4 and X.shape[1] in (1, 3, 4) and X.shape[3] > 4:
         raise ValueError(

@@ -124,7 +124,7 @@ def _n_features(backbone, sample):
     if not isinstance(features, torch.Tensor) or features.ndim != 2 or len(features) != len(sample):
         got = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
         raise ValueError(
-            f"The backbone must map a batch of B samples to a tensor of shape (B, f); a batch of shape {tuple(sample.shape)} "
-            f"gave {got}. Add pooling or nn.Flatten() to its end."
+            f"The backbone must map a batch of B samples to a tensor of shape (B, f); a batch of shape "
+            f"{tuple(sample.shape)} gave {got}. Add pooling or nn.Flatten() to its end."
         )
     return features.shape[1]

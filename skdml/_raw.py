@@ -126,7 +126,8 @@ class RAWEmbedder(PairEmbedder):
     mining : {"vthm"}, callable or None, default="vthm"
         Which pairs count. "vthm": for each anchor the negatives more similar than its hardest positive less
         ``mining_margin``, and the positives less similar than its hardest negative plus it. None: all pairs. A callable
-        maps ``(S, positive, negative)``, the similarities (B, B) and two boolean masks (B, B), to the two masks thinned.
+        maps ``(S, positive, negative)``, the similarities (B, B) and two boolean masks (B, B), to the two masks
+        thinned.
     mining_margin : float, default=0.1
         Epsilon of "vthm"; >= 0, in units of the cosine.
     PAIR_PARAMETERS
@@ -145,8 +146,8 @@ class RAWEmbedder(PairEmbedder):
     ----------
     .. [1] "A unified view of deep metric learning via gradient analysis", submission to ICLR 2019. Eqs. (15)-(17), and
        Section 5.1 for the mining.
-    .. [2] X. Wang, X. Han, W. Huang, D. Dong and M. R. Scott, "Multi-Similarity Loss with General Pair Weighting for Deep
-       Metric Learning", CVPR 2019.
+    .. [2] X. Wang, X. Han, W. Huang, D. Dong and M. R. Scott, "Multi-Similarity Loss with General Pair Weighting for
+       Deep Metric Learning", CVPR 2019.
 
     Examples
     --------

@@ -195,8 +195,8 @@ class SoftTripleEmbedder(BaseEmbedder):
     """SoftTriple: several learned centers a class, no pairs and no sampling [1]_.
 
     Each class has ``n_centers`` learned centers; a softmax over the classes' relaxed similarities pulls a sample to the
-    nearer centers of its class, and ``tau`` merges the centers that a class does not need. The first choice where classes
-    are many-sided, and the cheapest method with many samples a class.
+    nearer centers of its class, and ``tau`` merges the centers that a class does not need. The first choice where
+    classes are many-sided, and the cheapest method with many samples a class.
 
     Read more in the :ref:`User Guide <soft_triple>`.
 
@@ -212,7 +212,7 @@ class SoftTripleEmbedder(BaseEmbedder):
         Delta, taken off the similarity to the sample's own class; >= 0, in units of the cosine.
     tau : float, default=0.2
         Weight of the regulariser that draws the centers of a class together; >= 0.
-    center_learning_rate : float, default=1e-2
+    center_learning_rate : float, default=3e-3
         Learning rate of the centers, at its highest; > 0.
     SHARED_PARAMETERS
 
@@ -251,7 +251,7 @@ class SoftTripleEmbedder(BaseEmbedder):
     gamma: float = 0.1
     margin: float = 0.01
     tau: float = 0.2
-    center_learning_rate: float = 1e-2
+    center_learning_rate: float = 3e-3
 
     _parameter_constraints = {
         **BaseEmbedder._parameter_constraints,

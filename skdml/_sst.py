@@ -112,8 +112,8 @@ def _nearest(distance, mask, k):
 class SSTEmbedder(BaseEmbedder):
     """SST: symmetric triplets inside the clusters of the embedding space [1]_.
 
-    Each epoch the training set is embedded and clustered by k-means, and each cluster is a batch (local sampling), so that
-    the negatives of a batch are the near ones.
+    Each epoch the training set is embedded and clustered by k-means, and each cluster is a batch (local sampling), so
+    that the negatives of a batch are the near ones.
 
     Read more in the :ref:`User Guide <sst>`.
 
@@ -134,13 +134,14 @@ class SSTEmbedder(BaseEmbedder):
 
     Notes
     -----
-    Local sampling is the authors', but for scikit-learn's minibatch k-means in place of the full one and a random order of
-    the batches. A cluster larger than ``batch_size`` gives a random part of itself, so an epoch need not hold every sample.
+    Local sampling is the authors', but for scikit-learn's minibatch k-means in place of the full one and a random order
+    of the batches. A cluster larger than ``batch_size`` gives a random part of itself, so an epoch need not hold every
+    sample.
 
     References
     ----------
-    .. [1] B. Nguyen and B. De Baets, "Improved deep embedding learning based on stochastic symmetric triplet loss and local
-       sampling", Neurocomputing 402, 2020.
+    .. [1] B. Nguyen and B. De Baets, "Improved deep embedding learning based on stochastic symmetric triplet loss and
+       local sampling", Neurocomputing 402, 2020.
 
     Examples
     --------

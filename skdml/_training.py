@@ -172,8 +172,8 @@ def hold_out(y, fraction, rng):
             valid.extend(rows[:n])
     if not valid:
         raise ValueError(
-            "early_stopping=True holds out at least two samples of a class and keeps two, but no class has four samples "
-            "(or validation_fraction leaves fewer than two). Set early_stopping=False or give more data."
+            "early_stopping=True holds out at least two samples of a class and keeps two, but no class has four "
+            "samples (or validation_fraction leaves fewer than two). Set early_stopping=False or give more data."
         )
     return np.setdiff1d(np.arange(len(y)), valid), np.sort(valid)
 
@@ -193,8 +193,9 @@ def check_callbacks(callbacks, early_stopping):
         monitor = getattr(callback, "monitor", None)
         if isinstance(monitor, str) and monitor.removesuffix("_best") in missing:
             raise ValueError(
-                f"{type(callback).__name__} monitors {monitor!r}, which is not recorded. Give it monitor= one of {recorded}"
-                " (for Checkpoint with '_best' at the end). 'valid_recall_at_1' is recorded with early_stopping=True."
+                f"{type(callback).__name__} monitors {monitor!r}, which is not recorded. Give it monitor= one of "
+                f"{recorded} (for Checkpoint with '_best' at the end). 'valid_recall_at_1' is recorded with "
+                "early_stopping=True."
             )
 
 
@@ -248,8 +249,8 @@ class EmbeddingNet(NeuralNet):
             # skorch's sign for "stop early", and Ctrl-C.
             if not isinstance(self.stopped_by, EarlyStopping | BestWeights):
                 warnings.warn(
-                    f"Training was interrupted in epoch {len(self.history)} of {self.max_epochs}; the estimator keeps the "
-                    "weights it has.",
+                    f"Training was interrupted in epoch {len(self.history)} of {self.max_epochs}; the estimator keeps "
+                    "the weights it has.",
                     stacklevel=6,
                 )
             return self
@@ -269,9 +270,11 @@ class EmbeddingNet(NeuralNet):
         n_samples = 0
         for i, index in enumerate(batches):
             if self.lr_schedule == "one_cycle":
-                factor = one_cycle((len(self.history) - 1 + i / len(batches)) / self.max_epochs)
+                factor, momentum = one_cycle((len(self.history) - 1 + i / len(batches)) / self.max_epochs)
                 for group, lr in zip(self.optimizer_.param_groups, self.peak_lrs_, strict=True):
                     group["lr"] = lr * factor
+                    if "betas" in group:  # Adam's momentum; of plain SGD nobody asked one
+                        group["betas"] = (momentum, group["betas"][1])
             batch = iterator.batch(index), iterator.labels(index)
             self.notify("on_batch_begin", batch=batch, training=True)
             loss = step_fn(batch)
@@ -304,23 +307,32 @@ class EmbeddingNet(NeuralNet):
 
     def diverged(self, what):
         return (
-            f"{what} is not finite after epoch {len(self.history)}. Lower learning_rate (now {self.lr:g}), and where the "
-            f"loss has parameters of its own their rate (now {self.criterion_lr:g}), or scale X, for vectors with "
+            f"{what} is not finite after epoch {len(self.history)}. Lower learning_rate (now {self.lr:g}), and where "
+            f"the loss has parameters of its own their rate (now {self.criterion_lr:g}), or scale X, for vectors with "
             "StandardScaler."
         )
 
 
 def one_cycle(progress):
-    """Return the factor of the learning rate: a linear rise from 1/25, then a cosine to 0.
+    """Return the factor of the learning rate and the momentum of the 1cycle policy [1]_, both on cosines.
+
+    The factor rises from 1/25 to 1 and falls to 0; the momentum falls from 0.95 to 0.85 and rises again.
 
     Parameters
     ----------
-    progress : float in [0, 1]
+    progress : float in [0, 1)
         Share of the training that is done.
+
+    References
+    ----------
+    .. [1] L. N. Smith and N. Topin, "Super-Convergence: Very Fast Training of Neural Networks Using Large Learning
+       Rates", 2018, arXiv:1708.07120.
     """
     if progress < WARM_UP:
-        return 0.04 + 0.96 * progress / WARM_UP
-    return 0.5 + 0.5 * math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP))
+        height = 0.5 - 0.5 * math.cos(math.pi * progress / WARM_UP)
+        return 0.04 + 0.96 * height, 0.95 - 0.1 * height
+    height = 0.5 + 0.5 * math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP))
+    return height, 0.95 - 0.1 * height
 
 
 class BestWeights(Callback):

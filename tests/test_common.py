@@ -23,16 +23,15 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
 import skdml
-from skdml import BaseEmbedder, ClassKFold, PairEmbedder, RecallAtK, RetrievalScorer, recall_at_k
+from skdml import ClassKFold, RecallAtK, RetrievalScorer, recall_at_k
+from skdml._base import BaseEmbedder
 from skdml._networks import EmbeddingNetwork
 from skdml.datasets import load_kanji
 
 EMBEDDERS = [
     value
     for name in skdml.__all__
-    if inspect.isclass(value := getattr(skdml, name))
-    and issubclass(value, BaseEmbedder)
-    and value not in (BaseEmbedder, PairEmbedder)
+    if inspect.isclass(value := getattr(skdml, name)) and issubclass(value, BaseEmbedder)
 ]
 
 # scikit-learn's checks and ours fit a few dozen rows.
@@ -102,7 +101,7 @@ def test_global_state_is_untouched(embedder, blobs, device):
     def state():
         return (
             random.getstate(),
-            pickle.dumps(np.random.get_state()),
+            pickle.dumps(np.random.get_state()),  # noqa: NPY002
             torch.get_rng_state().tolist(),
             torch.cuda.get_rng_state().tolist() if torch.cuda.is_available() else None,
             torch.get_default_dtype(),
@@ -448,14 +447,14 @@ def test_bad_data_at_fit(embedder, X, y, message):
 
 def test_bad_data_at_transform(embedder, images):
     embedder.fit(X_GOOD, Y_GOOD)
-    with pytest.raises(ValueError, match="4 features, but .* is expecting 3 features"):
+    with pytest.raises(ValueError, match=r"4 features, but .* is expecting 3 features"):
         embedder.transform(np.zeros((2, 4)))
     with pytest.raises(ValueError, match=r"shape \(2, 1, 8, 8\).* was fitted on shape \(n, 3\)"):
         embedder.transform(np.zeros((2, 1, 8, 8)))
     embedder.fit(*images)
     with pytest.raises(ValueError, match=r"shape \(2, 10, 8\).* was fitted on shape \(n, 10, 9\) of dtype uint8"):
         embedder.transform(np.zeros((2, 10, 8), np.uint8))
-    with pytest.raises(ValueError, match="float32, but .* of dtype uint8"):
+    with pytest.raises(ValueError, match=r"float32, but .* of dtype uint8"):
         embedder.transform(np.zeros((2, 10, 9)))
     with pytest.raises(ValueError, match=r"shape \(2, 90\), but"):
         embedder.transform(np.zeros((2, 90)))

@@ -1,0 +1,44 @@
+# One environment, .venv, for everything; it is built again when what it holds changes.
+#   make demo   the main job on the bundled images: a table and a picture        make test   the whole suite
+#   make docs   the manual, in docs/_build/html                                  make lint   ruff and codespell
+#   make bench  the comparisons with other packages                              make clean  remove what is generated
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check install --constraint constraints.txt
+
+.PHONY: demo test docs lint bench clean
+.DELETE_ON_ERROR:
+
+demo: .venv/installed
+	MPLBACKEND=Agg $(BIN)/python examples/plot_kanji_retrieval.py --picture kanji_retrieval.png
+
+test: .venv/installed
+	$(BIN)/python -m pytest -n 2
+
+docs: .venv/installed-dev
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+
+bench: .venv/installed-bench
+	for name in losses metrics training; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("skdml needs Python >= 3.11 and this is %d.%d; try: make PYTHON=python3.11" % sys.version_info[:2])'
+	@echo "Creating .venv (some minutes the first time)"
+	@$(PYTHON) -m venv --clear .venv
+	@$(PIP) --editable '.[test]'
+	@touch $@
+
+.venv/installed-dev .venv/installed-bench: .venv/installed-%: .venv/installed
+	@$(PIP) --editable '.[$*]'
+	@touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info docs/_build docs/api docs/auto_examples docs/sg_execution_times.rst kanji_retrieval.png
+	rm -rf .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -r {} +

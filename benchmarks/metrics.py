@@ -1,0 +1,120 @@
+"""Cost of the retrieval measures, as ratios to peers in the same process.
+
+    python benchmarks/metrics.py [--quick]
+
+A time is the median, over interleaved rounds, of the ratio to the peer's time in the same round. Other work on the
+machine spoils it: the threads of a product wait for the slowest.
+"""
+
+import argparse
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+
+import numpy as np
+import torch
+
+from skdml.metrics import map_at_r, recall_at_k
+
+
+def make_data(n_samples, n_components, n_classes):
+    rng = np.random.default_rng(0)
+    y = rng.permutation(np.arange(n_samples) % n_classes)
+    X = rng.normal(size=(n_samples, n_components)) + 0.3 * rng.normal(size=(n_classes, n_components))[y]
+    return (X / np.linalg.norm(X, axis=1, keepdims=True)).astype(np.float32), y
+
+
+def faiss_search(X, k):
+    index = faiss.IndexFlatIP(X.shape[1])
+    index.add(X)
+    index.search(X, k)
+
+
+def full_product(X, tile=1024):
+    """Every similarity, in tiles, and nothing else."""
+    X, buffer = torch.from_numpy(X), torch.empty(tile, tile)
+    for rows in X.split(tile):
+        for columns in X.split(tile):
+            torch.mm(rows, columns.T, out=buffer[: len(rows), : len(columns)])
+
+
+def seconds(function):
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def median_ratios(ours, peers, n_rounds):
+    ratios = []
+    for _ in range(n_rounds):
+        own = seconds(ours)
+        ratios.append([own / seconds(peer) for peer in peers])
+    return [statistics.median(column) for column in zip(*ratios, strict=True)]
+
+
+def peak_growth(function, *args):
+    """Call the function; return by how many GiB it raised the peak of this process's memory."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    function(*args)
+    unit = 2**30 if sys.platform == "darwin" else 2**20
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / unit
+
+
+def recall_memory(n_samples):
+    X, y = make_data(n_samples, 32, n_samples // 5)
+    recall_at_k(X[:100], y[:100] % 2)  # load what the first call loads
+    return peak_growth(recall_at_k, X, y, [1, 10, 100, 1000])
+
+
+def map_memory(n_samples):
+    X, y = make_data(n_samples, 32, n_samples // 5)
+    map_at_r(X[:100], y[:100] % 2)
+    return peak_growth(map_at_r, X, y)
+
+
+def in_fresh_process(function, *args):
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, args)
+
+
+def report(work, value, bar, unit=""):
+    print(f"{work:<64}{value:>7.2f}{unit:<5}{'-' if bar is None else f'<= {bar:.2f}{unit}'}", flush=True)
+
+
+def main(quick):
+    n, n_rounds, n_large = (8_000, 3, 20_000) if quick else (30_000, 5, 100_000)
+    X, y = make_data(n, 512, n // 15)
+    peers = {"the bare product": lambda: full_product(X)}
+    if faiss is None:
+        print("faiss is not installed: its rows are left out. pip install faiss-cpu adds them.\n")
+    else:
+        peers["faiss IndexFlatIP, k=9"] = lambda: faiss_search(X, 9)
+
+    print(f"{torch.get_num_threads()} threads\n{'work':<64}{'value':>7}     bar")
+    recall_at_k(X[:2000], y[:2000] % 9)
+    for measure, ours, bar in (
+        ("Recall@{1,2,4,8}", lambda: recall_at_k(X, y, [1, 2, 4, 8]), 0.75),
+        ("MAP@R", lambda: map_at_r(X, y), None),
+    ):
+        for peer, ratio in zip(peers, median_ratios(ours, peers.values(), n_rounds), strict=True):
+            report(f"{measure}, {n} x 512, time / {peer}", ratio, bar)
+
+    Z, z = make_data(n_large, 32, n_large // 5)
+    (ratio,) = median_ratios(lambda: recall_at_k(Z, z, [1, 10, 100, 1000]), [lambda: full_product(Z)], 3)
+    report(f"Recall@{{1,10,100,1000}}, {n_large} x 32, time / the bare product", ratio, None)
+    report(
+        f"Recall@{{1,10,100,1000}}, {n_large} x 32, peak memory", in_fresh_process(recall_memory, n_large), 1, " GiB"
+    )
+    report(f"MAP@R, {n_large} x 32, peak memory", in_fresh_process(map_memory, n_large), None, " GiB")
+
+
+if __name__ == "__main__":
+    try:
+        import faiss
+    except ImportError:
+        faiss = None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small data, for a look within a minute")
+    main(**vars(parser.parse_args()))

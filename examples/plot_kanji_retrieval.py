@@ -1,0 +1,106 @@
+"""
+Find characters never seen in training
+======================================
+
+Three embedders learn from images of 150 kanji and then have to find 150 *other* kanji: given one image, which images
+show the same character in another font? The measure is Recall@K, the share of queries with at least one image of their
+own class among the K nearest. Raw pixels and principal components show what is possible without learning.
+
+As a script it can write the picture to a file::
+
+    python examples/plot_kanji_retrieval.py --picture kanji_retrieval.png
+"""
+
+# %%
+# The task
+# --------
+# ``train`` marks the images of the characters to learn from; no character is in both parts.
+import argparse
+
+import matplotlib.pyplot as plt
+import numpy as np
+from sklearn.decomposition import PCA
+from sklearn.neighbors import NearestNeighbors
+
+from skdml import RAWEmbedder, SoftTripleEmbedder, SSTEmbedder
+from skdml.datasets import load_kanji
+from skdml.metrics import recall_at_k
+
+parser = argparse.ArgumentParser(description="Train three embedders on kanji and find characters never seen before.")
+parser.add_argument("--picture", help="file to write the picture to")
+parser.add_argument("--epochs", type=int, default=15, help="epochs of each embedder (default: %(default)s)")
+args = parser.parse_args()
+
+kanji = load_kanji()
+X_train, y_train = kanji.images[kanji.train], kanji.target[kanji.train]
+X_test, y_test = kanji.images[~kanji.train], kanji.target[~kanji.train]
+print(f"train: {len(X_train)} images of {len(set(y_train))} characters")
+print(f"test:  {len(X_test)} images of {len(set(y_test))} other characters")
+
+# %%
+# Training
+# --------
+# The defaults throughout: a small convolutional network, 64 components, unit length.
+pixels = X_test.reshape(len(X_test), -1).astype(np.float32)
+pca = PCA(n_components=64, random_state=0).fit(X_train.reshape(len(X_train), -1))
+embeddings = {"raw pixels": pixels, "PCA(64)": pca.transform(pixels)}
+
+for Embedder in (SoftTripleEmbedder, RAWEmbedder, SSTEmbedder):
+    print(f"training {Embedder.__name__}", flush=True)
+    embedder = Embedder(max_epochs=args.epochs, random_state=0, verbose=1)
+    embeddings[Embedder.__name__] = embedder.fit(X_train, y_train).transform(X_test)
+
+# %%
+# Recall@K on the unseen characters
+# ---------------------------------
+ks = (1, 2, 4, 8)
+recall = {name: recall_at_k(Z, y_test, ks) for name, Z in embeddings.items()}
+
+print(f"\n{'Recall@K, unseen characters':28}" + "".join(f"{f'K={k}':>8}" for k in ks))
+for name, values in recall.items():
+    print(f"{name:28}" + "".join(f"{value:8.3f}" for value in values))
+
+# %%
+# What is found
+# -------------
+# Queries drawn at random and their eight nearest images, for raw pixels and for the best embedder. A solid green frame
+# with a tick is the character asked for; a dashed red one with a cross is another one.
+N_QUERIES, N_NEIGHBORS = 8, 8
+GREEN, RED = "#009E73", "#D55E00"  # distinct for colour-blind readers as well
+
+
+def show(ax, image, *, colour="black", mark="", dashed=False):
+    """Draw one character with a frame, and a mark in its lower right corner."""
+    ax.imshow(255 - image, cmap="gray", vmin=0, vmax=255)
+    ax.set(xticks=[], yticks=[])
+    for spine in ax.spines.values():
+        spine.set(color=colour, linewidth=2, linestyle=(0, (2.2, 1.4)) if dashed else "-")
+    if mark:
+        box = {"facecolor": colour, "edgecolor": "none", "boxstyle": "square,pad=0.12"}
+        ax.text(0.97, 0.04, mark, color="white", size=8, ha="right", va="bottom", transform=ax.transAxes, bbox=box)
+
+
+best = max(recall, key=lambda name: recall[name][0])
+queries = np.sort(np.random.default_rng(0).choice(len(X_test), N_QUERIES, replace=False))
+
+figure = plt.figure(figsize=(11, 5.6), layout="constrained", facecolor="white")
+query_part, *parts = figure.subfigures(1, 3, width_ratios=[1.15, N_NEIGHBORS, N_NEIGHBORS])
+query_part.suptitle("query", fontsize=11)
+for ax, query in zip(query_part.subplots(N_QUERIES, 1), queries, strict=True):
+    show(ax, X_test[query])
+for part, name in zip(parts, ("raw pixels", best), strict=True):
+    part.suptitle(f"nearest by {name}: Recall@1 {recall[name][0]:.2f}", fontsize=11)
+    search = NearestNeighbors(n_neighbors=N_NEIGHBORS + 1, metric="cosine").fit(embeddings[name])
+    found = search.kneighbors(embeddings[name][queries], return_distance=False)
+    for row, query, neighbors in zip(part.subplots(N_QUERIES, N_NEIGHBORS), queries, found, strict=True):
+        neighbors = neighbors[neighbors != query][:N_NEIGHBORS]  # the query is no neighbour of its own
+        for ax, neighbor in zip(row, neighbors, strict=True):
+            if y_test[neighbor] == y_test[query]:
+                show(ax, X_test[neighbor], colour=GREEN, mark="✓")
+            else:
+                show(ax, X_test[neighbor], colour=RED, mark="✗", dashed=True)
+
+if args.picture:
+    figure.savefig(args.picture, dpi=130)
+    print(f"\npicture: {args.picture}")
+plt.show()

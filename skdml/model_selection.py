@@ -1,0 +1,243 @@
+"""Splitters whose training and test sets have no class in common.
+
+Metric learning is judged on classes that were not seen in training. scikit-learn's own splitters put every class on
+both sides or need the classes a second time, as ``groups``; these make the split from y itself.
+"""
+
+import numpy as np
+from sklearn.model_selection import KFold, ShuffleSplit, train_test_split
+from sklearn.utils import indexable
+
+__all__ = ["ClassKFold", "ClassShuffleSplit", "class_train_test_split"]
+
+
+class ClassKFold(KFold):
+    """K-fold cross-validation over classes: each class is in the test set of exactly one fold.
+
+    Without shuffling, the folds are contiguous blocks of the sorted classes, as in [1]_.
+
+    Parameters
+    ----------
+    n_splits : int, default=4
+        Number of folds, from 2 to the number of classes.
+    shuffle : bool, default=False
+        Whether to deal the classes to the folds at random.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the shuffling; only with `shuffle=True`.
+
+    Raises
+    ------
+    ValueError
+        If `n_splits` is not an integer or < 2, or `random_state` is set without `shuffle`.
+    TypeError
+        If `shuffle` is not a bool.
+
+    See Also
+    --------
+    ClassShuffleSplit : Random shares of the classes.
+    class_train_test_split : One split, as in the papers.
+
+    Notes
+    -----
+    Folds hold the same number of classes, give or take one, not the same number of samples.
+
+    References
+    ----------
+    .. [1] K. Musgrave, S. Belongie, S.-N. Lim, "A Metric Learning Reality Check", ECCV 2020, Section 4.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skdml.model_selection import ClassKFold
+    >>> y = np.array(["ant", "bee", "cat", "dog", "ant", "bee"])
+    >>> for train, test in ClassKFold(2).split(None, y):
+    ...     print(y[train], y[test])
+    ['cat' 'dog'] ['ant' 'bee' 'ant' 'bee']
+    ['ant' 'bee' 'ant' 'bee'] ['cat' 'dog']
+    """
+
+    def __init__(self, n_splits=4, *, shuffle=False, random_state=None):
+        super().__init__(n_splits, shuffle=shuffle, random_state=random_state)
+
+    def split(self, X, y=None, groups=None):
+        """Yield the indices of the training and the test samples of each fold.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...) or None
+            Only its length is looked at.
+        y : array-like of shape (n_samples,)
+            Class of each sample.
+        groups : object
+            Ignored; there for compatibility.
+
+        Yields
+        ------
+        train : ndarray of int
+            Indices of the training samples, rising.
+        test : ndarray of int
+            Indices of the test samples, rising.
+
+        Raises
+        ------
+        ValueError
+            If y is missing, continuous or of another length than X, or has fewer classes than there are folds.
+        """
+        codes, n_classes = _encode(X, y)
+        if self.n_splits > n_classes:
+            raise ValueError(
+                f"n_splits={self.n_splits} needs at least as many classes, but y has {n_classes}. Use fewer folds."
+            )
+        for train, test in super().split(np.arange(n_classes)):
+            yield _members(codes, train), _members(codes, test)
+
+
+class ClassShuffleSplit(ShuffleSplit):
+    """Random splits of the classes: a share of them trains, another one tests.
+
+    Parameters
+    ----------
+    n_splits : int, default=10
+        Number of splits, drawn independently.
+    test_size : float or int, default=None
+        Share of the classes in (0, 1), rounded up, or number of classes in the test set. None: those that do not
+        train, or a tenth of them if `train_size` is None too.
+    train_size : float or int, default=None
+        Share of the classes in (0, 1), rounded down, or number of classes in the training set. None: those that do
+        not test.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the draws. With an integer, each call of `split` gives the same splits.
+
+    See Also
+    --------
+    ClassKFold : Each class is tested once.
+    class_train_test_split : One split, as in the papers.
+
+    Examples
+    --------
+    >>> from skdml.model_selection import ClassShuffleSplit
+    >>> y = ["ant", "bee", "cat", "dog", "ant", "bee"]
+    >>> for train, test in ClassShuffleSplit(2, test_size=0.5, random_state=0).split(None, y):
+    ...     print([y[i] for i in train], [y[i] for i in test])
+    ['ant', 'bee', 'ant', 'bee'] ['cat', 'dog']
+    ['bee', 'dog', 'bee'] ['ant', 'cat', 'ant']
+    """
+
+    def __init__(self, n_splits=10, *, test_size=None, train_size=None, random_state=None):
+        super().__init__(n_splits, test_size=test_size, train_size=train_size, random_state=random_state)
+
+    def split(self, X, y=None, groups=None):
+        """Yield the indices of the training and the test samples of each split.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...) or None
+            Only its length is looked at.
+        y : array-like of shape (n_samples,)
+            Class of each sample.
+        groups : object
+            Ignored; there for compatibility.
+
+        Yields
+        ------
+        train : ndarray of int
+            Indices of the training samples, rising.
+        test : ndarray of int
+            Indices of the test samples, rising.
+
+        Raises
+        ------
+        ValueError
+            If y is missing, continuous or of another length than X, or its classes cannot be divided into the sizes
+            asked for.
+        """
+        codes, n_classes = _encode(X, y)
+        for train, test in super().split(np.arange(n_classes)):
+            yield _members(codes, train), _members(codes, test)
+
+
+def class_train_test_split(X, y, test_size=0.5, shuffle=False, random_state=None):
+    """Split into training and test data without a common class: the first classes train, the last ones test.
+
+    With the defaults, the first half of the sorted classes trains and the second half tests, as in the papers [1]_.
+    Of an odd number of classes, the test set gets one more.
+
+    Parameters
+    ----------
+    X : array-like, data frame or sparse matrix of shape (n_samples, ...)
+        Samples.
+    y : array-like of shape (n_samples,)
+        Class of each sample.
+    test_size : float or int, default=0.5
+        Share of the classes in (0, 1), rounded up, or number of classes in the test set.
+    shuffle : bool, default=False
+        Whether to draw the test classes at random instead of taking the last ones.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the draw; only with `shuffle=True`.
+
+    Returns
+    -------
+    X_train, X_test : of the type of X
+        Samples, in the order given.
+    y_train, y_test : of the type of y
+        Their classes.
+
+    Raises
+    ------
+    ValueError
+        If y is missing, continuous, of another length than X or of one class only, `test_size` leaves no class to one
+        of the sides, or `random_state` is set without `shuffle`.
+
+    See Also
+    --------
+    ClassKFold : Each class is tested once.
+
+    References
+    ----------
+    .. [1] H. Oh Song, Y. Xiang, S. Jegelka, S. Savarese, "Deep Metric Learning via Lifted Structured Feature
+       Embedding", CVPR 2016, Section 5.
+
+    Examples
+    --------
+    >>> from skdml.model_selection import class_train_test_split
+    >>> X, y = [[1], [2], [3], [4], [5]], ["ant", "bee", "cat", "dog", "ant"]
+    >>> X_train, X_test, y_train, y_test = class_train_test_split(X, y)
+    >>> X_train, y_train
+    ([[1], [2], [5]], ['ant', 'bee', 'ant'])
+    >>> X_test, y_test
+    ([[3], [4]], ['cat', 'dog'])
+    """
+    if random_state is not None and not shuffle:
+        raise ValueError(f"random_state={random_state!r} has no effect without shuffling. Set shuffle=True.")
+    X, y = indexable(X, y)
+    codes, n_classes = _encode(X, y)
+    if n_classes < 2:
+        raise ValueError(f"y must hold at least 2 classes, got {n_classes}: there is nothing to keep apart.")
+    classes = train_test_split(np.arange(n_classes), test_size=test_size, shuffle=shuffle, random_state=random_state)
+    train, test = (_members(codes, side) for side in classes)
+    return _take(X, train), _take(X, test), _take(y, train), _take(y, test)
+
+
+def _encode(X, y):
+    """Check y; return the number of each sample's class among the sorted classes, and how many there are."""
+    if y is None:
+        raise ValueError("y is missing: the split is made over its classes. Pass the class of each sample.")
+    indexable(X, y)  # of the same length
+    y = np.asarray(y)
+    if y.ndim != 1:
+        raise ValueError(f"y must be 1-D, a label for each sample, got shape {y.shape}. Pass y.ravel().")
+    if y.dtype.kind == "f" and not (np.isfinite(y) & (y == np.floor(y))).all():
+        raise ValueError("y must hold classes, got continuous or missing values. Bin them or use labels.")
+    classes, codes = np.unique(y, return_inverse=True)
+    return codes, len(classes)
+
+
+def _members(codes, classes):
+    """Return the indices of the samples of the given classes."""
+    return np.flatnonzero(np.isin(codes, classes))
+
+
+def _take(data, indices):
+    if hasattr(data, "iloc"):
+        return data.iloc[indices]
+    return data[indices] if hasattr(data, "shape") else [data[i] for i in indices]

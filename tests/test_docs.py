@@ -1,0 +1,139 @@
+"""What is written is true: docstrings, the manual, the README and the examples."""
+
+import doctest
+import importlib
+import inspect
+import os
+import pkgutil
+import pydoc
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpydoc.docscrape import ClassDoc
+from numpydoc.validate import validate
+
+import skdml
+
+ROOT = Path(__file__).parents[1]
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+MODULES = ["skdml", *(module.name for module in pkgutil.walk_packages(skdml.__path__, "skdml."))]
+PUBLIC_MODULES = [name for name in MODULES if not name.split(".")[-1].startswith("_")]
+EMBEDDERS = [
+    name for name in skdml.__all__ if name.endswith("Embedder") and not inspect.isabstract(getattr(skdml, name))
+]
+LOSSES = [name for name in skdml.losses.__all__ if inspect.isclass(getattr(skdml.losses, name))]
+METHODS = (ROOT / "docs" / "methods.rst").read_text(encoding="utf-8")
+
+# What numpydoc asks for and skdml does not: a long summary, See Also and Examples everywhere; results without a name
+# (scikit-learn writes "self : object"); where the quotes stand, which ruff checks.
+NOT_ASKED = {"ES01", "SA01", "SA04", "EX01", "RT02", "GL01", "GL02"}
+
+
+def public_objects():
+    """Yield the dotted path of every public class, function and method of skdml's own."""
+    for module_name in PUBLIC_MODULES:
+        module = importlib.import_module(module_name)
+        for name in module.__all__:
+            obj = getattr(module, name)
+            if inspect.ismodule(obj):
+                continue
+            yield f"{module_name}.{name}"
+            if inspect.isclass(obj):
+                for attribute, member in inspect.getmembers(obj, inspect.isfunction):
+                    if not attribute.startswith("_") and member.__module__.startswith("skdml"):
+                        yield f"{module_name}.{name}.{attribute}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_doctests_of_module(name):
+    assert doctest.testmod(importlib.import_module(name), optionflags=FLAGS).failed == 0
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.rst")), ids=lambda path: path.name)
+def test_doctests_of_manual(path):
+    assert doctest.testfile(str(path), module_relative=False, optionflags=FLAGS, encoding="utf-8").failed == 0
+
+
+class Near(doctest.OutputChecker):
+    """Numbers may be off by 0.05: training does not end in the same digits on all machines."""
+
+    def check_output(self, want, got, optionflags):
+        number = r"-?\d*\.\d+"
+        texts = [re.sub(number, "#", text) for text in (want, got)]
+        values = [np.array(re.findall(number, text), dtype=float) for text in (want, got)]
+        return super().check_output(*texts, optionflags) and np.allclose(*values, rtol=0, atol=0.05)
+
+
+def test_readme_runs():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```pycon\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    assert blocks
+    test = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, "README.md", "README.md", 0)
+    assert doctest.DocTestRunner(checker=Near(), optionflags=FLAGS).run(test).failed == 0
+
+
+@pytest.mark.parametrize("path", sorted(set(public_objects())))
+def test_docstring_is_numpydoc(path):
+    # An embedder documents what is its own first; its signature begins with what is shared. All are keyword-only.
+    not_asked = NOT_ASKED | {"PR03"} if path.endswith("Embedder") else NOT_ASKED
+    assert not {code: text for code, text in validate(path)["errors"] if code not in not_asked}
+
+
+@pytest.mark.parametrize("name", EMBEDDERS)
+def test_help_documents_every_parameter_with_its_default(name):
+    embedder = getattr(skdml, name)
+    documented = {p.name: p.type for p in ClassDoc(embedder)["Parameters"]}
+    parameters = inspect.signature(embedder).parameters
+    assert set(documented) == set(parameters)
+    text = pydoc.plain(pydoc.render_doc(embedder))
+    for parameter, spec in parameters.items():
+        assert f"{parameter} : " in text
+        default = documented[parameter].rpartition("default=")[2]
+        assert eval(default) == spec.default, parameter
+
+
+@pytest.mark.parametrize("name", EMBEDDERS)
+def test_shared_parameters_read_alike(name):
+    first, this = ({p.name: p.desc for p in ClassDoc(getattr(skdml, n))["Parameters"]} for n in (EMBEDDERS[0], name))
+    shared = [field for field in first if field in this and field in skdml._base.BaseEmbedder.__dataclass_fields__]
+    assert len(shared) > 10
+    for field in shared:
+        assert this[field] == first[field], field
+
+
+@pytest.mark.parametrize("name", EMBEDDERS)
+def test_method_has_its_section_and_its_row(name):
+    title = name.removesuffix("Embedder")
+    assert f"* - :class:`{name}`" in METHODS
+    section = re.search(rf"^{title}\n-+\n(.*?)(?=^\.\. _|^References\n)", METHODS, flags=re.MULTILINE | re.DOTALL)
+    assert section, f"docs/methods.rst has no section {title!r}"
+    for part in (".. math::", "**Parameters.**", "**When to use.**", "**Cost.**", "**Paper.**"):
+        assert part in section[1], part
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_loss_stands_in_the_table(name):
+    assert f":class:`~skdml.losses.{name}`" in METHODS
+
+
+@pytest.mark.parametrize("name", EMBEDDERS)
+def test_readme_and_changes_name_every_embedder(name):
+    assert name in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert name in (ROOT / "CHANGES.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("plot_*.py")), ids=lambda path: path.stem)
+def test_example_runs(path, tmp_path):
+    picture = tmp_path / "picture.png"
+    options = ["--epochs", "2", "--picture", str(picture)] if path.stem == "plot_kanji_retrieval" else []
+    # One thread: other tests run beside it, and torch's threads wait for each other busily.
+    environment = {**os.environ, "MPLBACKEND": "Agg", "PYTHONWARNINGS": "error", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(path), *options], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert picture.exists() or not options

@@ -1,0 +1,536 @@
+"""Retrieval measures: against loops over sorted neighbours, at their limits, and as scorers."""
+
+import pickle
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy import sparse
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validate
+from sklearn.pipeline import make_pipeline
+
+from skdml import metrics
+from skdml.metrics import MAPAtR, RecallAtK, RetrievalScorer, map_at_r, recall_at_k
+
+METRICS = ["cosine", "euclidean"]
+KS = [1, 2, 4, 1000]
+
+
+@pytest.fixture(params=[1, 3, 16, 1024])
+def tile(request, monkeypatch):
+    """Size of a tile, from smaller to larger than the data."""
+    monkeypatch.setattr(metrics, "_CPU_TILE", request.param)
+    monkeypatch.setattr(metrics, "_GPU_TILE", request.param)
+
+
+def neighbours_correct(X, y, gallery=None, gallery_y=None, metric="cosine"):
+    """For each query, which of its neighbours, from near to far, are of its class: the definition, row by row."""
+    own_row = gallery is None
+    Z, z = (X, y) if own_row else (gallery, gallery_y)
+    correct = []
+    for i, (query, label) in enumerate(zip(X, y, strict=True)):
+        if metric == "cosine":
+            far = -(Z @ query) / np.maximum(np.linalg.norm(Z, axis=1) * np.linalg.norm(query), 1e-300)
+        else:
+            far = ((Z - query) ** 2).sum(1)
+        order = np.argsort(far, kind="stable")
+        correct.append(np.asarray(z)[order[order != i] if own_row else order] == label)
+    return [c for c in correct if c.any()]
+
+
+def recall_by_hand(*args, ks=KS, **kwargs):
+    return np.array([np.mean([c[:k].any() for c in neighbours_correct(*args, **kwargs)]) for k in ks])
+
+
+def map_by_hand(*args, **kwargs):
+    values = []
+    for c in neighbours_correct(*args, **kwargs):
+        r = c.sum()
+        values.append(sum(c[: i + 1].mean() * c[i] for i in range(min(r, len(c)))) / r)
+    return np.mean(values)
+
+
+def make_data(seed, n, n_classes, d=5, spread=0.7):
+    """Overlapping classes in float64, at random distances from each other."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(n_classes, size=n)
+    return rng.normal(size=(n, d)) + spread * rng.normal(size=(n_classes, d))[y], y
+
+
+def quiet(function, *args, **kwargs):
+    """Call without the warning about queries left out."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*queries are left out", category=UserWarning)
+        return function(*args, **kwargs)
+
+
+# Values ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@given(data=st.data())
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+def test_equals_definition(metric, data):
+    n_classes = data.draw(st.sampled_from([1, 2, 5, 40]))
+    X, y = make_data(data.draw(st.integers(0, 2**32 - 1)), data.draw(st.integers(2, 70)), n_classes)
+    queries = {"embeddings": X, "y": y}
+    if data.draw(st.booleans()):
+        n_queries = data.draw(st.integers(1, len(X) - 1))
+        queries = {"embeddings": X[:n_queries], "y": y[:n_queries]}
+        queries |= {"gallery": X[n_queries:], "gallery_y": y[n_queries:]}
+    arguments = [*queries.values()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "_CPU_TILE", data.draw(st.sampled_from([1, 2, 7, 16, 1024])))
+        recall = quiet(recall_at_k, k=KS, metric=metric, **queries)
+        precision = quiet(map_at_r, metric=metric, **queries)
+    if neighbours_correct(*arguments):
+        assert_array_equal(recall, recall_by_hand(*arguments, metric=metric))
+        assert_allclose(precision, map_by_hand(*arguments, metric=metric), rtol=1e-12)
+    else:
+        assert np.isnan(recall).all()
+        assert np.isnan(precision)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("n_classes", [2, 7, 60])
+def test_tiles_of_any_size(tile, metric, n_classes):
+    X, y = make_data(0, 83, n_classes)
+    assert_array_equal(quiet(recall_at_k, X, y, KS, metric=metric), recall_by_hand(X, y, metric=metric))
+    assert_allclose(quiet(map_at_r, X, y, metric=metric), map_by_hand(X, y, metric=metric), rtol=1e-12)
+    split = X[:30], y[:30], X[30:], y[30:]
+    recall = quiet(recall_at_k, *split[:2], KS, gallery=split[2], gallery_y=split[3], metric=metric)
+    assert_array_equal(recall, recall_by_hand(*split, metric=metric))
+    precision = quiet(map_at_r, *split[:2], gallery=split[2], gallery_y=split[3], metric=metric)
+    assert_allclose(precision, map_by_hand(*split, metric=metric), rtol=1e-12)
+
+
+@pytest.mark.parametrize("k", [1, 7, 40, 900])
+def test_largest_are_those_of_a_full_sort(k):
+    S = torch.tensor(np.random.default_rng(k).integers(0, 500, size=(6, 1003))).float()
+    assert_array_equal(metrics._largest(S, k), S.sort(dim=1, descending=True).values[:, :k])
+
+
+def test_map_at_r_by_hand():
+    """Correct at 1 and 3 of R = 3: (1/1 + 0 + 2/3) / 3. The third member, at 5, is too late to count."""
+    gallery, gallery_y = [[1.0], [2.0], [3.0], [4.0], [5.0]], [0, 1, 0, 1, 0]
+    value = map_at_r([[0.0]], [0], gallery=gallery, gallery_y=gallery_y, metric="euclidean")
+    assert value == pytest.approx((1 + 2 / 3) / 3, abs=1e-7)
+
+
+def test_metrics_differ():
+    """The nearest by angle is another row than the nearest by distance."""
+    X, y = [[1.0, 0.0]], ["a"]
+    gallery = {"gallery": [[9.0, 0.1], [1.0, 0.9]], "gallery_y": ["a", "b"]}
+    assert recall_at_k(X, y, **gallery) == map_at_r(X, y, **gallery) == 1
+    assert recall_at_k(X, y, **gallery, metric="euclidean") == map_at_r(X, y, **gallery, metric="euclidean") == 0
+
+
+def test_a_gallery_keeps_the_query_itself():
+    X, y = make_data(0, 20, 20)
+    assert recall_at_k(X, y, gallery=X, gallery_y=y) == 1
+
+
+def test_k_beyond_the_gallery_finds_every_match():
+    X, y = make_data(0, 20, 3)
+    assert recall_at_k(X, y, 20) == 1
+
+
+def test_one_class_and_two_points():
+    assert recall_at_k([[1.0], [-1.0]], [3, 3]) == map_at_r([[1.0], [-1.0]], [3, 3]) == 1
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("n", "d"), [(7, 32), (130, 37), (127, 128)])
+def test_collapsed_embeddings_tie(tile, n, d, dtype, metric):
+    """The rounding of a product depends on the place in it: equal rows must tie all the same."""
+    X = np.repeat(np.random.default_rng(0).normal(size=(1, d)), n, axis=0).astype(dtype)
+    y = np.arange(n) % (n // 2)
+    assert recall_at_k(X, y, metric=metric) == map_at_r(X, y, metric=metric) == 1
+
+
+def test_ties_between_classes_count_as_success():
+    """The match lies at distance 1, as do two rows of other classes; then a row comes strictly nearer."""
+    gallery, gallery_y = [[-1.0], [1.0], [1.0], [2.0]], [1, 2, 0, 1]
+    for measure in (recall_at_k, map_at_r):
+        assert measure([[0.0]], [0], gallery=gallery, gallery_y=gallery_y, metric="euclidean") == 1
+        nearer = {"gallery": [*gallery, [0.5]], "gallery_y": [*gallery_y, 1]}
+        assert measure([[0.0]], [0], **nearer, metric="euclidean") == 0
+
+
+def test_rows_of_zeros_have_cosine_zero():
+    query, gallery = [[1.0, 0.0]], [[0.0, 0.0], [-1.0, 0.0], [0.0, 2.0]]
+    assert recall_at_k(query, [0], gallery=gallery[:2], gallery_y=[0, 1]) == 1
+    assert recall_at_k(query, [0], gallery=[*gallery[:1], [1.0, 1.0]], gallery_y=[0, 1]) == 0
+    assert recall_at_k([[0.0, 0.0]], [0], gallery=gallery, gallery_y=[1, 0, 1]) == 1
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_cosine_ignores_lengths(scale):
+    X, y = make_data(0, 60, 6)
+    X = X.astype(np.float32)
+    lengths = np.random.default_rng(1).uniform(0.5, 2, size=(60, 1)) * scale
+    assert_array_equal(recall_at_k((X * lengths).astype(np.float32), y, KS), recall_at_k(X, y, KS))
+
+
+def test_euclidean_of_data_far_from_the_origin():
+    """In float32, |x|^2 + |z|^2 - 2xz alone would lose every digit here."""
+    X, y = make_data(0, 60, 6)
+    X = np.round(X, 2).astype(np.float32) + np.float32(3000)
+    expected = recall_by_hand(X.astype(np.float64), y, metric="euclidean")
+    assert_array_equal(recall_at_k(X, y, KS, metric="euclidean"), expected)
+
+
+# Input -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.uint8, np.int32, np.int64, np.float16, np.float32, np.longdouble])
+def test_number_types(dtype, metric):
+    X = np.random.default_rng(0).integers(0, 60, size=(50, 12))
+    X = (X > 30 if dtype is bool else X).astype(dtype)
+    y = np.arange(50) % 9
+    exact = X.astype(np.float64)
+    assert_array_equal(recall_at_k(X, y, KS, metric=metric), recall_at_k(exact, y, KS, metric=metric))
+    assert map_at_r(X, y, metric=metric) == pytest.approx(map_at_r(exact, y, metric=metric), abs=1e-6)
+
+
+def test_float64_stays_float64():
+    """The two candidates differ by 1e-10, which float32 does not see."""
+    gallery = {"gallery": [[1 + 1e-10], [1.0]], "gallery_y": [0, 1]}
+    assert recall_at_k(np.zeros((1, 1)), [0], **gallery, metric="euclidean") == 0
+
+
+def test_int64_is_not_rounded():
+    X = np.array([[2**24], [2**24 + 2], [2**24 + 1]])
+    assert quiet(recall_at_k, X, [0, 0, 1], metric="euclidean") == 0
+    assert quiet(recall_at_k, torch.from_numpy(X), [0, 0, 1], metric="euclidean") == 0
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda y: [f"class {label}" for label in y],
+        lambda y: -5 * y,
+        lambda y: 2**53 + y,
+        lambda y: y + 0.5,
+        lambda y: y.astype(np.uint8),
+        lambda y: np.array([f"class {label}" for label in y], dtype=object),
+        lambda y: pd.Series(y, index=range(100, 100 + len(y))),
+        lambda y: pd.Categorical([f"class {label}" for label in y]),
+        lambda y: torch.tensor(2**40 + y),
+        lambda y: torch.tensor(y, dtype=torch.float64),
+    ],
+)
+def test_labels_of_any_kind(rename):
+    X, y = make_data(0, 50, 7)
+    assert_array_equal(recall_at_k(X, rename(y), KS), recall_by_hand(X, y))
+
+
+def test_boolean_labels():
+    X, y = make_data(0, 50, 2)
+    assert_array_equal(recall_at_k(X, y == 1, KS), recall_by_hand(X, y))
+    assert_array_equal(recall_at_k(X, torch.tensor(y == 1), KS), recall_by_hand(X, y))
+
+
+def test_labels_of_queries_and_gallery_meet_by_value():
+    X, y = make_data(0, 50, 7)
+    expected = recall_by_hand(X[:20], y[:20], X[20:], y[20:])
+    large = np.int64(2**60) + y
+    for gallery_y in (large[20:].astype(np.uint64), torch.tensor(large[20:]), large[20:].astype(object)):
+        assert_array_equal(recall_at_k(X[:20], large[:20], KS, gallery=X[20:], gallery_y=gallery_y), expected)
+
+
+def test_order_of_rows_does_not_matter():
+    X, y = make_data(0, 60, 8)
+    order = np.random.default_rng(1).permutation(60)
+    assert_array_equal(recall_at_k(X[order], y[order], KS), recall_at_k(X, y, KS))
+    assert map_at_r(X[order], y[order]) == pytest.approx(map_at_r(X, y), rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("metric", METRICS)
+def test_tensors(device, dtype, metric):
+    X, y = make_data(0, 60, 8)
+    X = torch.tensor(X, device=device, dtype=dtype, requires_grad=True)
+    kept, exact = X.detach().clone(), X.detach().double().cpu().numpy()
+    for labels in (y, torch.tensor(y), torch.tensor(y, device=device)):
+        recall = recall_at_k(X, labels, KS, metric=metric)
+        assert_array_equal(recall, recall_by_hand(exact, y, metric=metric))
+        assert map_at_r(X, labels, metric=metric) == pytest.approx(map_by_hand(exact, y, metric=metric), abs=1e-6)
+    assert X.grad is None
+    assert torch.equal(X.detach(), kept)
+    assert_array_equal(recall_at_k(X, y, KS, gallery=exact, gallery_y=y), np.ones(4))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_autocast_does_not_lower_the_precision(device, metric):
+    X, y = make_data(0, 200, 8)
+    X = torch.tensor(X, device=device, dtype=torch.float32)
+    expected = recall_at_k(X, y, KS, metric=metric), map_at_r(X, y, metric=metric)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        assert_array_equal(recall_at_k(X, y, KS, metric=metric), expected[0])
+        assert map_at_r(X, y, metric=metric) == expected[1]
+
+
+def test_data_frames_lists_and_views():
+    X, y = make_data(0, 40, 5)
+    expected = recall_by_hand(X, y)
+    read_only = X.copy()
+    read_only.setflags(write=False)
+    for same in (pd.DataFrame(X), X.tolist(), read_only, np.asfortranarray(X), X[::-1][::-1], X.astype(object)):
+        assert_array_equal(recall_at_k(same, y, KS), expected)
+    assert_array_equal(recall_at_k(pd.DataFrame(X, dtype="Float64"), pd.Series(y, dtype="Int64"), KS), expected)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_touches_nothing(metric):
+    X, y = make_data(0, 40, 5)
+    y.setflags(write=False)
+    kept = X.copy()
+    state = np.random.get_state()[1].copy(), torch.get_rng_state(), torch.get_num_threads(), torch.is_grad_enabled()  # noqa: NPY002
+    recall_at_k(X, y, metric=metric)
+    map_at_r(X, y, metric=metric)
+    assert_array_equal(X, kept)
+    assert_array_equal(np.random.get_state()[1], state[0])  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), state[1])
+    assert (torch.get_num_threads(), torch.is_grad_enabled()) == state[2:]
+
+
+def test_returns_a_float_or_an_array():
+    X, y = make_data(0, 40, 5)
+    assert type(recall_at_k(X, y)) is type(recall_at_k(X, y, np.int64(2))) is type(map_at_r(X, y)) is float
+    for ks in ([1, 4], (1, 4), np.array([1, 4])):
+        recall = recall_at_k(X, y, ks)
+        assert isinstance(recall, np.ndarray)
+        assert recall.tolist() == [recall_at_k(X, y, 1), recall_at_k(X, y, 4)]
+    assert recall_at_k(X, y, [4, 1, 4]).tolist() == recall[[1, 0, 1]].tolist()
+    assert recall_at_k(X, y, [3]).shape == (1,)
+
+
+# Queries without a match -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("measure", [recall_at_k, map_at_r])
+def test_queries_without_a_match_are_left_out(measure):
+    X, y = make_data(0, 40, 4)
+    alone = np.concatenate([y, [10, 11, 12]])
+    X = np.concatenate([X, np.random.default_rng(1).normal(size=(3, 5))])
+    by_hand = map_by_hand(X, alone) if measure is map_at_r else recall_by_hand(X, alone, ks=[1])[0]
+    with pytest.warns(UserWarning, match="3 of 43 queries are left out") as record:
+        assert measure(X, alone) == pytest.approx(by_hand, rel=1e-12)
+    assert len(record) == 1
+    assert record[0].filename == __file__
+
+
+@pytest.mark.parametrize("measure", [recall_at_k, map_at_r])
+def test_nan_if_no_query_has_a_match(measure):
+    with pytest.warns(UserWarning, match="1 of 1 queries are left out"):
+        assert np.isnan(measure([[1.0]], [0]))
+    with pytest.warns(UserWarning, match="2 of 2 queries are left out"):
+        assert np.isnan(measure([[1.0], [2.0]], ["a", "b"], gallery=[[1.0]], gallery_y=["c"]))
+    with pytest.warns(UserWarning, match="2 of 2 queries are left out"):
+        assert np.isnan(recall_at_k([[1.0], [2.0]], [0, 1], [1, 5])).all()
+
+
+# Errors ------------------------------------------------------------------------------------------------------------
+
+X, Y = [[1.0, 2.0], [2.0, 1.0], [0.0, 1.0]], [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("k", "error", "message"),
+    [
+        (0, ValueError, "k must be at least 1, got 0"),
+        (-3, ValueError, "at least 1, got -3"),
+        ([1, 0], ValueError, "at least 1, got 0"),
+        ([], ValueError, "at least one integer, got an empty sequence"),
+        (1.0, TypeError, "k must be an integer or a sequence of integers, got 1.0"),
+        ([1, 2.5], TypeError, "got 2.5"),
+        (True, TypeError, "got True"),
+        (None, TypeError, "got None"),
+        ("1", TypeError, "got '1'"),
+    ],
+)
+def test_k_is_checked(k, error, message):
+    with pytest.raises(error, match=message):
+        recall_at_k(X, Y, k)
+
+
+@pytest.mark.parametrize("measure", [recall_at_k, map_at_r])
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"embeddings": []}, ValueError, r"embeddings must be a dense 2-D array.*got shape \(0,\)"),
+        ({"embeddings": np.empty((0, 2)), "y": []}, ValueError, r"got shape \(0, 2\): there is nothing"),
+        ({"embeddings": np.empty((3, 0))}, ValueError, r"got shape \(3, 0\): there is nothing"),
+        ({"embeddings": [1.0, 2.0, 3.0]}, ValueError, r"got shape \(3,\). Reshape"),
+        ({"embeddings": np.ones((3, 2, 1))}, ValueError, r"got shape \(3, 2, 1\)"),
+        ({"embeddings": torch.ones(3, 2, 1)}, ValueError, r"got shape \(3, 2, 1\)"),
+        ({"embeddings": [[1.0, np.nan], [2.0, 1.0], [0.0, 1.0]]}, ValueError, "got NaN or infinity"),
+        ({"embeddings": [[1.0, np.inf], [2.0, 1.0], [0.0, 1.0]]}, ValueError, "got NaN or infinity"),
+        ({"embeddings": torch.full((3, 2), torch.nan)}, ValueError, "got NaN or infinity"),
+        ({"embeddings": np.ones((3, 2), dtype=complex)}, ValueError, "got complex128"),
+        ({"embeddings": torch.ones(3, 2, dtype=torch.complex64)}, ValueError, "got complex"),
+        ({"embeddings": [["a", "b"]] * 3}, ValueError, "got str"),
+        ({"embeddings": np.array([["a", None]] * 3, dtype=object)}, ValueError, "got ndarray of object"),
+        ({"embeddings": sparse.eye_array(3).tocsr()}, ValueError, "dense 2-D array.*got csr_array"),
+        ({"y": [0, 0]}, ValueError, "y must hold a label for each row, got 2 labels for 3 rows"),
+        ({"y": [[0], [0], [1]]}, ValueError, r"y must be 1-D.*got shape \(3, 1\)"),
+        ({"y": None}, ValueError, r"y must be 1-D"),
+        ({"y": [0.0, np.nan, 1.0]}, ValueError, "missing values"),
+        ({"y": torch.tensor([0.0, torch.nan, 1.0])}, ValueError, "missing values"),
+        ({"y": np.array(["a", np.nan, "b"], dtype=object)}, ValueError, "missing values"),
+        ({"y": np.array(["a", None, 1], dtype=object)}, TypeError, "one sortable type, got a mixture"),
+        ({"gallery": X}, ValueError, "got only gallery. Pass gallery_y too"),
+        ({"gallery_y": Y}, ValueError, "got only gallery_y. Pass gallery too"),
+        ({"gallery": [[1.0, 2.0, 3.0]], "gallery_y": [0]}, ValueError, "same number of columns, got 2 and 3"),
+        ({"gallery": X, "gallery_y": [0]}, ValueError, "gallery_y must hold a label for each row, got 1 labels"),
+        ({"gallery": [[np.nan, 1.0]], "gallery_y": [0]}, ValueError, "gallery must be .* got NaN"),
+        ({"gallery": [1.0, 2.0], "gallery_y": [0, 1]}, ValueError, r"gallery must be .* got shape \(2,\)"),
+        ({"gallery": X, "gallery_y": ["a", "a", "b"]}, TypeError, "one sortable type, got a mixture"),
+        ({"metric": "manhattan"}, ValueError, "'cosine' or 'euclidean', got 'manhattan'"),
+        (
+            {"embeddings": np.float32([[1e30, 0], [0, 0], [0, 0]]), "metric": "euclidean"},
+            ValueError,
+            "overflow float32. Scale",
+        ),
+    ],
+)
+def test_input_is_checked(measure, arguments, error, message):
+    with pytest.raises(error, match=message):
+        measure(**{"embeddings": X, "y": Y} | arguments)
+
+
+# Scorers -----------------------------------------------------------------------------------------------------------
+
+SCORERS = [RecallAtK(), RecallAtK(4), MAPAtR(), RetrievalScorer(("recall_at_1", "map_at_r"))]
+
+
+class CountingPCA(PCA):
+    """PCA that counts its transforms."""
+
+    n_transforms = 0
+
+    def transform(self, X):
+        self.n_transforms += 1
+        return super().transform(X)
+
+
+def test_scorers_score_the_embedding(blobs):
+    pca = CountingPCA(2).fit(blobs[0])
+    Z = PCA(2).fit(blobs[0]).transform(blobs[0])
+    assert RecallAtK(3)(pca, *blobs) == recall_at_k(Z, blobs[1], 3)
+    assert MAPAtR()(pca, *blobs) == map_at_r(Z, blobs[1])
+    assert pca.n_transforms == 2
+    scores = RetrievalScorer(("map_at_r", "recall_at_10", "recall_at_1"))(pca, *blobs)
+    assert pca.n_transforms == 3
+    assert list(scores) == ["map_at_r", "recall_at_10", "recall_at_1"]
+    assert all(type(score) is float for score in scores.values())
+    assert scores["map_at_r"] == map_at_r(Z, blobs[1])
+    assert [scores["recall_at_1"], scores["recall_at_10"]] == recall_at_k(Z, blobs[1], [1, 10]).tolist()
+    assert RetrievalScorer(["map_at_r"])(pca, *blobs) == {"map_at_r": map_at_r(Z, blobs[1])}
+
+
+def test_retrieval_scorer_warns_once(blobs):
+    X, y = blobs
+    y = np.where(np.arange(60) < 2, 10 + np.arange(60), y)
+    with pytest.warns(UserWarning, match="2 of 60 queries are left out") as record:
+        RetrievalScorer(("recall_at_1", "recall_at_2", "map_at_r"))(PCA(2).fit(X), X, y)
+    assert len(record) == 1
+
+
+@pytest.mark.parametrize("scorer", SCORERS, ids=repr)
+def test_scorers_pickle_compare_and_print(scorer):
+    assert pickle.loads(pickle.dumps(scorer)) == scorer
+    assert eval(repr(scorer)) == scorer
+    assert [other == scorer for other in SCORERS].count(True) == 1
+    assert hash(scorer) == hash(eval(repr(scorer)))
+
+
+def test_repr_of_scorers():
+    assert repr(RecallAtK(2)) == "RecallAtK(k=2)"
+    assert repr(MAPAtR()) == "MAPAtR()"
+    assert repr(RetrievalScorer(["map_at_r"])) == "RetrievalScorer(metrics=('map_at_r',))"
+
+
+@pytest.mark.parametrize("scorer", SCORERS, ids=repr)
+def test_scorers_take_pipelines_and_data_frames(scorer, blobs):
+    X, y = blobs
+    frame = pd.DataFrame(X, columns=list("abcdef"))
+    pipeline = make_pipeline(PCA(4), PCA(2)).fit(X)
+    expected = scorer(pipeline, X, y)
+    assert (
+        scorer(make_pipeline(PCA(4), PCA(2)).set_output(transform="pandas").fit(frame), frame, pd.Series(y)) == expected
+    )
+    if not isinstance(expected, dict):
+        assert 0.5 < expected <= 1
+
+
+@pytest.mark.parametrize("scorer", SCORERS, ids=repr)
+def test_scorers_need_transform(scorer, blobs):
+    pipeline = make_pipeline(PCA(2), LogisticRegression()).fit(*blobs)
+    with pytest.raises(TypeError, match=r"needs an estimator with transform, got Pipeline.*pipeline\[:-1\]"):
+        scorer(pipeline, *blobs)
+    scorer(pipeline[:-1], *blobs)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: RecallAtK(0), ValueError, "at least 1, got 0"),
+        (lambda: RecallAtK(1.5), TypeError, "integer.* got 1.5"),
+        (lambda: RecallAtK([1, 2]), TypeError, "one integer.*RetrievalScorer"),
+        (lambda: RetrievalScorer(("recall_at_1", "nmi")), ValueError, r"'recall_at_<k>'.*'map_at_r', got \['nmi'\]"),
+        (lambda: RetrievalScorer(("recall_at_0",)), ValueError, "recall_at_0"),
+        (lambda: RetrievalScorer((1,)), ValueError, r"got \[1\]"),
+        (lambda: RetrievalScorer(()), ValueError, r"got \(\)"),
+        (lambda: RetrievalScorer("map_at_r"), TypeError, r"Pass \('map_at_r',\)"),
+    ],
+)
+def test_scorers_are_checked_when_made(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+class TwoColumns(TransformerMixin, BaseEstimator):
+    """Keep the given column of X and the last one."""
+
+    def __init__(self, column=0):
+        self.column = column
+
+    def fit(self, X, y=None):
+        return self
+
+    def transform(self, X):
+        return X[:, [self.column, -1]]
+
+
+def test_grid_search_finds_the_informative_column():
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 6
+    X = np.column_stack([rng.normal(size=60), y + 0.05 * rng.normal(size=60), rng.normal(size=60), np.ones(60)])
+    grid = {"column": [0, 1, 2]}
+    assert GridSearchCV(TwoColumns(), grid, scoring=RecallAtK(1), cv=3).fit(X, y).best_params_ == {"column": 1}
+    scorer = RetrievalScorer(("recall_at_1", "recall_at_10", "map_at_r"))
+    search = GridSearchCV(TwoColumns(), grid, scoring=scorer, refit="recall_at_1", cv=3).fit(X, y)
+    assert search.best_params_ == {"column": 1}
+    assert search.cv_results_["mean_test_recall_at_10"][1] == 1
+    assert search.cv_results_["rank_test_map_at_r"][1] == 1
+
+
+def test_cross_validation_in_two_processes(blobs):
+    scoring = {"r1": RecallAtK(1), "r4": RecallAtK(4)}
+    scores = cross_validate(PCA(2), *blobs, scoring=scoring, cv=3, n_jobs=2)
+    assert_array_equal(scores["test_r1"], cross_val_score(PCA(2), *blobs, scoring=RecallAtK(1), cv=3))
+    assert (scores["test_r4"] >= scores["test_r1"]).all()
+    search = GridSearchCV(PCA(), {"n_components": [1, 2]}, scoring=RecallAtK(1), cv=3, n_jobs=2).fit(*blobs)
+    assert search.score(*blobs) == RecallAtK(1)(search.best_estimator_, *blobs)
