@@ -102,9 +102,11 @@ def _fill(n_groups, most, total):
 class LocalBatches:
     """Local sampling of SST [1]_: clusters of the embeddings, found anew each epoch, are the batches.
 
-    A cluster of more than ``batch_size`` rows gives a random ``batch_size`` of them; a cluster without a triplet (of
-    one class, or with no class twice) gives no batch. So an epoch need not hold every row. Differences from the
-    authors' code: scikit-learn's minibatch k-means stands for the full one, and the batches come in random order.
+    There are ``n_samples // batch_size`` clusters. A cluster of more than ``batch_size`` rows is cut into even parts,
+    with the rows of a class kept together up to an eighth of a batch; the authors' code draws ``batch_size`` rows of it
+    and drops the others, and many positive pairs with them. A part without a triplet (of one class, or with no class
+    twice) gives no batch. Other differences: scikit-learn's minibatch k-means stands for the full one, and the batches
+    come in random order.
 
     Parameters
     ----------
@@ -131,10 +133,23 @@ class LocalBatches:
             # Fewer distinct embeddings than clusters: the empty clusters give no batch, which is all that is needed.
             warnings.simplefilter("ignore", ConvergenceWarning)
             cluster = kmeans.fit(embeddings).labels_
-        batches = []
-        for c in rng.permutation(n_clusters):
-            rows = rng.permutation(np.flatnonzero(cluster == c))[: self.batch_size]
-            _, counts = np.unique(self.y[rows], return_counts=True)
-            if len(counts) > 1 and counts.max() > 1:
-                batches.append(torch.from_numpy(rows).to(generator.device))
-        return batches
+        parts = [part for c in range(n_clusters) for part in self._cut(np.flatnonzero(cluster == c), rng)]
+        batches = [part for part in parts if self._has_triplet(self.y[part])]
+        return [torch.from_numpy(batches[i]).to(generator.device) for i in rng.permutation(len(batches))]
+
+    def _cut(self, rows, rng):
+        n_parts = -(-len(rows) // self.batch_size)
+        if n_parts <= 1:
+            return [rows]
+        rows = rng.permutation(rows)
+        rows = rows[self.y[rows].argsort(kind="stable")]
+        _, first, c = np.unique(self.y[rows], return_index=True, return_inverse=True)
+        number = (np.arange(len(rows)) - first[c]) // max(2, self.batch_size // 8)  # of the row's group in its class
+        group = np.unique(c * len(rows) + number, return_inverse=True)[1]
+        order = rng.permutation(group.max() + 1)[group]
+        return np.array_split(rows[order.argsort(kind="stable")], n_parts)
+
+    @staticmethod
+    def _has_triplet(y):
+        counts = np.unique(y, return_counts=True)[1]
+        return len(counts) > 1 and counts.max() > 1

@@ -98,7 +98,7 @@ def check_data(estimator, X, *, reset):
     ValueError
         If X is empty, complex, not finite, of a shape or type that is no kind of data, or not as it was in fit.
     """
-    with np.errstate(over="ignore"):  # a number too large for float32 is an error a moment later
+    with np.errstate(over="ignore", invalid="ignore"):  # a number too large for float32 is an error a moment later
         if sparse.issparse(X) or ndim(X) < 3:
             X = _check_vectors(estimator, X, reset)
         else:
@@ -161,7 +161,8 @@ def _check_channels(X):
     if X.dtype != np.uint8 and X.ndim != 4:
         raise ValueError(
             f"X is a float array of shape {X.shape}: without a backbone, skdml takes vectors (n, f), uint8 "
-            "images (n, H, W) or (n, H, W, C) and float images (n, C, H, W). Pass backbone=, or X[:, None] for greyscale images."
+            "images (n, H, W) or (n, H, W, C) and float images (n, C, H, W). Pass backbone=, or "
+            "X[:, None] for greyscale images."
         )
     if X.dtype == np.uint8 and X.ndim == 4 and X.shape[1] in (1, 3, 4) and X.shape[3] > 4:
         raise ValueError(

@@ -134,9 +134,9 @@ class SSTEmbedder(BaseEmbedder):
 
     Notes
     -----
-    Local sampling is the authors', but for scikit-learn's minibatch k-means in place of the full one and a random order
-    of the batches. A cluster larger than ``batch_size`` gives a random part of itself, so an epoch need not hold every
-    sample.
+    Local sampling is the authors', with three differences: a cluster larger than ``batch_size`` is cut into several
+    batches that keep the rows of a class together, where theirs drops what is over; scikit-learn's minibatch k-means
+    stands for the full one; and the batches come in random order.
 
     References
     ----------

@@ -74,6 +74,34 @@ def test_local_batches_are_the_clusters():
     assert max(len(batch) for batch in batches) <= 20
 
 
+@settings(deadline=None, max_examples=30)
+@given(y=labels, batch_size=st.integers(2, 40), seed=st.integers(0, 99))
+def test_local_batches_hold_a_row_once_and_all_with_triplets(y, batch_size, seed):
+    embeddings = torch.from_numpy(np.random.default_rng(seed).normal(size=(len(y), 2))).float()
+    batches = epoch(LocalBatches(y, batch_size), seed, embed=lambda: embeddings)
+    rows = np.concatenate([[], *batches])
+    assert len(np.unique(rows)) == len(rows)
+    for batch in batches:
+        counts = np.unique(y[batch], return_counts=True)[1]
+        assert len(counts) > 1
+        assert counts.max() > 1
+        assert len(batch) <= batch_size
+
+
+def test_one_large_cluster_is_cut_with_the_rows_of_a_class_together():
+    """Equal embeddings are one cluster. Of 60 classes of four, each of the six parts holds ten, whole."""
+    y = np.random.default_rng(0).permutation(np.repeat(np.arange(60), 4))
+    batches = epoch(LocalBatches(y, 40), embed=lambda: torch.zeros(240, 3))
+    np.testing.assert_array_equal(np.sort(np.concatenate(batches)), np.arange(240))
+    assert all((np.unique(y[batch], return_counts=True)[1] == 4).all() for batch in batches)
+
+
+def test_one_large_cluster_of_two_classes_keeps_both_in_its_parts():
+    y = np.arange(400) % 2
+    batches = epoch(LocalBatches(y, 40), embed=lambda: torch.zeros(400, 3))
+    assert sum(map(len, batches)) > 350
+
+
 def test_local_batches_without_a_triplet_are_left_out():
     """One cluster of a single class, and one where no class stands twice."""
     embeddings = torch.tensor([[0.0, 0.0]] * 8 + [[9.0, 9.0]] * 8)
