@@ -126,7 +126,7 @@ def soft_triple_and_product():
 
 
 def soft_triple_memory():
-    """What a fresh process holds at its peak beyond what it held before the centres existed, over their bytes."""
+    """What a fresh process holds at its peak beyond what it held before the centers existed, over their bytes."""
     if not STATUS.exists():
         print("without the peak memory of SoftTriple, which is read from /proc")
         return
@@ -134,7 +134,7 @@ def soft_triple_memory():
         [sys.executable, __file__, "--peak"], stdout=subprocess.PIPE, text=True, check=True, timeout=600
     )
     work = f"SoftTriple, {PEAK_CLASSES} classes, K={PEAK_CENTERS}, D={PEAK_COMPONENTS}, batch {PEAK_BATCH}"
-    report(f"{work}, peak memory over the centres'", float(process.stdout), 3.0)
+    report(f"{work}, peak memory over the centers'", float(process.stdout), 3.0)
 
 
 def peak():

@@ -8,10 +8,9 @@ machine spoils it: the threads of a product wait for the slowest.
 
 import argparse
 import multiprocessing
-import resource
 import statistics
-import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -55,11 +54,15 @@ def median_ratios(ours, peers, n_rounds):
 
 
 def peak_growth(function, *args):
-    """Call the function; return by how many GiB it raised the peak of this process's memory."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Call the function; return the GiB of physical memory at the peak beyond what was held before (Linux)."""
+    status = Path("/proc/self/status")
+
+    def resident(key):
+        return int(status.read_text().partition(f"{key}:")[2].split()[0]) / 2**20
+
+    before = resident("VmRSS")
     function(*args)
-    unit = 2**30 if sys.platform == "darwin" else 2**20
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / unit
+    return resident("VmHWM") - before
 
 
 def recall_memory(n_samples):

@@ -38,7 +38,7 @@ for name, classifier in classifiers.items():
     print(f"{name}: accuracy {cross_val_score(classifier, X, y, cv=5).mean():.3f}")
 
 # %%
-# Which number of centres?
+# Which number of centers?
 # ------------------------
 # An embedding is meant for classes that it has not seen. ``ClassKFold`` holds out whole classes, and ``RecallAtK``
 # scores what it held out: can characters be told apart that were not in the training data?
@@ -51,7 +51,7 @@ search = GridSearchCV(
 print(search.best_params_, f"Recall@1 {search.best_score_:.3f}")
 
 # %%
-# Each line is a fold. Twelve fonts a character do not ask for many centres.
+# Each line is a fold. Twelve fonts a character do not ask for many centers.
 n_centers = search.cv_results_["param_softtripleembedder__n_centers"].astype(int)
 folds = np.array([search.cv_results_[f"split{i}_test_score"] for i in range(5)])
 

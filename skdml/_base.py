@@ -103,10 +103,6 @@ class BaseEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
     A subclass is a keyword-only dataclass with the method's hyperparameters as fields, their allowed values in
     ``_parameter_constraints``, and ``_make_loss``. It may give its own ``_make_batches``.
-
-    Parameters
-    ----------
-    SHARED_PARAMETERS
     """
 
     n_components: int | None = 64
@@ -383,13 +379,7 @@ class BaseEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class PairEmbedder(BaseEmbedder):
-    """Base of the embedders that compare the pairs of a batch: P x K batches.
-
-    Parameters
-    ----------
-    PAIR_PARAMETERS
-    SHARED_PARAMETERS
-    """
+    """Base of the embedders that compare the pairs of a batch: P x K batches."""
 
     samples_per_class: int = 4
 

@@ -1,6 +1,6 @@
-"""SoftTriple: several learned centres a class, no triplets.
+"""SoftTriple: several learned centers a class, no triplets.
 
-Axes: B samples of a batch, D components, C classes, K centres of a class.
+Axes: B samples of a batch, D components, C classes, K centers of a class.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from ._pairs import check_batch
 
 
 class SoftTripleLoss(nn.Module):
-    r"""Pull a sample towards the nearest centres of its class and away from the centres of all others.
+    r"""Pull a sample towards the nearest centers of its class and away from the centers of all others.
 
     .. math::
         \ell &= -\frac1B \sum_i \log \frac{e^{\lambda (S'_{i, y_i} - \delta)}}
@@ -29,7 +29,7 @@ class SoftTripleLoss(nn.Module):
         S'_{i, c} &= \sum_k \frac{e^{s_{ick} / \gamma}}{\sum_{k'} e^{s_{ick'} / \gamma}} s_{ick}, \qquad
         s_{ick} = x_i \cdot w_{ck}, \qquad w_{ck} = v_{ck} / |v_{ck}|
 
-    The second term draws the centres of a class together, so that those it does not need come to coincide.
+    The second term draws the centers of a class together, so that those it does not need come to coincide.
 
     Parameters
     ----------
@@ -38,12 +38,12 @@ class SoftTripleLoss(nn.Module):
     n_components : int
         D, the dimension of the embeddings; >= 1.
     n_centers : int, default=10
-        K, the centres of a class; >= 1. With 1 there is no second term.
+        K, the centers of a class; >= 1. With 1 there is no second term.
     scale : float, default=20.0
         Lambda; > 0, unitless (multiplies a cosine in [-1, 1]).
     gamma : float, default=0.1
-        Gamma, the temperature of the softmax over the centres of a class; > 0, on the scale of a cosine. Towards 0 only
-        the nearest centre counts.
+        Gamma, the temperature of the softmax over the centers of a class; > 0, on the scale of a cosine. Towards 0 only
+        the nearest center counts.
     margin : float, default=0.01
         Delta, taken off the similarity to the own class; >= 0, on the scale of a cosine.
     tau : float, default=0.2
@@ -52,7 +52,7 @@ class SoftTripleLoss(nn.Module):
     Attributes
     ----------
     centers : Parameter of shape (n_classes, n_centers, n_components)
-        The v_ck, of any length: they are normalised in the formula, never in place. The shorter a centre, the further
+        The v_ck, of any length: they are normalised in the formula, never in place. The shorter a center, the further
         an optimiser step turns it.
 
     Raises
@@ -66,12 +66,12 @@ class SoftTripleLoss(nn.Module):
     scalar, the mean over the batch plus the second term. An empty batch gives 0 with zero gradient.
 
     S' is the mean of the similarities under the softmax, without the entropy that a log-sum-exp would add to it, so a
-    centre whose similarity is more than gamma below S' is pushed away by its own class. The second term is half the
-    mean distance of two centres of a class: its sum runs over unordered pairs, its denominator counts ordered ones.
+    center whose similarity is more than gamma below S' is pushed away by its own class. The second term is half the
+    mean distance of two centers of a class: its sum runs over unordered pairs, its denominator counts ordered ones.
 
     As in the authors' code, and not in the paper's formula: 1e-5 is added under the root, which bounds its slope where
-    two centres coincide; centres start uniform in +-1/sqrt(C K), whatever D; the margin applies with one centre, too.
-    Unlike that code, this makes no matrix of all centres by all centres and no second copy of them. A centre of length
+    two centers coincide; centers start uniform in +-1/sqrt(C K), whatever D; the margin applies with one center, too.
+    Unlike that code, this makes no matrix of all centers by all centers and no second copy of them. A center of length
     zero has similarity 0 to everything and receives no gradient.
 
     Relations: ``n_centers=1, margin=0`` is the normalised softmax loss of temperature 1 / scale.
@@ -145,23 +145,23 @@ class SoftTripleLoss(nn.Module):
 
 
 def _relaxed_similarity(s, gamma):
-    """Return S' (B, C): the similarities s (B, C, K) to a class's centres, averaged under their softmax."""
+    """Return S' (B, C): the similarities s (B, C, K) to a class's centers, averaged under their softmax."""
     q = torch.softmax(s / gamma, dim=2)  # (B, C, K)
     return (q * s).sum(dim=2)
 
 
 def _half_mean_distance(gram):
-    """Return the sum of |w_ct - w_cu| over t < u, over C K (K - 1), from the cosines (C, K, K) of unit centres."""
+    """Return the sum of |w_ct - w_cu| over t < u, over C K (K - 1), from the cosines (C, K, K) of unit centers."""
     C, K, _ = gram.shape
     return (2 + 1e-5 - 2 * gram).sqrt().triu(diagonal=1).sum() / (C * K * (K - 1))
 
 
 class _Cosines(Function):
-    """Dot products of embeddings with unit centres w = v / |v|, (B, C, K), and of a class's unit centres, (C, K, K).
+    """Dot products of embeddings with unit centers w = v / |v|, (B, C, K), and of a class's unit centers, (C, K, K).
 
-    With g the gradient in w, that in v is (g - (g . w) w) / |v|. As g mixes embeddings and centres of the same class,
+    With g the gradient in w, that in v is (g - (g . w) w) / |v|. As g mixes embeddings and centers of the same class,
     it takes one product with the embeddings and one of K by K numbers a class with v, and w is never stored. Where
-    classes are many, autograd's copies of the centres would fill the memory.
+    classes are many, autograd's copies of the centers would fill the memory.
     """
 
     @staticmethod

@@ -84,7 +84,7 @@ def check_softtriple(case):
         if "loss_classify" in case:
             criterion.tau = 0.0
             check_close(criterion(embeddings, y), case["loss_classify"], LOSS_TOLERANCE)
-        # With tau = 0 or one centre a class the reference leaves the term out and reports 0.
+        # With tau = 0 or one center a class the reference leaves the term out and reports 0.
         if "regularizer" in case and hp["tau"] > 0 and K > 1:
             check_close(_half_mean_distance(gram), case["regularizer"], LOSS_TOLERANCE)
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from skdml import RAWEmbedder
 from skdml._pairs import pair_masks, vthm
 from skdml.losses import RAWLoss
 
@@ -165,3 +166,12 @@ def test_gradient_in_the_similarities_is_that_of_the_value(batch):
     masks = vthm(S, *pair_masks(y))
     loss = RAWLoss(beta=10.0)
     assert torch.autograd.gradcheck(lambda S: loss.pair_loss(S, *masks), S.requires_grad_())
+
+
+@pytest.mark.parametrize("mining", ["vthm", None, lambda S, positive, negative: (positive, negative & (S > 0))])
+def test_embedder_takes_every_kind_of_mining(blobs, mining):
+    X, y = blobs
+    fitted = RAWEmbedder(mining=mining, alpha=3.0, beta=20.0, threshold=0.4, mining_margin=0.2, batch_size=32).fit(X, y)
+    loss = fitted.criterion_
+    assert (loss.mining, loss.alpha, loss.beta, loss.threshold, loss.mining_margin) == (mining, 3.0, 20.0, 0.4, 0.2)
+    assert fitted.score(X, y) > 0.9

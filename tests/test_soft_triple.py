@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
+from skdml import SoftTripleEmbedder
 from skdml.losses import SoftTripleLoss
 
 B, C, K, D = 6, 4, 3, 5
@@ -25,7 +27,7 @@ def make_loss(n_centers=K, **settings):
 
 
 def in_loops(x, y, v, *, scale, gamma, margin, tau):
-    """The formula for embeddings x (B, D) and centres v (C, K, D), one scalar at a time."""
+    """The formula for embeddings x (B, D) and centers v (C, K, D), one scalar at a time."""
     C, K, _ = v.shape
     w = [[v[c, k] / v[c, k].norm() for k in range(K)] for c in range(C)]
     loss = 0
@@ -65,7 +67,7 @@ def test_one_center_without_margin_is_normalised_softmax(batch):
 
 
 def test_sharp_relaxation_takes_the_nearest_center(batch):
-    """Towards gamma = 0 the similarity to a class is that of its nearest centre (HardTriple)."""
+    """Towards gamma = 0 the similarity to a class is that of its nearest center (HardTriple)."""
     x, y = batch
     loss = make_loss(gamma=1e-5, margin=0.0, tau=0.0)
     similarity = (x @ normalize(loss.centers, dim=2).flatten(0, 1).T).unflatten(1, (C, K))
@@ -80,7 +82,7 @@ def test_flat_relaxation_takes_the_mean_of_the_centers(batch):
 
 
 def test_second_term_is_half_the_mean_distance(batch):
-    """Two opposite centres are 2 apart, and coinciding ones sqrt(1e-5): half of that is added, times tau."""
+    """Two opposite centers are 2 apart, and coinciding ones sqrt(1e-5): half of that is added, times tau."""
     loss = make_loss(n_centers=2, tau=1.0)
     loss.centers.data[:, 1] = -3 * loss.centers.data[:, 0]
     apart = loss(*batch) - SoftTripleLoss.forward(_with(loss, tau=0.0), *batch)
@@ -132,7 +134,7 @@ def test_equal_centers_have_a_bounded_gradient_in_float32():
     loss = SoftTripleLoss(2, 64, n_centers=10, tau=1.0)
     loss.centers.data[:] = loss.centers.data[:, :1]
     loss(torch.zeros(1, 64), torch.tensor([0])).backward()
-    # Nothing but the second term acts, and between equal centres its gradient is 0 up to the rounding of the cosines.
+    # Nothing but the second term acts, and between equal centers its gradient is 0 up to the rounding of the cosines.
     assert loss.centers.grad.norm(dim=2).max() * loss.centers.norm(dim=2).min() < 1e-2
 
 
@@ -158,3 +160,34 @@ def test_centers_start_as_in_the_authors_code():
     assert centers.shape == (20, 5, 300)
     assert 0.099 < centers.abs().max() <= 0.1
     assert centers.var().item() == pytest.approx(0.1**2 / 3, rel=0.05)
+
+
+def test_embedder_centers_are_unit_and_its_parameters_reach_the_loss(blobs):
+    X, y = blobs
+    params = {"n_centers": 3, "scale": 8.0, "gamma": 0.3, "margin": 0.2, "tau": 0.4}
+    fitted = SoftTripleEmbedder(**params, batch_size=30, max_epochs=1, random_state=0).fit(X, y)
+    assert {name: getattr(fitted.criterion_, name) for name in params} == params
+    assert fitted.centers_.shape == (4, 3, 64)
+    np.testing.assert_allclose(np.linalg.norm(fitted.centers_, axis=2), 1, rtol=1e-5)
+
+
+def test_distinct_centers_are_counted_by_single_linkage(blobs):
+    """On a circle: steps below the tolerance chain up to one center, a wide gap or the opposite side parts them."""
+    X, y = blobs
+    fitted = SoftTripleEmbedder(n_centers=4, n_components=2, batch_size=30, max_epochs=1).fit(X, y)
+    angles = torch.tensor([[0.0, 0.08, 0.16, 0.24], [0.0, 0.08, 0.3, 0.38], [0.0, 1.0, 2.0, 3.0], [1.0, 1.0, 1.0, 4.0]])
+    length = torch.tensor([0.5, 2.0, 1.0, 3.0])[:, None]  # directions count, not lengths
+    fitted.criterion_.centers.data = torch.stack([angles.cos(), angles.sin()], dim=2) * length
+    np.testing.assert_array_equal(fitted.n_centers_per_class_, [1, 2, 4, 2])
+
+
+def test_tau_merges_centers(blobs):
+    X, y = blobs
+    n_centers = [
+        SoftTripleEmbedder(n_centers=5, tau=tau, center_learning_rate=0.05, random_state=0, batch_size=30)
+        .fit(X, y)
+        .n_centers_per_class_.sum()
+        for tau in (0.0, 5.0)
+    ]
+    assert n_centers[0] == 20
+    assert n_centers[1] < 20

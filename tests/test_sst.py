@@ -2,10 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from skorch.callbacks import Callback
 from torch.nn.functional import softplus
 
+from skdml import SSTEmbedder
 from skdml._pairs import pair_masks
 from skdml.losses import SSTLoss
 
@@ -111,3 +114,18 @@ def test_targets_may_be_given_as_the_positive_mask(batch):
     targets = positive & (torch.arange(len(y)) % 2 == 0)
     triplets = [(a, p, n) for a, p in targets.nonzero().tolist() for n in negative[a].nonzero().flatten().tolist()]
     torch.testing.assert_close(SSTLoss(n_targets=9).pair_loss(x @ x.T, targets, negative), in_loops(x, triplets))
+
+
+def test_embedder_batches_are_clusters_of_its_own_embeddings():
+    """The batches follow the network of the epoch: rows that share a batch are nearer than others."""
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(400, 3)).astype(np.float32), rng.integers(40, size=400)
+    seen = []
+
+    class Look(Callback):
+        def on_batch_end(self, net, batch=None, **kwargs):
+            seen.append(batch[0])
+
+    SSTEmbedder(batch_size=40, max_epochs=1, n_targets=3, callbacks=[Look()], random_state=0).fit(X, y)
+    within = np.mean([torch.cdist(rows, rows).mean() for rows in seen])
+    assert within < 0.8 * torch.cdist(torch.from_numpy(X), torch.from_numpy(X)).mean()
