@@ -71,7 +71,8 @@ _SHARED_DOCS = {
     precision : {"float32", "bfloat16"}, default="float32"
         "bfloat16": autocast of the network up to the normalisation. Similarities and losses stay float32.
     warm_start : bool, default=False
-        Whether fit goes on from the weights of the fit before. The classes must be the same.
+        Whether fit goes on from the weights of the fit before. The classes must be the same; parameters of the network
+        and of the loss keep the values of the first fit.
     random_state : int, RandomState instance or None, default=None
         Seeds the weights, the batches and the held-out samples. No global state is changed.
     verbose : int, default=0
