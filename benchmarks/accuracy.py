@@ -28,11 +28,13 @@ EMBEDDERS = (SoftTripleEmbedder, RAWEmbedder, SSTEmbedder)
 
 
 class PeerSoftTriple(SoftTripleEmbedder):
-    """Our engine and batches with pytorch-metric-learning's SoftTripleLoss."""
+    """Our engine and batches with pytorch-metric-learning's SoftTripleLoss, as it comes: without a regularizer.
+
+    With its SparseCentersRegularizer the loss turned to NaN when two centers met, in epoch 7.
+    """
 
     def _make_loss(self, n_classes, n_components):
         from pytorch_metric_learning.losses import SoftTripleLoss
-        from pytorch_metric_learning.regularizers import SparseCentersRegularizer
 
         return SoftTripleLoss(
             n_classes,
@@ -41,8 +43,6 @@ class PeerSoftTriple(SoftTripleEmbedder):
             la=self.scale,
             gamma=self.gamma,
             margin=self.margin,
-            weight_regularizer=SparseCentersRegularizer(n_classes, self.n_centers),
-            weight_reg_weight=self.tau,
         )
 
 

@@ -50,8 +50,8 @@ _SHARED_DOCS = {
         Of the network, at its highest; > 0.
     lr_schedule : {"auto", "one_cycle"} or None, default="auto"
         "one_cycle": over the whole training, the learning rates rise to their highest in 15 % of it and fall to 0, on
-        cosines, and the momentum of "adamw" and "adam" falls from 0.95 to 0.85 and rises again. None: constant. "auto":
-        "one_cycle", but None with early stopping, a warm start or an LRScheduler callback.
+        cosines, and the momentum (first beta) of Adam's kin falls from 0.95 to 0.85 and rises again. None: constant.
+        "auto": "one_cycle", but None with early stopping, a warm start or an LRScheduler callback.
     weight_decay : float, default=1e-4
         Of all weights, the loss's own included; >= 0. Decoupled under "adamw".
     optimizer : {"adamw", "adam", "sgd"} or class, default="adamw"
