@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits
 
 
 class ShuffledBatches:
@@ -129,7 +130,8 @@ class LocalBatches:
         seed = int(torch.randint(2**31 - 1, (1,), generator=generator, device=generator.device))
         rng = np.random.default_rng(seed)
         kmeans = MiniBatchKMeans(n_clusters, n_init=1, random_state=seed)
-        with warnings.catch_warnings():
+        # In several threads the inertia, hence the end of k-means, would depend on the order of the additions.
+        with threadpool_limits(1, user_api="openmp"), warnings.catch_warnings():
             # Fewer distinct embeddings than clusters: the empty clusters give no batch, which is all that is needed.
             warnings.simplefilter("ignore", ConvergenceWarning)
             cluster = kmeans.fit(embeddings).labels_
