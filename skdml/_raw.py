@@ -111,7 +111,7 @@ class RAWEmbedder(PairEmbedder):
     """RAW: pairs of a batch weighted by relative and absolute similarity, after mining the informative ones [1]_.
 
     The same function as the multi-similarity loss [2]_ with its mining. Batches hold several samples of each of several
-    classes. The first choice with few samples a class.
+    classes, so classes must have several samples.
 
     Read more in the :ref:`User Guide <raw>`.
 

@@ -196,14 +196,14 @@ class SoftTripleEmbedder(BaseEmbedder):
 
     Each class has ``n_centers`` learned centers; a softmax over the classes' relaxed similarities pulls a sample to the
     nearer centers of its class, and ``tau`` merges the centers that a class does not need. The first choice where
-    classes are many-sided, and the cheapest method with many samples a class.
+    classes are many-sided or have few samples: any batch will do.
 
     Read more in the :ref:`User Guide <soft_triple>`.
 
     Parameters
     ----------
     n_centers : int, default=10
-        Centers a class, K in Eq. (6); >= 1. 1 is the normalised softmax with a margin.
+        Centers a class, K; >= 1. 1 is the normalised softmax with a margin.
     scale : float, default=20.0
         Lambda, the factor of the similarities in the softmax over classes; > 0.
     gamma : float, default=0.1
@@ -226,7 +226,7 @@ class SoftTripleEmbedder(BaseEmbedder):
 
     See Also
     --------
-    RAWEmbedder : Compares the pairs of a batch; often better with few samples a class.
+    RAWEmbedder : Compares the pairs of a batch; needs several samples a class, and is often better where there are.
     skdml.losses.SoftTripleLoss : The loss alone, for a torch loop.
 
     References
