@@ -2,9 +2,11 @@
 
 import copy
 import inspect
+import re
 import textwrap
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -19,13 +21,27 @@ from torch import nn
 from ._batches import BalancedBatches, ShuffledBatches
 from ._constraints import FRACTION, NON_NEGATIVE, POSITIVE, POSITIVE_INT, Interval, StrOptions, check_constraints
 from ._data import check_data, ndim
+from ._memory import CrossBatchMemory
 from ._networks import build_network
+from ._pairs import MINING_CONSTRAINTS, MINING_DOC
 from ._training import OPTIMIZERS, TrainingSet, check_callbacks, embed, has_lr_scheduler, hold_out, seeded, train
 from .metrics import recall_at_k
 
-# Stand once here; every class docstring holds the markers in their place.
+# Stand once here; every class docstring holds the markers in their place. {name} is the default of that parameter.
 _SHARED_DOCS = {
-    "PAIR_PARAMETERS": """\
+    "PROXY_PARAMETERS": """\
+    proxy_learning_rate : float, default={proxy_learning_rate}
+        Learning rate of the loss's own parameters, at its highest; > 0.
+""",
+    "PAIR_PARAMETERS": f"""\
+{textwrap.indent(MINING_DOC, "    ")}\
+    memory_size : int, default=0
+        Embeddings of the last batches that each batch is compared with, too (cross-batch memory, Wang et al., CVPR
+        2020); at least ``batch_size``, or 0: none. They are freed after the fit.
+    memory_start : int, default=100
+        Batches before the memory takes part, >= 0: early embeddings are soon out of date.
+""",
+    "BALANCED_PARAMETERS": """\
     samples_per_class : int, default=4
         K of the P x K batches, >= 2: a batch holds ``batch_size // samples_per_class`` classes and this many samples of
         each. With fewer classes than that, a batch takes more samples of each and keeps its size. A class with fewer
@@ -38,9 +54,9 @@ _SHARED_DOCS = {
         Maps a batch (B, ...) to features (B, f); a linear head to ``n_components`` follows. It is copied, never
         changed. None: a multilayer perceptron over vectors, a small convolutional network (four times convolution,
         BatchNorm, ReLU of widths 32, 64, 128, 128, then average pooling) over images.
-    hidden_layer_sizes : tuple of int, default=(256,)
+    hidden_layer_sizes : tuple of int, default={hidden_layer_sizes}
         Of the multilayer perceptron; () is a linear embedding. Not used over images or with a backbone.
-    normalize : bool, default=True
+    normalize : bool, default={normalize}
         Whether embeddings are scaled to unit length.
     max_epochs : int, default=50
         Upper bound on the epochs, >= 1.
@@ -98,6 +114,10 @@ _SHARED_DOCS = {
 }
 
 
+def _shown(default):
+    return f'"{default}"' if isinstance(default, str) else repr(default)
+
+
 @dataclass(kw_only=True, eq=False, repr=False)
 class BaseEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, ABC):
     """Base of the embedders: a network trained so that samples of one class lie close together.
@@ -148,6 +168,9 @@ class BaseEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         "verbose": ["verbose"],
     }
 
+    # Rows that pass the network at a time, where a loss needs larger batches than fit.
+    chunk_size = None
+
     # Whether the loss compares the samples of a batch, so that a class of one sample is nobody's positive.
     _pair_based = False
 
@@ -156,8 +179,9 @@ class BaseEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         if cls.__doc__:
             cls.__doc__ = inspect.cleandoc(cls.__doc__)
             for marker, text in _SHARED_DOCS.items():
-                text = textwrap.dedent(text).strip().replace("{batch_size}", str(cls.batch_size))
-                cls.__doc__ = cls.__doc__.replace(marker, text)
+                if marker in cls.__doc__:
+                    text = re.sub(r"\{(\w+)\}", lambda match: _shown(getattr(cls, match[1])), textwrap.dedent(text))
+                    cls.__doc__ = cls.__doc__.replace(marker, text.strip())
 
     @abstractmethod
     def _make_loss(self, n_classes, n_components):
@@ -167,9 +191,24 @@ class BaseEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         """Return the batch rule of ``_batches.py`` for labels 0..C-1."""
         return ShuffledBatches(y, self.batch_size)
 
+    def _make_network(self, sample):
+        """Return the network, with its dimension as ``n_components``, for a sample of two rows."""
+        return build_network(
+            self.backbone,
+            sample,
+            n_components=self.n_components,
+            hidden_layer_sizes=self.hidden_layer_sizes,
+            normalize=self.normalize,
+            precision=self.precision,
+        )
+
     def _loss_learning_rate(self):
         """Return the learning rate of the loss's own parameters."""
         return self.learning_rate
+
+    def _training_loss(self, criterion):
+        """Return what training minimises: the loss, or a module around it that does not outlive the fit."""
+        return criterion
 
     def fit(self, X, y):
         """Train the network.
@@ -209,18 +248,11 @@ class BaseEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             if goes_on:
                 network, criterion = copy.deepcopy((self.network_, self.criterion_))
             else:
-                network = build_network(
-                    self.backbone,
-                    data.batch(slice(0, 2)),
-                    n_components=self.n_components,
-                    hidden_layer_sizes=self.hidden_layer_sizes,
-                    normalize=self.normalize,
-                    precision=self.precision,
-                )
+                network = self._make_network(data.batch(slice(0, 2)))
                 criterion = self._make_loss(len(classes), network.n_components)
             history = train(
                 network.to(device),
-                criterion.to(device),
+                self._training_loss(criterion.to(device)),
                 TrainingSet(data, y, train_rows),
                 batches,
                 valid_set=TrainingSet(data, y, valid_rows) if self.early_stopping else None,
@@ -231,6 +263,7 @@ class BaseEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
                 weight_decay=self.weight_decay,
                 optimizer=self.optimizer,
                 n_iter_no_change=self.n_iter_no_change,
+                chunk_size=self.chunk_size,
                 callbacks=self.callbacks,
                 generator=torch.Generator(data.index_device).manual_seed(seed),
                 verbose=self.verbose,
@@ -379,8 +412,20 @@ class BaseEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class PairEmbedder(BaseEmbedder):
-    """Base of the embedders that compare the pairs of a batch: P x K batches."""
+class ProxyEmbedder(BaseEmbedder):
+    """Base of the embedders whose loss learns proxies of the classes: a learning rate of their own."""
+
+    proxy_learning_rate: float = 3e-3
+
+    _parameter_constraints = {**BaseEmbedder._parameter_constraints, "proxy_learning_rate": [POSITIVE]}
+
+    def _loss_learning_rate(self):
+        return self.proxy_learning_rate
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class BalancedEmbedder(BaseEmbedder):
+    """Base of the embedders that compare the samples of a batch: P x K batches."""
 
     samples_per_class: int = 4
 
@@ -400,3 +445,38 @@ class PairEmbedder(BaseEmbedder):
 
     def _make_batches(self, y):
         return BalancedBatches(y, self.batch_size, self.samples_per_class)
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class PairMixin:
+    """What embedders with a `PairLoss` share: mining and a memory of earlier batches."""
+
+    mining: str | Callable | None = None
+    mining_margin: float = 0.1
+    memory_size: int = 0
+    memory_start: int = 100
+
+    _parameter_constraints = {
+        **MINING_CONSTRAINTS,
+        "memory_size": [Interval(Integral, 0, None, closed="left")],
+        "memory_start": [Interval(Integral, 0, None, closed="left")],
+    }
+    _pair_based = True
+
+    def _check_params(self):
+        super()._check_params()
+        if 0 < self.memory_size < self.batch_size:
+            raise ValueError(
+                f"The 'memory_size' parameter of {type(self).__name__} must be 0 or at least batch_size = "
+                f"{self.batch_size}. Got {self.memory_size} instead."
+            )
+
+    def _training_loss(self, criterion):
+        return CrossBatchMemory(criterion, self.memory_size, self.memory_start) if self.memory_size else criterion
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class PairEmbedder(PairMixin, BalancedEmbedder):
+    """Base of the embedders with a `PairLoss` over P x K batches."""
+
+    _parameter_constraints = {**BalancedEmbedder._parameter_constraints, **PairMixin._parameter_constraints}

@@ -1,7 +1,11 @@
 """Which pairs of a batch count, and what the losses over pairs share.
 
-Axes: B samples of a batch, D components. The row of a (B, B) matrix is the anchor.
+Axes: B samples of a batch, D components, M samples the anchors are compared with: the batch, and behind it what a memory
+holds. Column j < B is sample j of the batch, so self pairs lie on the diagonal. The row of a (B, M) matrix is the anchor.
 """
+
+import inspect
+import textwrap
 
 import torch
 from torch import nn
@@ -10,22 +14,51 @@ from torch.autograd.function import once_differentiable
 
 from ._constraints import NON_NEGATIVE, StrOptions
 
+MINING_CONSTRAINTS = {
+    "mining": [StrOptions({"vthm", "semihard", "hard", "distance_weighted"}), callable, None],
+    "mining_margin": [NON_NEGATIVE],
+}
+
+# Stands once here; the docstrings of losses and embedders hold the marker MINING_PARAMETERS in its place.
+MINING_DOC = """\
+mining : {"vthm", "semihard", "hard", "distance_weighted"}, callable or None, default={mining}
+    Which pairs of a batch count. "vthm": for each anchor the negatives more similar than its hardest positive less
+    ``mining_margin``, and the positives less similar than its hardest negative plus it. "semihard": all positives, and
+    for each of them the hardest negative that is still less similar, or the easiest where none is. "hard": the least
+    similar positive and the most similar negative of each anchor. "distance_weighted": all positives, and as many
+    negatives, drawn evenly over the distances (of unit rows). None: all pairs. A callable maps ``(S, positive,
+    negative)``, the similarities (B, M) and two boolean masks with a row for each anchor, to the two masks thinned.
+mining_margin : float, default=0.1
+    Epsilon of "vthm", which alone uses it; >= 0, on the scale of the similarities.
+"""
+
 
 class PairLoss(nn.Module):
     """A loss that sees the embeddings through their similarities alone.
 
     A subclass writes its formula once, as ``pair_loss(S, positive, negative)``, a scalar that autograd differentiates
     in S. This class makes S and the two masks and lets ``mining`` thin the masks, so that every mining rule goes with
-    every loss. A batch without a pair that counts must give 0, connected to the graph, with a zero gradient.
+    every loss, and with a memory of earlier batches. A batch without a pair that counts must give 0, connected to the
+    graph, with a zero gradient.
 
-    Attributes
+    Parameters
     ----------
     mining : str, callable or None
-        A name in `MINING_RULES`, called with ``mining_margin`` as its last argument; a callable
-        ``(S, positive, negative) -> (positive, negative)``; or None, all pairs.
+    mining_margin : float
     """
 
-    mining = None
+    def __init__(self, mining, mining_margin):
+        super().__init__()
+        self.mining = mining
+        self.mining_margin = mining_margin
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        default = inspect.signature(cls).parameters.get("mining")
+        if default is not None and cls.__doc__:
+            shown = f'"{default.default}"' if isinstance(default.default, str) else repr(default.default)
+            text = textwrap.indent(MINING_DOC.replace("{mining}", shown), "    ").strip()
+            cls.__doc__ = cls.__doc__.replace("MINING_PARAMETERS", text)
 
     def forward(self, embeddings, y):
         """Return the loss of a batch.
@@ -44,39 +77,52 @@ class PairLoss(nn.Module):
         """
         check_batch(embeddings, y)
         if len(y) == 0:
-            return embeddings.sum()
-        S = self._similarities(embeddings)  # (B, B)
-        return self.pair_loss(S, *self.mine(S.detach(), *pair_masks(y)))
+            return embeddings.sum() + sum(0 * p.sum() for p in self.parameters())
+        return self._compare(self._similarities(embeddings), y, y, embeddings.shape[1])
 
-    def mine(self, S, positive, negative):
+    def _compare(self, S, y, columns_y, n_components):
+        """Return the loss from similarities (B, M), the classes (B,) and (M,) of rows and columns, and D."""
+        return self.pair_loss(S, *self.mine(S.detach(), *pair_masks(y, columns_y), n_components))
+
+    def mine(self, S, positive, negative, n_components):
         """Select the pairs that count.
 
         Parameters
         ----------
-        S : tensor of shape (B, B)
+        S : tensor of shape (B, M)
             Similarities, detached: no gradient flows through the choice.
-        positive, negative : bool tensor of shape (B, B)
+        positive, negative : bool tensor of shape (B, M)
             The pairs to select from.
+        n_components : int
+            D, which "distance_weighted" depends on.
 
         Returns
         -------
-        tuple of two bool tensors of shape (B, B)
+        tuple of two bool tensors of shape (B, M)
             The pairs selected, positive and negative.
         """
-        if self.mining is None:
-            return positive, negative
-        if callable(self.mining):
-            return self.mining(S, positive, negative)
-        return MINING_RULES[self.mining](S, positive, negative, self.mining_margin)
+        match self.mining:
+            case None:
+                return positive, negative
+            case "vthm":
+                return vthm(S, positive, negative, self.mining_margin)
+            case "semihard":
+                return semihard(S, positive, negative)
+            case "hard":
+                return hard(S, positive, negative)
+            case "distance_weighted":
+                return distance_weighted(S, positive, negative, n_components)
+            case rule:
+                return rule(S, positive, negative)
 
     def pair_loss(self, S, positive, negative):
         """Return the loss as a function of similarities, over the pairs in two masks.
 
         Parameters
         ----------
-        S : tensor of shape (B, B)
-            Dot products of the embeddings.
-        positive, negative : bool tensor of shape (B, B)
+        S : tensor of shape (B, M), M >= B
+            Similarities, see ``_similarities``. Of a batch alone M is B.
+        positive, negative : bool tensor of shape (B, M)
             Which pairs count, the row being the anchor. No self pairs.
 
         Returns
@@ -86,8 +132,12 @@ class PairLoss(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} must define pair_loss(S, positive, negative).")
 
-    def _similarities(self, embeddings):
-        return similarities(embeddings)
+    def _similarities(self, embeddings, columns=None):
+        """Return the similarities S of the embeddings (B, D) to the columns (M, D), by default the embeddings.
+
+        Dot products, or `distance_similarities` for a loss of distances.
+        """
+        return dot_products(embeddings, columns)
 
 
 def check_batch(embeddings, y):
@@ -99,23 +149,53 @@ def check_batch(embeddings, y):
         )
 
 
-def pair_masks(y):
-    """Return two boolean masks (B, B): pairs of one class without the self pairs, and pairs of two classes.
+def pair_masks(y, columns_y=None):
+    """Return two boolean masks (B, M): pairs of one class without the self pairs, and pairs of two classes.
 
-    Self pairs are left out by index. To tell them by a similarity of 1 would drop duplicates too, and keep those self
-    pairs that rounding puts below 1.
+    ``columns_y`` are the classes (M,) of the columns, the batch's own first; by default they are y. Self pairs are left
+    out by index. To tell them by a similarity of 1 would drop duplicates too, and keep those self pairs that rounding
+    puts below 1.
     """
-    same = y[:, None] == y  # (B, B)
+    same = y[:, None] == (y if columns_y is None else columns_y)  # (B, M)
     negative = ~same
     return same.fill_diagonal_(False), negative
 
 
-def similarities(embeddings):
-    """Return the dot products X X^T, (B, B), of the rows of X, (B, D)."""
-    return _Similarities.apply(embeddings)
+def dot_products(embeddings, columns=None):
+    """Return the dot products (B, M) of the rows of embeddings (B, D) and columns (M, D), by default the embeddings."""
+    return _Gram.apply(embeddings) if columns is None else embeddings @ columns.T
 
 
-class _Similarities(Function):
+def distance_similarities(embeddings, columns=None):
+    """Return 1 - d^2 / 2 for the Euclidean distances d, (B, M): for unit rows the dot products, and no diagonal needed.
+
+    So a loss of distances is a function of similarities, for rows of any length: d^2 = 2 - 2 s.
+    """
+    # Distances do not depend on the origin; with one among the samples, cancellation costs fewer of their digits.
+    origin = embeddings[0].detach()
+    rows = embeddings - origin  # (B, D)
+    if columns is None:
+        S, norms = dot_products(rows), rows.square().sum(dim=1)
+        half_norms = (norms[:, None] + norms) / 2
+    else:
+        columns = columns - origin
+        S = dot_products(rows, columns)
+        half_norms = (rows.square().sum(dim=1)[:, None] + columns.square().sum(dim=1)) / 2
+    return (1 + (S - half_norms)).clamp(max=1)
+
+
+def squared_distances(S):
+    """Return d^2 = 2 - 2 s, at least 0."""
+    return (2 - 2 * S).clamp(min=0)
+
+
+def distances(S):
+    """Return d = sqrt(2 - 2 s); at d = 0, where the root has no slope, the gradient is 0."""
+    squares = squared_distances(S)
+    return torch.where(squares > 0, squares, 1).sqrt().where(squares > 0, 0)
+
+
+class _Gram(Function):
     """X X^T, whose backward pass is one product; autograd, not knowing that the factors are one, takes two."""
 
     @staticmethod
@@ -171,6 +251,27 @@ class _Log1pSumExp(Function):
         return log_weights.exp().mul_(ctx.scale * grad[:, None]).fill_diagonal_(0), None, None, None
 
 
+def log_sum_exp(z, mask):
+    r"""Return :math:`\log \sum_{j \in M_i} e^{z_{ij}}` for every row i, and which rows have a nonempty set M_i.
+
+    Parameters
+    ----------
+    z : tensor of shape (B, M)
+        Exponents, finite.
+    mask : bool tensor of shape (B, M)
+        Row i is the set M_i.
+
+    Returns
+    -------
+    value : tensor of shape (B,)
+        0 with zero gradient for an empty set.
+    nonempty : bool tensor of shape (B,)
+    """
+    nonempty = mask.any(dim=1)
+    z = torch.where(mask, z, -torch.inf)
+    return torch.where(nonempty[:, None], z, 0).logsumexp(dim=1).where(nonempty, 0), nonempty
+
+
 def vthm(S, positive, negative, margin=0.1):
     """Keep the pairs that break the order of a triplet, or would within a margin: valid triplet based hard mining.
 
@@ -180,16 +281,16 @@ def vthm(S, positive, negative, margin=0.1):
 
     Parameters
     ----------
-    S : tensor of shape (B, B)
+    S : tensor of shape (B, M)
         Similarities.
-    positive, negative : bool tensor of shape (B, B)
+    positive, negative : bool tensor of shape (B, M)
         The pairs to select from.
     margin : float, default=0.1
         Epsilon of the paper; >= 0, on the scale of S.
 
     Returns
     -------
-    positive, negative : bool tensor of shape (B, B)
+    positive, negative : bool tensor of shape (B, M)
         The pairs selected, by the anchor of the row: not symmetric.
 
     References
@@ -201,7 +302,141 @@ def vthm(S, positive, negative, margin=0.1):
     return positive & (hardest_negative + margin > S), negative & (hardest_positive - margin < S)
 
 
-# Each is called as rule(S, positive, negative, margin) and returns the two masks, thinned.
-MINING_RULES = {"vthm": vthm}
+def semihard(S, positive, negative):
+    """Keep all positives, and of the negatives those that are semi-hard for one of them.
 
-MINING_CONSTRAINTS = {"mining": [StrOptions(set(MINING_RULES)), callable, None], "mining_margin": [NON_NEGATIVE]}
+    Parameters
+    ----------
+    S : tensor of shape (B, M)
+        Similarities.
+    positive, negative : bool tensor of shape (B, M)
+        The pairs to select from.
+
+    Returns
+    -------
+    positive, negative : bool tensor of shape (B, M)
+        The pairs selected. An anchor without positives or without negatives selects nothing.
+
+    Notes
+    -----
+    The batch form in general use of [1]_, which wants 0 < d_an - d_ap < margin: see `semihard_negatives`.
+
+    References
+    ----------
+    .. [1] F. Schroff, D. Kalenichenko and J. Philbin, "FaceNet: A Unified Embedding for Face Recognition and
+       Clustering", CVPR 2015. Section 3.2.
+    """
+    positive = positive & negative.any(dim=1, keepdim=True)
+    chosen = torch.zeros_like(S).scatter_add_(1, semihard_negatives(S, negative), positive.to(S.dtype))
+    return positive, chosen > 0
+
+
+def semihard_negatives(S, negative):
+    """Return for every pair (i, j) the index of the hardest negative of i less similar than j, (B, M).
+
+    Strictly less; where there is none, the index of the easiest negative, and in a row without negatives any index.
+    """
+    distance, index = torch.where(negative, -S, torch.inf).sort(dim=1)  # nearest negative first
+    place = torch.searchsorted(distance, -S, right=True)
+    last = negative.sum(dim=1, keepdim=True) - 1
+    return index.gather(1, place.minimum(last).clamp_(min=0))
+
+
+def hard(S, positive, negative):
+    """Keep the least similar positive and the most similar negative of each anchor: batch hard [1]_.
+
+    Parameters
+    ----------
+    S : tensor of shape (B, M)
+        Similarities.
+    positive, negative : bool tensor of shape (B, M)
+        The pairs to select from.
+
+    Returns
+    -------
+    positive, negative : bool tensor of shape (B, M)
+        One pair a row in each, of equals that of lowest index; none for an anchor without positives or without
+        negatives.
+
+    References
+    ----------
+    .. [1] A. Hermans, L. Beyer and B. Leibe, "In Defense of the Triplet Loss for Person Re-Identification", 2017,
+       arXiv:1703.07737. Eq. (5).
+    """
+    both = positive.any(dim=1, keepdim=True) & negative.any(dim=1, keepdim=True)
+    hardest_positive = torch.where(positive, S, torch.inf).argmin(dim=1, keepdim=True)  # (B, 1)
+    hardest_negative = torch.where(negative, S, -torch.inf).argmax(dim=1, keepdim=True)  # (B, 1)
+    none = torch.zeros_like(positive)
+    return none.scatter(1, hardest_positive, both), none.scatter(1, hardest_negative, both)
+
+
+def distance_weighted(S, positive, negative, n_components, *, cutoff=0.5, max_distance=1.4):
+    """Keep all positives of an anchor, and draw as many of its negatives by `distance_log_probabilities` [1]_.
+
+    The draws come from torch's generator of the device, without replacement.
+
+    Parameters
+    ----------
+    S : tensor of shape (B, M)
+        Similarities of unit rows.
+    positive, negative : bool tensor of shape (B, M)
+        The pairs to select from.
+    n_components : int
+        D, the dimension of the embeddings.
+    cutoff, max_distance : float
+        As in `distance_log_probabilities`.
+
+    Returns
+    -------
+    positive, negative : bool tensor of shape (B, M)
+        The pairs selected. An anchor without positives or without negatives selects nothing.
+
+    Notes
+    -----
+    The authors' code draws with replacement, one negative for each positive pair.
+
+    References
+    ----------
+    .. [1] C.-Y. Wu, R. Manmatha, A. J. Smola and P. Kraehenbuehl, "Sampling Matters in Deep Embedding Learning",
+       ICCV 2017. Section 4.1.
+    """
+    positive = positive & negative.any(dim=1, keepdim=True)
+    log_p = distance_log_probabilities(S, negative, n_components, cutoff=cutoff, max_distance=max_distance)
+    # The largest of log p plus Gumbel noise are a draw without replacement.
+    key = log_p - torch.empty_like(S).exponential_().log()
+    rank = key.argsort(dim=1, descending=True).argsort(dim=1)
+    return positive, (rank < positive.sum(dim=1, keepdim=True)) & (log_p > -torch.inf)
+
+
+def distance_log_probabilities(S, negative, n_components, *, cutoff=0.5, max_distance=1.4):
+    r"""Return the log probability to draw each negative of an anchor, so that all distances are drawn alike.
+
+    Proportional to :math:`1 / q(d)`, the density of the distance of two random points on the sphere,
+    :math:`q(d) = d^{D-2} (1 - d^2 / 4)^{(D-3)/2}`.
+
+    Parameters
+    ----------
+    S : tensor of shape (B, M)
+        Similarities of unit rows.
+    negative : bool tensor of shape (B, M)
+        The pairs to draw from.
+    n_components : int
+        D.
+    cutoff : float, default=0.5
+        Distances below count as this one, which bounds the weight of the nearest.
+    max_distance : float, default=1.4
+        Negatives this far or farther are not drawn, unless an anchor has no nearer one: then all its negatives are
+        drawn alike.
+
+    Returns
+    -------
+    tensor of shape (B, M)
+        Each row with a negative is the log of probabilities that sum to 1; -inf where none can be drawn.
+    """
+    d = squared_distances(S).sqrt()  # (B, M)
+    clipped = d.clamp(min=cutoff, max=max(cutoff, min(max_distance, 2 - 1e-3)))
+    log_q = (n_components - 2) * clipped.log() + (n_components - 3) / 2 * torch.log1p(-clipped.square() / 4)
+    near = negative & (d < max_distance)
+    admissible = near.any(dim=1, keepdim=True)
+    weights = torch.where(near, -log_q, -torch.inf).where(admissible, torch.where(negative, 0.0, -torch.inf))
+    return weights - log_sum_exp(weights, weights > -torch.inf)[0][:, None]

@@ -29,12 +29,7 @@ class RAWLoss(PairLoss):
         Beta in Eq. (17), the sharpness over negatives; > 0, unitless.
     threshold : float, default=0.5
         Lambda in Eq. (17), the similarity that the absolute part of a weight compares with.
-    mining : "vthm", callable or None, default="vthm"
-        "vthm" is valid triplet based hard mining, Section 5.1 of [1]_. A callable maps ``(S, positive, negative)``,
-        similarities (B, B) and two boolean masks with a row for each anchor, to the two masks of the pairs it selects.
-        None takes all pairs.
-    mining_margin : float, default=0.1
-        Epsilon of "vthm"; >= 0, on the scale of the similarities. A callable does not receive it.
+    MINING_PARAMETERS
 
     Raises
     ------
@@ -78,12 +73,10 @@ class RAWLoss(PairLoss):
     _parameter_constraints = {"alpha": [POSITIVE], "beta": [POSITIVE], "threshold": [FINITE], **MINING_CONSTRAINTS}
 
     def __init__(self, *, alpha=2.0, beta=50.0, threshold=0.5, mining="vthm", mining_margin=0.1):
-        super().__init__()
+        super().__init__(mining, mining_margin)
         self.alpha = alpha
         self.beta = beta
         self.threshold = threshold
-        self.mining = mining
-        self.mining_margin = mining_margin
         check_constraints(self, vars(self))
 
     def pair_loss(self, S, positive, negative):
@@ -91,9 +84,9 @@ class RAWLoss(PairLoss):
 
         Parameters
         ----------
-        S : tensor of shape (B, B)
-            Similarities of the embeddings.
-        positive, negative : bool tensor of shape (B, B)
+        S : tensor of shape (B, M)
+            Similarities, dot products.
+        positive, negative : bool tensor of shape (B, M)
             P_i and N_i as rows.
 
         Returns
@@ -123,14 +116,8 @@ class RAWEmbedder(PairEmbedder):
         Steepness of the negative pairs' weights, Eq. (16); > 0.
     threshold : float, default=0.5
         Lambda, the similarity that absolute weights compare to, Eqs. (15)-(17).
-    mining : {"vthm"}, callable or None, default="vthm"
-        Which pairs count. "vthm": for each anchor the negatives more similar than its hardest positive less
-        ``mining_margin``, and the positives less similar than its hardest negative plus it. None: all pairs. A callable
-        maps ``(S, positive, negative)``, the similarities (B, B) and two boolean masks (B, B), to the two masks
-        thinned.
-    mining_margin : float, default=0.1
-        Epsilon of "vthm"; >= 0, in units of the cosine.
     PAIR_PARAMETERS
+    BALANCED_PARAMETERS
     SHARED_PARAMETERS
 
     Attributes
@@ -163,7 +150,6 @@ class RAWEmbedder(PairEmbedder):
     beta: float = 50.0
     threshold: float = 0.5
     mining: str | Callable | None = "vthm"
-    mining_margin: float = 0.1
 
     _parameter_constraints = {**PairEmbedder._parameter_constraints, **RAWLoss._parameter_constraints}
 

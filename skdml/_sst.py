@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from ._base import BaseEmbedder
+from ._base import BaseEmbedder, PairMixin
 from ._batches import LocalBatches
 from ._constraints import POSITIVE_INT, check_constraints
-from ._pairs import PairLoss, similarities
+from ._pairs import MINING_CONSTRAINTS, PairLoss, distance_similarities, squared_distances
 
 
 class SSTLoss(PairLoss):
@@ -28,6 +28,7 @@ class SSTLoss(PairLoss):
     ----------
     n_targets : int, default=5
         How many nearest positives of an anchor enter triplets; >= 1. Of equally near ones those of lowest index.
+    MINING_PARAMETERS
 
     Raises
     ------
@@ -66,23 +67,23 @@ class SSTLoss(PairLoss):
     0.2014
     """
 
-    _parameter_constraints = {"n_targets": [POSITIVE_INT]}
+    _parameter_constraints = {"n_targets": [POSITIVE_INT], **MINING_CONSTRAINTS}
 
-    def __init__(self, *, n_targets=5):
-        super().__init__()
+    def __init__(self, *, n_targets=5, mining=None, mining_margin=0.1):
+        super().__init__(mining, mining_margin)
         self.n_targets = n_targets
         check_constraints(self, vars(self))
 
     def pair_loss(self, S, positive, negative):
-        """Return the mean over triplets as a function of dot products.
+        """Return the mean over triplets as a function of similarities.
 
         Parameters
         ----------
-        S : tensor of shape (B, B)
-            Dot products of the embeddings; the diagonal holds their squared norms.
-        positive : bool tensor of shape (B, B)
-            The nearest ``n_targets`` of a row are the targets of its anchor.
-        negative : bool tensor of shape (B, B)
+        S : tensor of shape (B, M)
+            1 - d^2 / 2, which for unit rows are dot products.
+        positive : bool tensor of shape (B, M)
+            The nearest ``n_targets`` of a row, within the batch, are the targets of its anchor.
+        negative : bool tensor of shape (B, M)
             The samples that form a triplet with each target of the row's anchor.
 
         Returns
@@ -90,16 +91,15 @@ class SSTLoss(PairLoss):
         tensor of shape ()
             The loss.
         """
-        norm = S.diagonal()
-        distance = norm[:, None] + norm - 2 * S  # (B, B), squared
-        target, is_target = _nearest(distance.detach(), positive, self.n_targets)  # (B, K)
-        z = distance.gather(1, target)[:, :, None] - (distance[:, None, :] + distance[target]) / 2  # (B, K, B)
-        is_triplet = is_target[:, :, None] & negative[:, None, :]  # (B, K, B)
+        distance = squared_distances(S)  # (B, M)
+        B = len(S)
+        target, is_target = _nearest(distance[:, :B].detach(), positive[:, :B], self.n_targets)  # (B, K)
+        z = distance.gather(1, target)[:, :, None] - (distance[:, None, :] + distance[target]) / 2  # (B, K, M)
+        is_triplet = is_target[:, :, None] & negative[:, None, :]  # (B, K, M)
         return torch.where(is_triplet, F.softplus(z), 0).sum() / is_triplet.sum().clamp(min=1)
 
-    def _similarities(self, embeddings):
-        # Distances do not depend on the origin; with one among the samples, cancellation costs fewer of their digits.
-        return similarities(embeddings - embeddings[0].detach())
+    def _similarities(self, embeddings, columns=None):
+        return distance_similarities(embeddings, columns)
 
 
 def _nearest(distance, mask, k):
@@ -109,7 +109,7 @@ def _nearest(distance, mask, k):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class SSTEmbedder(BaseEmbedder):
+class SSTEmbedder(PairMixin, BaseEmbedder):
     """SST: symmetric triplets inside the clusters of the embedding space [1]_.
 
     Each epoch the training set is embedded and clustered by k-means, and each cluster is a batch (local sampling), so
@@ -121,6 +121,7 @@ class SSTEmbedder(BaseEmbedder):
     ----------
     n_targets : int, default=5
         Nearest samples of its class that each sample makes triplets with; >= 1.
+    PAIR_PARAMETERS
     SHARED_PARAMETERS
 
     Attributes
@@ -156,11 +157,14 @@ class SSTEmbedder(BaseEmbedder):
     batch_size: int = 128
     n_targets: int = 5
 
-    _parameter_constraints = {**BaseEmbedder._parameter_constraints, **SSTLoss._parameter_constraints}
-    _pair_based = True
+    _parameter_constraints = {
+        **BaseEmbedder._parameter_constraints,
+        **PairMixin._parameter_constraints,
+        **SSTLoss._parameter_constraints,
+    }
 
     def _make_loss(self, n_classes, n_components):
-        return SSTLoss(n_targets=self.n_targets)
+        return SSTLoss(n_targets=self.n_targets, mining=self.mining, mining_margin=self.mining_margin)
 
     def _make_batches(self, y):
         return LocalBatches(y, self.batch_size)

@@ -37,6 +37,7 @@ def train(
     weight_decay,
     optimizer,
     n_iter_no_change,
+    chunk_size,
     callbacks,
     generator,
     verbose,
@@ -46,7 +47,8 @@ def train(
     Parameters
     ----------
     network, criterion : nn.Module
-        On the device of the data. ``criterion(network(inputs), labels)`` is the loss.
+        On the device of the data. ``criterion(network(inputs), labels)`` is the loss; what a batch rule gives beside
+        the indices follows the labels.
     train_set, valid_set : TrainingSet
         With a ``valid_set`` training stops when its Recall@1 has not risen for ``n_iter_no_change`` epochs, and the
         weights of the best epoch are put back. None: no early stopping.
@@ -54,6 +56,9 @@ def train(
         A batch rule of ``_batches.py``.
     lr_schedule : {"one_cycle", None}
     optimizer : str or class
+    chunk_size : int or None
+        Rows that pass the network at a time. A larger batch is embedded twice: without a graph for the gradient in the
+        embeddings, then in chunks for that in the weights, so that its size is not bounded by the activations.
     generator : torch.Generator
         Of the batch rule, on the index device.
 
@@ -82,6 +87,7 @@ def train(
     net.weight_decay = weight_decay
     net.fused = isinstance(optimizer, str) and net.device.type in ("cpu", "cuda")
     net.batches = batches
+    net.chunk_size = chunk_size
     net.generator = generator
     net.fit(train_set)
     if not all(p.isfinite().all() for p in [*network.parameters(), *criterion.parameters()]):
@@ -137,20 +143,31 @@ def embed(network, data, device):
 @contextmanager
 def seeded(seed, device):
     """Seed torch's generators of the CPU and of the device inside the block, and put their states back after it."""
-    accelerator = None if device.type == "cpu" else getattr(torch, device.type)
-    on_device = [device] if device.type == "cuda" else []
-    states = torch.get_rng_state(), accelerator and accelerator.get_rng_state(*on_device)
+    states = generator_states(device)
     try:
         # torch.manual_seed would also seed every GPU of the machine.
         torch.default_generator.manual_seed(seed)
-        if accelerator:
-            with torch.cuda.device(device) if on_device else nullcontext():
-                accelerator.manual_seed(seed)
+        if device.type != "cpu":
+            with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+                getattr(torch, device.type).manual_seed(seed)
         yield
     finally:
-        torch.set_rng_state(states[0])
-        if accelerator:
-            accelerator.set_rng_state(states[1], *on_device)
+        set_generator_states(states, device)
+
+
+def generator_states(device):
+    """Return the states of torch's generators of the CPU and of the device."""
+    states = [torch.get_rng_state()]
+    if device.type != "cpu":
+        states.append(getattr(torch, device.type).get_rng_state(*[device] if device.type == "cuda" else []))
+    return states
+
+
+def set_generator_states(states, device):
+    """Put the states of `generator_states` back."""
+    torch.set_rng_state(states[0])
+    if device.type != "cpu":
+        getattr(torch, device.type).set_rng_state(states[1], *[device] if device.type == "cuda" else [])
 
 
 def hold_out(y, fraction, rng):
@@ -269,13 +286,14 @@ class EmbeddingNet(NeuralNet):
         total = torch.zeros((), device=self.device)
         n_samples = 0
         for i, index in enumerate(batches):
+            index, *others = index if isinstance(index, tuple) else (index,)
             if self.lr_schedule == "one_cycle":
                 factor, momentum = one_cycle((len(self.history) - 1 + i / len(batches)) / self.max_epochs)
                 for group, lr in zip(self.optimizer_.param_groups, self.peak_lrs_, strict=True):
                     group["lr"] = lr * factor
                     if "betas" in group:  # Adam's momentum; of plain SGD nobody asked one
                         group["betas"] = (momentum, group["betas"][1])
-            batch = iterator.batch(index), iterator.labels(index)
+            batch = iterator.batch(index), iterator.labels(index), *others
             self.notify("on_batch_begin", batch=batch, training=True)
             loss = step_fn(batch)
             total += loss * len(index)
@@ -287,18 +305,47 @@ class EmbeddingNet(NeuralNet):
         self._record("train_loss", loss, larger_is_better=False)
 
     def train_step(self, batch, **kwargs):
+        X, *targets = batch
         self.optimizer_.zero_grad()
-        loss = self.criterion_(self.module_(batch[0]), batch[1])
-        loss.backward()
+        if self.chunk_size is None or len(X) <= self.chunk_size:
+            loss = self.criterion_(self.module_(X), *targets)
+            loss.backward()
+        else:
+            loss = self.backward_in_chunks(X, targets)
         self.notify(
             "on_grad_computed",
             named_parameters=TeeGenerator(self.get_all_learnable_params()),
-            X=batch[0],
-            y=batch[1],
+            X=X,
+            y=targets[0],
             training=True,
         )
         self.optimizer_.step()
         return loss.detach()
+
+    def backward_in_chunks(self, X, targets):
+        """Gradient caching [1]_: as one backward pass, but for layers that mix rows, which see a chunk.
+
+        References
+        ----------
+        .. [1] L. Gao, Y. Zhang, J. Han and J. Callan, "Scaling Deep Contrastive Learning Batch Size under Memory
+           Limited Setup", RepL4NLP 2021, arXiv:2101.06983.
+        """
+        device = X.device
+        chunks = X.split(self.chunk_size)
+        states, embeddings = [], []
+        with torch.no_grad():
+            for chunk in chunks:
+                states.append(generator_states(device))
+                embeddings.append(self.module_(chunk))
+        embeddings = torch.cat(embeddings).requires_grad_()
+        loss = self.criterion_(embeddings, *targets)
+        loss.backward()
+        after = generator_states(device)
+        for chunk, state, grad in zip(chunks, states, embeddings.grad.split(self.chunk_size), strict=True):
+            set_generator_states(state, device)  # the same dropout as before
+            self.module_(chunk).backward(grad)
+        set_generator_states(after, device)
+        return loss
 
     def _record(self, name, value, *, larger_is_better):
         earlier = [epoch[name] for epoch in self.history[:-1]]

@@ -4,4 +4,8 @@ from ._raw import RAWLoss
 from ._soft_triple import SoftTripleLoss
 from ._sst import SSTLoss
 
-__all__ = ["RAWLoss", "SSTLoss", "SoftTripleLoss"]
+__all__ = [
+    "RAWLoss",
+    "SSTLoss",
+    "SoftTripleLoss",
+]

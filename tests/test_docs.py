@@ -27,6 +27,7 @@ EMBEDDERS = [
 ]
 LOSSES = [name for name in skdml.losses.__all__ if inspect.isclass(getattr(skdml.losses, name))]
 METHODS = (ROOT / "docs" / "methods.rst").read_text(encoding="utf-8")
+PAGES = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs" / "methods").glob("*.rst")))
 
 # What numpydoc asks for and skdml does not: a long summary, See Also and Examples everywhere; results without a name
 # (scikit-learn writes "self : object"); where the quotes stand, which ruff checks.
@@ -109,8 +110,8 @@ def test_shared_parameters_read_alike(name):
 def test_method_has_its_section_and_its_row(name):
     title = name.removesuffix("Embedder")
     assert f"* - :class:`{name}`" in METHODS
-    section = re.search(rf"^{title}\n-+\n(.*?)(?=^\.\. _|^References\n)", METHODS, flags=re.MULTILINE | re.DOTALL)
-    assert section, f"docs/methods.rst has no section {title!r}"
+    section = re.search(rf"^{title}\n=+\n(.*?)(?=^\.\. _|\Z)", PAGES, flags=re.MULTILINE | re.DOTALL)
+    assert section, f"docs/methods holds no page {title!r}"
     for part in (".. math::", "**Parameters.**", "**When to use.**", "**Cost.**", "**Paper.**"):
         assert part in section[1], part
 

@@ -79,7 +79,7 @@ def test_weights_are_those_of_the_paper(batch):
     alpha, beta, threshold = 2.0, 50.0, 0.5
     loss = RAWLoss()
     S = (x @ x.T).detach().requires_grad_()
-    positive, negative = loss.mine(S.detach(), *pair_masks(y))
+    positive, negative = loss.mine(S.detach(), *pair_masks(y), x.shape[1])
     loss.pair_loss(S, positive, negative).backward()
     expected = torch.zeros_like(S)
     for i, j in positive.nonzero().tolist():
@@ -123,7 +123,7 @@ def test_duplicates_are_ordinary_positives():
     """Anchors 0 and 1 are equal rows of one class; their pair has s = 1 and its weight is not 0."""
     S = torch.tensor([[1.0, 1.0, 0.95], [1.0, 1.0, 0.95], [0.95, 0.95, 1.0]], requires_grad=True)
     loss = RAWLoss()
-    positive, negative = loss.mine(S.detach(), *pair_masks(torch.tensor([0, 0, 1])))
+    positive, negative = loss.mine(S.detach(), *pair_masks(torch.tensor([0, 0, 1])), 2)
     assert positive.nonzero().tolist() == [[0, 1], [1, 0]]
     loss.pair_loss(S, positive, negative).backward()
     assert S.grad[0, 1] < 0

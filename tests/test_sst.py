@@ -9,7 +9,7 @@ from skorch.callbacks import Callback
 from torch.nn.functional import softplus
 
 from skdml import SSTEmbedder
-from skdml._pairs import pair_masks
+from skdml._pairs import distance_similarities, pair_masks
 from skdml.losses import SSTLoss
 
 
@@ -113,7 +113,7 @@ def test_targets_may_be_given_as_the_positive_mask(batch):
     positive, negative = pair_masks(y)
     targets = positive & (torch.arange(len(y)) % 2 == 0)
     triplets = [(a, p, n) for a, p in targets.nonzero().tolist() for n in negative[a].nonzero().flatten().tolist()]
-    torch.testing.assert_close(SSTLoss(n_targets=9).pair_loss(x @ x.T, targets, negative), in_loops(x, triplets))
+    torch.testing.assert_close(SSTLoss(n_targets=9).pair_loss(distance_similarities(x), targets, negative), in_loops(x, triplets))
 
 
 def test_embedder_batches_are_clusters_of_its_own_embeddings():

@@ -1,0 +1,72 @@
+"""Cross-batch memory: the pairs of a batch with what earlier batches gave.
+
+Axes: B samples of a batch, D components, M samples the anchors are compared with.
+"""
+
+import torch
+from torch import nn
+
+
+class CrossBatchMemory(nn.Module):
+    r"""Add to a loss over pairs the same loss between the batch and a memory of the last embeddings.
+
+    The memory is a ring that holds the batch itself and the embeddings of earlier batches, without their gradient. A
+    sample's own copy is left out by index.
+
+    Parameters
+    ----------
+    loss : PairLoss
+    memory_size : int
+        Embeddings that the memory holds, the batch's own included.
+    memory_start : int
+        Batches before the memory takes part.
+
+    Notes
+    -----
+    Differences from the authors' code: a ring, where theirs overwrites the last rows; the own copy is left out by
+    index, where theirs drops positives more similar than 1 - 1e-5.
+
+    References
+    ----------
+    .. [1] X. Wang, H. Zhang, W. Huang and M. R. Scott, "Cross-Batch Memory for Embedding Learning", CVPR 2020.
+       Section 3.3.
+    """
+
+    def __init__(self, loss, memory_size, memory_start):
+        super().__init__()
+        self.loss = loss
+        self.memory_size = memory_size
+        self.memory_start = memory_start
+        self.n_batches = 0
+        self.n_rows = 0  # seen in all; the ring's next place is this modulo its size
+        self.embeddings = self.y = None
+
+    def forward(self, embeddings, y):
+        """Return the loss of a batch (B, D) with labels (B,), with itself and with the memory."""
+        loss = self.loss(embeddings, y)
+        if self.n_batches >= self.memory_start and len(y):
+            loss = loss + self.memory_loss(embeddings, y)
+        self._remember(embeddings.detach(), y)
+        return loss
+
+    def memory_loss(self, embeddings, y):
+        """Return the loss between a batch and the memory, which is the batch and what earlier ones left."""
+        n_kept = min(self.n_rows, max(0, self.memory_size - len(y)))
+        columns, columns_y = embeddings.detach(), y
+        if n_kept:
+            place = torch.arange(self.n_rows - n_kept, self.n_rows, device=y.device) % self.memory_size
+            columns = torch.cat([columns, self.embeddings[place]])  # (M, D), the batch first
+            columns_y = torch.cat([columns_y, self.y[place]])  # (M,)
+        S = self.loss._similarities(embeddings, columns)  # (B, M)
+        return self.loss._compare(S, y, columns_y, embeddings.shape[1])
+
+    def _remember(self, embeddings, y):
+        if self.embeddings is None:
+            self.embeddings = embeddings.new_empty(self.memory_size, embeddings.shape[1])
+            self.y = y.new_empty(self.memory_size)
+        embeddings, y = embeddings[-self.memory_size :], y[-self.memory_size :]
+        place = torch.arange(self.n_rows, self.n_rows + len(y), device=y.device) % self.memory_size
+        self.embeddings[place] = embeddings
+        self.y[place] = y
+        self.n_rows += len(y)
+        self.n_batches += 1
