@@ -2,8 +2,8 @@
 
 A batch rule is made once a fit, from the labels, and called once an epoch: ``rule(generator, embed)`` returns the
 epoch's batches, a sequence of index tensors on the generator's device; one that hands its loss more than the labels
-gives tuples, of the index tensor and further arguments of the loss, on the embeddings' device. ``embed()`` gives the training set's embeddings
-(n_samples, D) by the network as it is, for the rules that look at them.
+gives tuples, of the index tensor and further arguments of the loss, on the embeddings' device. ``embed()`` gives the
+training set's embeddings (n_samples, D) by the network as it is, for the rules that look at them.
 """
 
 import warnings

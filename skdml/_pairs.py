@@ -1,7 +1,8 @@
 """Which pairs of a batch count, and what the losses over pairs share.
 
-Axes: B samples of a batch, D components, M samples the anchors are compared with: the batch, and behind it what a memory
-holds. Column j < B is sample j of the batch, so self pairs lie on the diagonal. The row of a (B, M) matrix is the anchor.
+Axes: B samples of a batch, D components, M samples the anchors are compared with: the batch, and behind it what a
+memory holds. Column j < B is sample j of the batch, so self pairs lie on the diagonal. The row of a (B, M) matrix is
+the anchor.
 """
 
 import inspect

@@ -62,10 +62,10 @@ def recall_at_k(embeddings, y, k=1, *, gallery=None, gallery_y=None, metric="cos
 
     Notes
     -----
-    Exact: neighbours are counted, not approximated. A query succeeds at k if fewer than k rows of other classes are
-    strictly nearer than its nearest row of its own class. Ties between classes count as success: embeddings that have
-    collapsed to one point, or the cosine of a single component, have recall 1. Only tiles of similarities are held:
-    memory grows with the number of rows, not with its square.
+    Exact: neighbours are counted, not approximated. A query succeeds at k if fewer than k rows of other classes are as
+    near as its nearest row of its own class, or nearer. So a tie between classes counts against the query, and
+    embeddings that have collapsed to one point have recall 0; the order of the rows, by which a sort breaks ties, does
+    not matter. Only tiles of similarities are held: memory grows with the number of rows, not with its square.
 
     Similarities are matrix products in the precision of the input, at least float32. Those that differ by less than
     the rounding of the product, about 5e-7 of a cosine in float32 and 1e-14 in float64, count as equal.
@@ -136,7 +136,7 @@ def map_at_r(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine"):
 
     Notes
     -----
-    Of rows at the same distance, those of the query's own class come first; :func:`recall_at_k` says what is the
+    Of rows at the same distance, those of the query's own class come last; :func:`recall_at_k` says what is the
     same. The gallery is compared with a block of queries at a time.
 
     References
@@ -376,15 +376,15 @@ def _similarities(rows, columns, buffer):
 
 
 def _thresholds(values, queries):
-    """Return what a similarity must exceed to be larger than `values` (Q, ...) beyond doubt.
+    """Return the similarity from which on a row counts as no farther than `values` (Q, ...).
 
     Equal rows get similarities that differ by the rounding of a product, which depends on their place in it. Without
     the margin, embeddings that have collapsed to a point would have any recall.
     """
     margin = _MARGIN[values.dtype] * torch.finfo(values.dtype).eps
     if queries.offsets is None:
-        return values + margin
-    return values * (1 - margin) + 2 * margin * queries.offsets.view(-1, *[1] * (values.ndim - 1))
+        return values - margin
+    return values * (1 + margin) - 2 * margin * queries.offsets.view(-1, *[1] * (values.ndim - 1))
 
 
 def _recalls(queries, gallery, n_matches, ks):
@@ -398,7 +398,7 @@ def _recalls(queries, gallery, n_matches, ks):
 
 @torch.no_grad()
 def _ranks(queries, gallery):
-    """How many rows of other classes are strictly nearer than the best match of each query, (Q,).
+    """How many rows of other classes are as near as the best match of each query, or nearer, (Q,).
 
     Both are sorted by class, so that rows of one class meet in few tiles, near the diagonal. A first pass over these
     finds the best matches, with small tiles to hold few other rows; a second one over all tiles counts. Without a
@@ -429,9 +429,9 @@ def _ranks(queries, gallery):
             if may_match:
                 S.masked_fill_(queries.classes[q, None] == gallery.classes[g], -torch.inf)
             nearer = flags[: S.numel()].view_as(S)
-            ranks[q] += torch.gt(S, best[q, None], out=nearer).sum(1).long()
+            ranks[q] += torch.ge(S, best[q, None], out=nearer).sum(1).long()
             if symmetric and q != g:
-                ranks[g] += torch.gt(S, best[g], out=nearer).sum(0).long()
+                ranks[g] += torch.ge(S, best[g], out=nearer).sum(0).long()
     return ranks
 
 
@@ -481,8 +481,8 @@ def _map_at_r(queries, gallery, n_matches):
         S[:, near].masked_fill_(same, -torch.inf)
         others = _largest(S, r)  # (Q, R), falling
         i = torch.arange(1, r + 1, dtype=S.dtype, device=S.device)
-        # The i-th match stands behind i - 1 matches and the other rows that are strictly nearer.
-        position = i + torch.searchsorted(others.neg_(), _thresholds(matches, queries[q]).neg_())
+        # The i-th match stands behind i - 1 matches and the other rows that are as near or nearer.
+        position = i + torch.searchsorted(others.neg_(), _thresholds(matches, queries[q]).neg_(), right=True)
         counts = n_matches[q, None]
         total += (i / position * (position <= counts) / counts.clamp(min=1)).sum()
     return total.item() / int((n_matches > 0).sum())

@@ -154,23 +154,27 @@ def test_collapsed_embeddings_tie(tile, n, d, dtype, metric):
     """The rounding of a product depends on the place in it: equal rows must tie all the same."""
     X = np.repeat(np.random.default_rng(0).normal(size=(1, d)), n, axis=0).astype(dtype)
     y = np.arange(n) % (n // 2)
-    assert recall_at_k(X, y, metric=metric) == map_at_r(X, y, metric=metric) == 1
+    assert recall_at_k(X, y, metric=metric) == map_at_r(X, y, metric=metric) == 0
+    assert recall_at_k(X, y, n, metric=metric) == 1
 
 
-def test_ties_between_classes_count_as_success():
-    """The match lies at distance 1, as do two rows of other classes; then a row comes strictly nearer."""
-    gallery, gallery_y = [[-1.0], [1.0], [1.0], [2.0]], [1, 2, 0, 1]
+def test_ties_between_classes_count_against_the_query():
+    """The match lies at distance 1, as does a row of another class; then the match comes strictly nearer."""
+    gallery_y = [1, 0, 1]
     for measure in (recall_at_k, map_at_r):
-        assert measure([[0.0]], [0], gallery=gallery, gallery_y=gallery_y, metric="euclidean") == 1
-        nearer = {"gallery": [*gallery, [0.5]], "gallery_y": [*gallery_y, 1]}
-        assert measure([[0.0]], [0], **nearer, metric="euclidean") == 0
+        for match, expected in ((1.0, 0), (-1.0, 0), (0.999, 1)):
+            gallery = [[-1.0], [match], [2.0]]
+            assert measure([[0.0]], [0], gallery=gallery, gallery_y=gallery_y, metric="euclidean") == expected
+    assert recall_at_k([[0.0]], [0], 2, gallery=[[-1.0], [1.0], [2.0]], gallery_y=gallery_y, metric="euclidean") == 1
+    # Both at the origin, where distances have no rounding.
+    assert recall_at_k([[0.0]], [0], gallery=[[0.0], [0.0]], gallery_y=[0, 1], metric="euclidean") == 0
 
 
 def test_rows_of_zeros_have_cosine_zero():
     query, gallery = [[1.0, 0.0]], [[0.0, 0.0], [-1.0, 0.0], [0.0, 2.0]]
     assert recall_at_k(query, [0], gallery=gallery[:2], gallery_y=[0, 1]) == 1
     assert recall_at_k(query, [0], gallery=[*gallery[:1], [1.0, 1.0]], gallery_y=[0, 1]) == 0
-    assert recall_at_k([[0.0, 0.0]], [0], gallery=gallery, gallery_y=[1, 0, 1]) == 1
+    assert recall_at_k([[0.0, 0.0]], [0], [2, 3], gallery=gallery, gallery_y=[1, 0, 1]).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])

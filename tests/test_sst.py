@@ -113,7 +113,8 @@ def test_targets_may_be_given_as_the_positive_mask(batch):
     positive, negative = pair_masks(y)
     targets = positive & (torch.arange(len(y)) % 2 == 0)
     triplets = [(a, p, n) for a, p in targets.nonzero().tolist() for n in negative[a].nonzero().flatten().tolist()]
-    torch.testing.assert_close(SSTLoss(n_targets=9).pair_loss(distance_similarities(x), targets, negative), in_loops(x, triplets))
+    value = SSTLoss(n_targets=9).pair_loss(distance_similarities(x), targets, negative)
+    torch.testing.assert_close(value, in_loops(x, triplets))
 
 
 def test_embedder_batches_are_clusters_of_its_own_embeddings():
