@@ -2,15 +2,17 @@
 
     python benchmarks/accuracy.py peers [--data glyphs32.npz --epochs 12]
     python benchmarks/accuracy.py defaults
+    python benchmarks/accuracy.py ablations
     python benchmarks/accuracy.py vectors
 
 ``peers`` trains the same network with the same optimizer, constant learning rate, epochs, batches and seeds, once with
 our loss and once with pytorch-metric-learning's, on the bundled characters or on a file with X, y and train (a mask of
-the samples of the training classes). ``defaults`` gives Recall@1 on the bundled characters after 15 epochs. ``vectors``
-puts each embedder between StandardScaler and three nearest neighbours, in 5-fold cross-validation.
+the samples of the training classes). ``defaults`` gives Recall@1 on the bundled characters after 15 epochs; ``ablations`` does
+so with one center a class in SoftTriple and without local sampling in SST. ``vectors`` puts each embedder between StandardScaler and three nearest neighbours, in 5-fold cross-validation.
 """
 
 import argparse
+import re
 
 import numpy as np
 from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wine
@@ -20,8 +22,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from skdml import RAWEmbedder, SoftTripleEmbedder, SSTEmbedder, map_at_r, recall_at_k
+from skdml import MetricEmbedder, RAWEmbedder, SoftTripleEmbedder, SSTEmbedder, map_at_r, recall_at_k
 from skdml.datasets import load_kanji
+from skdml.losses import SSTLoss
 
 SEEDS = (0, 1, 2)
 EMBEDDERS = (SoftTripleEmbedder, RAWEmbedder, SSTEmbedder)
@@ -82,13 +85,29 @@ def peers(X, y, train, epochs):
 
 def defaults(X, y, train, epochs):
     bars = {"SoftTripleEmbedder": 0.83, "RAWEmbedder": 0.845, "SSTEmbedder": 0.78}
-    print(f"{'defaults, 15 epochs':28} {'Recall@1':>9} {'bar':>7}   by seed")
+    print(f"{'defaults, 15 epochs':44} {'Recall@1':>9} {'bar':>7}   by seed")
     for cls in EMBEDDERS:
-        scores = [
-            cls(max_epochs=epochs, random_state=seed).fit(X[train], y[train]).score(X[~train], y[~train])
-            for seed in SEEDS
-        ]
-        print(f"{cls.__name__:28} {np.mean(scores):9.3f} {bars[cls.__name__]:7.3f}   {np.round(scores, 3)}", flush=True)
+        recall_by_seed(cls(max_epochs=epochs), X, y, train, bars[cls.__name__])
+
+
+def ablations(X, y, train, epochs):
+    print(f"{'15 epochs':44} {'Recall@1':>9} {'':7}   by seed")
+    for embedder in (
+        SoftTripleEmbedder(),
+        SoftTripleEmbedder(n_centers=1),
+        SSTEmbedder(),
+        MetricEmbedder(loss=SSTLoss(), batches="shuffled", batch_size=128),
+    ):
+        recall_by_seed(embedder.set_params(max_epochs=epochs), X, y, train)
+
+
+def recall_by_seed(embedder, X, y, train, bar=None):
+    name = re.sub(r"max_epochs=\d+,?\s*", "", " ".join(str(embedder).split()))
+    scores = [
+        embedder.set_params(random_state=seed).fit(X[train], y[train]).score(X[~train], y[~train]) for seed in SEEDS
+    ]
+    shown = "" if bar is None else f"{bar:.3f}"
+    print(f"{name:44} {np.mean(scores):9.3f} {shown:>7}   {np.round(scores, 3)}", flush=True)
 
 
 def vectors():
@@ -117,7 +136,7 @@ def vectors():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=["peers", "defaults", "vectors"])
+    parser.add_argument("table", choices=["peers", "defaults", "ablations", "vectors"])
     parser.add_argument("--data", help="npz file with X, y, train; default: the bundled characters")
     parser.add_argument("--epochs", type=int, default=15)
     args = parser.parse_args()
@@ -129,7 +148,7 @@ def main():
     else:
         kanji = load_kanji()
         data = kanji.data, kanji.target, kanji.train
-    {"peers": peers, "defaults": defaults}[args.table](*data, args.epochs)
+    {"peers": peers, "defaults": defaults, "ablations": ablations}[args.table](*data, args.epochs)
 
 
 if __name__ == "__main__":
