@@ -7,8 +7,9 @@
 
 ``peers`` trains the same network with the same optimizer, constant learning rate, epochs, batches and seeds, once with
 our loss and once with pytorch-metric-learning's, on the bundled characters or on a file with X, y and train (a mask of
-the samples of the training classes). ``defaults`` gives Recall@1 on the bundled characters after 15 epochs; ``ablations`` does
-so with one center a class in SoftTriple and without local sampling in SST. ``vectors`` puts each embedder between StandardScaler and three nearest neighbours, in 5-fold cross-validation.
+the samples of the training classes). ``defaults`` gives Recall@1 on the bundled characters after 15 epochs;
+``ablations`` does so with one center a class in SoftTriple and without local sampling in SST. ``vectors`` puts each
+embedder between StandardScaler and three nearest neighbours, in 5-fold cross-validation.
 """
 
 import argparse

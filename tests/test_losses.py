@@ -21,16 +21,68 @@ C, D = 4, 5
 
 # Settings that take another path through a loss, next to its defaults.
 SETTINGS = {
+    "TripletLoss": [
+        {"squared": False},
+        {"soft_margin": True},
+        {"mining": None},
+        {"mining": "hard"},
+        {"mining": None, "squared": False},
+        {"mining": None, "soft_margin": True},
+    ],
+    "QuadrupletLoss": [{"mining": "hard"}],
+    "MarginLoss": [{"mining": None}, {"mining": None, "nu": 0.5}],
+    "ArcFaceLoss": [{"n_centers": 3, "scale": 16.0}, {"margin": 2.0}],
+    "LargeMarginSoftmaxLoss": [{"annealing_base": 0.0}, {"annealing_base": 0.0, "margin": 1}],
+    "ProxyNCALoss": [{"positive_in_denominator": True}, {"label_smoothing": 0.1}],
+    "CircleLoss": [{"margin": 0.25, "scale": 256.0}],
+    "RecallSurrogateLoss": [{"ks": (1, 3), "tau1": 0.1, "tau2": 0.5}],
+    "SupConLoss": [{"base_temperature": 0.07}],
+    "ClusteringLoss": [{"max_swap_rounds": 0}],
+    "PDDMLoss": [{"n_quadruplets": 1}, {"n_hidden": 3, "distance_weight": 0.0}],
+    "BIERLoss": [{"group_shares": (1,)}],
+    "HDCLoss": [{"hard_fractions": (1.0,)}, {"hard_fractions": (0.3, 0.7), "level_sizes": (1, 4)}],
+    "ContrastiveLoss": [{"metric": "euclidean"}, {"mining": "vthm"}],
+    "BinomialDevianceLoss": [{"mining": "vthm"}],
+    "LiftedStructureLoss": [
+        {"mining": None},
+        {"mining": None, "metric": "cosine"},
+        {"mining": None, "form": "original"},
+        {"form": "original", "metric": "cosine"},
+    ],
+    "AngularLoss": [{"angle": 36.0}, {"mining": "hard"}],
+    "HistogramLoss": [{"n_bins": 7}],
+    "NPairsLoss": [{"l2": 0.0}],
     "RAWLoss": [{"mining": None}],
     "SoftTripleLoss": [{"n_centers": 1}, {"n_centers": 2, "tau": 0.0}],
     "SSTLoss": [{"n_targets": 1}],
 }
 
+# By default two calls give two values: pairs drawn at random, an annealing that counts its steps.
+CHANGES = {"LargeMarginSoftmaxLoss", "MarginLoss"}
+
+# Their formulas hold a weight constant that depends on the embeddings: the gradient is not that of the value.
+HOLDS_WEIGHTS = {"BIERLoss", "CircleLoss"}
+
+# Which two samples of a class form its pair follows from their order.
+ORDERED = {"NPairsLoss"}
+
+# Searches a discrete structure on the CPU.
+WAITS = {"ClusteringLoss"}
+
+# Distances in units of their own spread; ranks, which steep sigmoids count.
+SCALE_FREE = {"MagnetLoss", "RecallSurrogateLoss"}
+
 LOSSES = [
     pytest.param(name, settings, id=f"{name}({', '.join(f'{k}={v}' for k, v in settings.items())})")
     for name in losses.__all__
-    for settings in [{}, *SETTINGS.get(name, [])]
+    for settings in [*([] if name in CHANGES else [{}]), *SETTINGS.get(name, [])]
 ]
+
+
+def without(names):
+    """Return LOSSES without those of which a test cannot hold."""
+    return [param for param in LOSSES if param.values[0] not in names]
+
 
 DTYPES = [pytest.param(torch.float32, id="float32"), pytest.param(torch.float64, id="float64")]
 
@@ -61,7 +113,7 @@ def gradients(loss, x, y):
     return value, *torch.autograd.grad(value, [x, *loss.parameters()])
 
 
-@pytest.mark.parametrize(("name", "settings"), LOSSES)
+@pytest.mark.parametrize(("name", "settings"), without(HOLDS_WEIGHTS))
 def test_gradient_is_that_of_the_value(name, settings):
     loss = make_loss(name, settings)
     x, y = make_batch(9)
@@ -78,6 +130,11 @@ def test_order_of_the_batch_does_not_matter(name, settings):
     loss = make_loss(name, settings)
     x, y = make_batch()
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(1))
+    if name in ORDERED:
+        place = order.argsort()  # the samples of a class keep their order
+        for c in range(C):
+            place[y == c] = place[y == c].sort().values
+        order = place.argsort()
     value, grad_x, *grads = gradients(loss, x, y)
     permuted_value, permuted_grad_x, *permuted_grads = gradients(loss, x[order].detach().requires_grad_(), y[order])
     torch.testing.assert_close([permuted_value, permuted_grad_x, *permuted_grads], [value, grad_x[order], *grads])
@@ -122,7 +179,7 @@ def test_learned_parameters_of_any_length(name, settings, dtype, length):
     loss = make_loss(name, settings, dtype=dtype)
     for parameter in loss.parameters():
         parameter.data[0] *= length
-        parameter.data[1, 0] *= length
+        parameter.data[-1:].view(-1)[:1] *= length
     for result in gradients(loss, *make_batch(dtype=dtype)):
         assert result.isfinite().all()
 
@@ -173,7 +230,7 @@ def test_dtype_and_device_are_kept(name, settings, dtype, device):
     assert value.item() == pytest.approx(expected.item(), rel=2e-5)
 
 
-@pytest.mark.parametrize(("name", "settings"), LOSSES)
+@pytest.mark.parametrize(("name", "settings"), without(WAITS))
 def test_no_step_waits_for_a_value(name, settings):
     """Tensors on the meta device have no values: what asks for one, as ``.item()`` or a mask as index does, fails."""
     loss = make_loss(name, settings, device="meta")
@@ -182,7 +239,7 @@ def test_no_step_waits_for_a_value(name, settings):
         assert result.is_meta
 
 
-@pytest.mark.parametrize(("name", "settings"), LOSSES)
+@pytest.mark.parametrize(("name", "settings"), without(SCALE_FREE))
 def test_embeddings_are_taken_as_they_are(name, settings):
     """Without a normalisation inside, the value changes with the length of the rows."""
     loss = make_loss(name, settings)

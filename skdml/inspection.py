@@ -1,0 +1,275 @@
+"""How a loss weighs the pairs of a batch.
+
+Axes: B samples of a batch, D components.
+"""
+
+import copy
+
+import numpy as np
+import torch
+
+from ._pairs import PairLoss, check_batch
+
+__all__ = ["PairWeightDisplay", "pair_weights"]
+
+_COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe and Ito: for all eyes
+
+
+def pair_weights(loss, embeddings, y):
+    r"""Return the weight that a loss gives to each pair of a batch.
+
+    .. math:: w_{ij} = (1 - 2 I_{ij})\, B\, \frac{\partial \ell}{\partial s_{ij}}
+
+    I is 1 for a pair of one class and 0 for one of two. The rows are anchors: :math:`s_{ij}` and :math:`s_{ji}` are
+    separate variables of the loss. A step of gradient descent on :math:`\frac1B \sum_{ij} (1 - 2 I_{ij}) w_{ij}
+    s_{ij}` with constant weights is one on the loss.
+
+    Parameters
+    ----------
+    loss : PairLoss, or loss of pytorch-metric-learning
+        A loss of :mod:`skdml.losses` over pairs, as RAWLoss. Or one of pytorch-metric-learning, with a distance that is
+        a similarity, or an LpDistance with p=2, of any power, and that compares the samples of a batch.
+    embeddings : tensor or array-like of shape (B, D)
+        The batch; unit rows expected, as by the loss.
+    y : tensor or array-like of shape (B,)
+        The class of each row.
+
+    Returns
+    -------
+    tensor or ndarray of shape (B, B)
+        The weights, of the kind of ``embeddings``. Positive where the loss pulls positives or pushes negatives, which
+        not every loss always does. Zero on the diagonal and for pairs that do not count. Detached from the graph.
+
+    Raises
+    ------
+    TypeError
+        If the loss is no function of the similarities of pairs, or its distance is not one of those above.
+    ValueError
+        If the shapes are not (B, D) and (B,).
+
+    Notes
+    -----
+    Losses of distances are differentiated in :math:`s = 1 - d^2 / 2`, for unit rows the dot product.
+
+    Theorem 3.1 of [1]_ has a factor 1/2, because :math:`s_{ij}` and :math:`s_{ji}` are one variable there, in which the
+    derivative is the sum of both. The mean of this matrix and its transpose is B times that weight. The weights that
+    the paper prints, Eqs. (6), (8), (10), (11) and (13) to (16), are these, per anchor.
+
+    The factor B takes back the mean over the anchors. Where a loss divides by another number (of triplets, of active
+    pairs), the weights keep B over this number as a factor. A rule of ``mining`` that draws gives other weights at
+    each call.
+
+    References
+    ----------
+    .. [1] "A Unified View of Deep Metric Learning via Gradient Analysis", submission to ICLR 2019. Theorem 3.1.
+
+    Examples
+    --------
+    >>> from skdml.inspection import pair_weights
+    >>> from skdml.losses import ContrastiveLoss
+    >>> pair_weights(ContrastiveLoss(), [[1.0, 0.0], [0.8, 0.6], [0.6, 0.8], [0.0, 1.0]], [0, 0, 1, 1])
+    array([[0., 1., 1., 0.],
+           [1., 0., 1., 1.],
+           [1., 1., 0., 1.],
+           [0., 1., 1., 0.]])
+    """
+    is_tensor = isinstance(embeddings, torch.Tensor)
+    x = embeddings.detach() if is_tensor else torch.from_numpy(np.array(embeddings, order="C"))
+    x = x if x.is_floating_point() else x.double()
+    if not isinstance(y, torch.Tensor):
+        y = np.asarray(y)
+        y = torch.from_numpy(y if y.dtype.kind in "iub" else np.unique(y, return_inverse=True)[1]).long()
+    y = y.to(x.device)
+    check_batch(x, y)
+    if isinstance(loss, PairLoss):
+        gradient = _gradient(loss, x, y)
+    elif hasattr(loss, "distance"):
+        gradient = _foreign_gradient(loss, x, y)
+    else:
+        raise TypeError(
+            f"{type(loss).__name__} is no function of the similarities of pairs, so that it weighs none. Pass a loss "
+            "of skdml.losses over pairs, such as RAWLoss(), or one of pytorch-metric-learning that has a distance."
+        )
+    weights = len(y) * torch.where(y[:, None] == y, -gradient, gradient)
+    weights = weights.fill_diagonal_(0) + 0.0  # no -0.0
+    return weights if is_tensor else weights.numpy()
+
+
+def _gradient(loss, x, y):
+    """Return the gradient (B, B) of a PairLoss in the similarities."""
+    if len(y) == 0:
+        return x.new_zeros(0, 0)
+    S = loss._similarities(x).detach().requires_grad_()
+    with torch.enable_grad():
+        value = loss._compare(S, y, y, x.shape[1])
+    (gradient,) = torch.autograd.grad(value, S)
+    return gradient
+
+
+def _foreign_gradient(loss, x, y):
+    """Return the gradient (B, B) of a loss of pytorch-metric-learning in the similarities."""
+    name, distance = type(loss).__name__, loss.distance
+    power = getattr(distance, "power", 1)
+    is_similarity = getattr(distance, "is_inverted", False) and power == 1
+    is_euclidean = getattr(distance, "p", None) == 2 and any(
+        cls.__name__ == "LpDistance" for cls in type(distance).__mro__
+    )
+    if not is_similarity and not is_euclidean:
+        raise TypeError(
+            f"The weights of {name} are not known: its distance is {distance!r}. It must be a similarity, such as "
+            "CosineSimilarity(), or LpDistance(p=2)."
+        )
+    leaves = []
+
+    def replace(module, args, output):
+        rows, columns = args[0], args[-1] if args[-1] is not None else args[0]
+        if rows.shape != x.shape or not rows.equal(columns):
+            raise TypeError(
+                f"{name} compares {len(rows)} rows to {len(columns)} others, where pair_weights needs a loss that "
+                "compares the samples of a batch with one another."
+            )
+        leaves.append(output.detach().requires_grad_())
+        return leaves[-1].clone()
+
+    loss = copy.deepcopy(loss)
+    loss.distance.register_forward_hook(replace)
+    with torch.enable_grad():
+        value = loss(x.clone().requires_grad_(), y)
+    if len(leaves) != 1:
+        raise TypeError(f"{name} must ask its distance once for the matrix of all pairs; it did {len(leaves)} times.")
+    (gradient,) = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
+    if is_similarity:
+        return gradient
+    d = leaves[0].detach() ** (1 / power)
+    # The value was d^power with d = sqrt(2 - 2 s), whose derivative in s is -power d^(power - 2); at d = 0 it has none.
+    slope = torch.where(d > 0, -power * torch.where(d > 0, d, 1) ** (power - 2), -2.0 if power == 2 else 0.0)
+    return gradient * slope
+
+
+class PairWeightDisplay:
+    """The weight of a pair against its similarity.
+
+    One anchor has some positives and negatives of fixed similarities. The similarity of one more sample varies, and
+    with it the weight of its pair with the anchor: solid where that sample is a positive, dotted where it is a
+    negative. The samples are unit vectors, each with a direction of its own beside its component along the anchor.
+
+    It is recommended to use `from_loss` to make one. See :doc:`inspection` for how to read the picture.
+
+    Parameters
+    ----------
+    similarity : ndarray of shape (n_points,)
+        The similarities of the varied pair.
+    positive_weights, negative_weights : ndarray of shape (n_points,)
+        Its weights, as a positive and as a negative pair.
+    name : str or None, default=None
+        What the legend calls the loss.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        With the curves.
+    figure_ : matplotlib Figure
+        With the axes.
+    lines_ : list of matplotlib Line2D
+        The curve of the positive pair and that of the negative pair.
+
+    References
+    ----------
+    .. [1] "A Unified View of Deep Metric Learning via Gradient Analysis", submission to ICLR 2019. Figure 1.
+
+    Examples
+    --------
+    >>> from skdml.inspection import PairWeightDisplay
+    >>> from skdml.losses import BinomialDevianceLoss, RAWLoss
+    >>> display = PairWeightDisplay.from_loss(RAWLoss())
+    >>> display = PairWeightDisplay.from_loss(BinomialDevianceLoss(beta=2.0), ax=display.ax_)
+    >>> display.ax_.get_xlabel()
+    'Similarity of the pair'
+    """
+
+    def __init__(self, similarity, positive_weights, negative_weights, *, name=None):
+        self.similarity = similarity
+        self.positive_weights = positive_weights
+        self.negative_weights = negative_weights
+        self.name = name
+
+    @classmethod
+    def from_loss(cls, loss, *, positives=(0.4, 0.6), negatives=(0.4, 0.6), n_points=201, name=None, ax=None):
+        """Compute the weights of a loss and plot them.
+
+        Parameters
+        ----------
+        loss : PairLoss, or loss of pytorch-metric-learning
+            As for `pair_weights`.
+        positives : sequence of float, default=(0.4, 0.6)
+            Similarities of the anchor's other positives, in [-1, 1]; may be empty.
+        negatives : sequence of float, default=(0.4, 0.6)
+            Similarities of its other negatives, all of one class.
+        n_points : int, default=201
+            How many similarities from -1 to 1 to compute.
+        name : str or None, default=None
+            What the legend calls the loss. None: its class.
+        ax : matplotlib Axes or None, default=None
+            Axes to plot on; a second loss on the same axes takes another color. None: a new figure.
+
+        Returns
+        -------
+        PairWeightDisplay
+            The display, plotted.
+
+        Raises
+        ------
+        TypeError
+            If the loss is none that `pair_weights` takes.
+        ValueError
+            If a similarity lies outside [-1, 1].
+        """
+        fixed = np.array([*positives, *negatives], dtype=np.float64)
+        if not (np.abs(fixed) <= 1).all():
+            raise ValueError(f"Similarities lie in [-1, 1]; got positives={positives!r} and negatives={negatives!r}.")
+        is_negative = np.repeat([0, 1], [len(positives), len(negatives)])
+        similarity = np.linspace(-1, 1, n_points)
+        weights = np.empty((2, n_points))
+        for c in (0, 1):
+            y = np.concatenate([[0, c], is_negative])
+            for k, s in enumerate(similarity):
+                weights[c, k] = pair_weights(loss, _around_an_anchor(np.append(s, fixed)), y)[0, 1]
+        return cls(similarity, *weights, name=type(loss).__name__ if name is None else name).plot(ax=ax)
+
+    def plot(self, ax=None):
+        """Plot the two curves.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes or None, default=None
+            Axes to plot on. None: a new figure.
+
+        Returns
+        -------
+        PairWeightDisplay
+            The display itself, with ``ax_``, ``figure_`` and ``lines_``.
+        """
+        if ax is None:
+            import matplotlib.pyplot as plt
+
+            _, ax = plt.subplots()
+        color = _COLORS[len(ax.lines) // 2 % len(_COLORS)]
+        prefix = "" if self.name is None else f"{self.name}, "
+        self.lines_ = [
+            *ax.plot(self.similarity, self.positive_weights, "-", color=color, label=f"{prefix}positive pair"),
+            *ax.plot(self.similarity, self.negative_weights, ":", color=color, label=f"{prefix}negative pair"),
+        ]
+        ax.set(xlabel="Similarity of the pair", ylabel="Weight of the pair", xlim=(-1, 1))
+        ax.legend()
+        self.ax_ = ax
+        self.figure_ = ax.figure
+        return self
+
+
+def _around_an_anchor(similarities):
+    """Return unit rows (B, B): the first is the anchor, the others have these dot products with it."""
+    n = len(similarities)
+    rows = np.eye(n + 1)
+    rows[1:, 0] = similarities
+    rows[1:, 1:] *= np.sqrt(1 - similarities**2)
+    return rows
