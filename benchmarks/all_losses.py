@@ -4,8 +4,8 @@
 
 Forward and backward passes in float32 on the CPU with 2 threads, D = 128, 4 samples a class, of batches of 128 and of
 1,024 unit rows. Each loss runs in a process of its own, for its peak memory, and takes turns with RAW and with the
-peer, so that a load from outside hits all; a ratio is one of medians. Losses of proxies have as many classes as the batch.
-The peers enumerate triplets at the cost of B^3 bytes: those are left out at 1,024.
+peer, so that a load from outside hits all; a ratio is one of medians. Losses of proxies have as many classes as the
+batch has rows. The peers enumerate triplets at the cost of B^3 bytes: those are left out at 1,024.
 """
 
 import argparse

@@ -15,10 +15,13 @@ triplet based hard mining. Here each row is one estimator with other parameters,
 import argparse
 import time
 
+import matplotlib.pyplot as plt
 from sklearn.base import clone
 
 from skdml import BinomialDevianceEmbedder, ContrastiveEmbedder, RAWEmbedder, RetrievalScorer
 from skdml.datasets import load_kanji
+from skdml.inspection import PairWeightDisplay
+from skdml.losses import BinomialDevianceLoss, ContrastiveLoss, RAWLoss
 
 ABLATION = {
     "Binomial": BinomialDevianceEmbedder(),
@@ -55,3 +58,18 @@ for name, embedder in ABLATION.items():
     print(
         f"{name:20}" + "".join(f"{mean:10.3f}" for mean in means) + f"{time.perf_counter() - start:10.1f}", flush=True
     )
+
+# %%
+# Why
+# ---
+# The weight of one pair against its similarity, beside other pairs of its anchor that stay as they are: solid as a
+# positive, dotted as a negative. The contrastive loss weighs all alike, the binomial deviance a pair by its own
+# similarity, RAW also by how it compares with the others, and mining leaves out what is in order.
+_, ax = plt.subplots(layout="constrained")
+for name, loss in {
+    "VTHM": ContrastiveLoss(threshold=-1.0, mining="vthm"),
+    "Binomial": BinomialDevianceLoss(beta=10.0),
+    "RAW+VTHM": RAWLoss(),
+}.items():
+    PairWeightDisplay.from_loss(loss, name=name, ax=ax)
+plt.show()

@@ -121,7 +121,8 @@ class AngularEmbedder(PairEmbedder):
     """Angular: bounds the angle at the negative of each triplet [1]_.
 
     An angle does not change with the scale, so one value fits classes of any spread where a margin does not, and the
-    loss looks at three sides of a triplet instead of two.
+    loss looks at three sides of a triplet instead of two. As in the paper batches are of pairs: more classes, and so
+    more negatives, do better than more positives.
 
     Read more in the :ref:`User Guide <angular>`.
 
@@ -129,11 +130,8 @@ class AngularEmbedder(PairEmbedder):
     ----------
     angle : float, default=45.0
         Alpha, the largest angle at the negative, in degrees; in (0, 90). The paper tries 36 to 55.
-    samples_per_class : int, default=2
-        K of the P x K batches, >= 2: a batch holds ``batch_size // samples_per_class`` classes and this many samples of
-        each. With fewer classes than that, a batch takes more samples of each and keeps its size. As in the paper a
-        batch is of pairs: more classes, and so more negatives, do better than more positives.
     PAIR_PARAMETERS
+    BALANCED_PARAMETERS
     SHARED_PARAMETERS
 
     Attributes

@@ -42,7 +42,7 @@ _SHARED_DOCS = {
         Batches before the memory takes part, >= 0: early embeddings are soon out of date.
 """,
     "BALANCED_PARAMETERS": """\
-    samples_per_class : int, default=4
+    samples_per_class : int, default={samples_per_class}
         K of the P x K batches, >= 2: a batch holds ``batch_size // samples_per_class`` classes and this many samples of
         each. With fewer classes than that, a batch takes more samples of each and keeps its size. A class with fewer
         samples gives those it has, each once.

@@ -14,8 +14,7 @@ from torch.nn import functional as F
 
 from ._base import BalancedEmbedder
 from ._constraints import FINITE, NON_NEGATIVE, POSITIVE, POSITIVE_INT, check_constraints
-from ._hdc import PartsNetwork
-from ._networks import build_network
+from ._networks import PartsNetwork, build_network
 from ._pairs import check_batch, dot_products, pair_masks
 
 N_HIDDEN = 512  # of a regressor of A-BIER

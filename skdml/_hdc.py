@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ._base import BalancedEmbedder
 from ._constraints import POSITIVE, check_constraints
-from ._networks import EmbeddingNetwork, _n_features, default_cnn, default_mlp, unit_rows
+from ._networks import PartsNetwork, count_features, default_cnn, default_mlp
 from ._pairs import check_batch, distance_similarities, pair_masks, squared_distances
 
 
@@ -170,36 +170,6 @@ def _check_fractions(owner):
         )
 
 
-class PartsNetwork(EmbeddingNetwork):
-    """An embedding of several parts, each normalised by itself.
-
-    Parameters
-    ----------
-    backbone, head : nn.Module
-        ``head(backbone(x))`` is (B, D).
-    sizes : list of int
-        Components of each part; they add up to D.
-    lengths : list of float
-        Length of each part in a normalised row; their squares add up to 1, so that rows have unit length.
-    normalize : bool
-    precision : {"float32", "bfloat16"}
-    """
-
-    def __init__(self, backbone, head, sizes, lengths, normalize, precision):
-        super().__init__(backbone, head, False, precision)
-        self.normalize_parts = normalize
-        self.sizes = sizes
-        self.lengths = lengths
-        self.n_components = sum(sizes)
-
-    def forward(self, x):
-        z = super().forward(x)  # (B, D)
-        if not self.normalize_parts:
-            return z
-        parts = zip(z.split(self.sizes, dim=1), self.lengths, strict=True)
-        return torch.cat([length * unit_rows(part) for part, length in parts], dim=1)
-
-
 class Levels(nn.Module):
     """The features of a sequential network after each of its ReLUs, a list of (B, f_k).
 
@@ -283,10 +253,10 @@ def build_level_network(backbone, sample, *, n_levels, n_components, hidden_laye
     else:
         backbone = Levels(default_cnn(sample.shape[1]))
     backbone = backbone.to(sample.device)
-    widths = [_n_features(_OneLevel(backbone, -1), sample)]
+    widths = [count_features(_OneLevel(backbone, -1), sample)]
     with torch.no_grad():
         n_levels = min(n_levels, len(as_levels(backbone(sample))), n_components or n_levels)
-    widths = [_n_features(_OneLevel(backbone, level), sample) for level in range(-n_levels, -1)] + widths
+    widths = [count_features(_OneLevel(backbone, level), sample) for level in range(-n_levels, -1)] + widths
     if n_components is None:
         sizes, heads = widths, [nn.Identity() for _ in widths]
     else:

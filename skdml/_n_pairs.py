@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 
 from ._base import PairEmbedder
-from ._batches import BalancedBatches
 from ._constraints import NON_NEGATIVE, check_constraints
 from ._pairs import MINING_CONSTRAINTS, PairLoss, log1p_sum_exp
 
@@ -20,7 +19,8 @@ class NPairsLoss(PairLoss):
         \ell = \frac1N \sum_i \Big\{ \log\Big[1 + \sum_{j \neq i} e^{a_i \cdot q_j - a_i \cdot q_i}\Big]
             + \mu \big(|a_i|^2 + |q_i|^2\big) \Big\}
 
-    The batch gives N pairs of an anchor a and its partner q, one a class. The first term is the softmax cross-entropy
+    The batch gives N pairs of an anchor a and its partner q, from two samples of each class; the j are the pairs of
+    other classes. The first term is the softmax cross-entropy
     of picking an anchor's partner among the N. Its similarities have no bound, so the second term keeps the rows short.
 
     Parameters
@@ -37,13 +37,12 @@ class NPairsLoss(PairLoss):
     Notes
     -----
     Shape: embeddings (B, D) float, taken as they are, of any length; y (B,) integers; returns a scalar, the mean over
-    the N pairs. The first row of a class is its anchor, the second its partner; further rows of the class, and classes
-    with one row, are left out. So the value depends on the order of the rows within a class. With one pair there is
-    only the second term; without a pair the loss is 0 with zero gradient.
+    the N pairs. The rows of a class are paired in turn, the first with the second, the third with the fourth; an odd
+    last one is left out. So the value depends on the order of the rows within a class. With one pair there is only the
+    second term; without a pair the loss is 0 with zero gradient.
 
     With a memory of earlier batches all its samples of other classes, anchors or partners once, are compared with an
-    anchor, too; its partner is of the batch. Mining thins the masks before the pairs are formed: a row is an anchor if
-    it has no earlier positive left but a later one.
+    anchor, too; its partner is of the batch. Mining thins the masks before the pairs are formed.
 
     The published codes have three constants for the second term, whose mean over pairs is: 0.02, as here, and
     0.0005 (a regularisation of 0.002 times 0.25), and a sum over 2 N with a coefficient of the user's.
@@ -81,7 +80,8 @@ class NPairsLoss(PairLoss):
         S : tensor of shape (B, M)
             Similarities, dot products, on the diagonal the squared lengths.
         positive : bool tensor of shape (B, M)
-            A row without an entry before the diagonal is an anchor; its first one behind it, in the batch, its partner.
+            A row with an even number of entries before the diagonal is an anchor, the first one behind it, in the
+            batch, its partner.
         negative : bool tensor of shape (B, M)
             Which partners, and samples of the memory, the anchor is compared with.
 
@@ -93,7 +93,7 @@ class NPairsLoss(PairLoss):
         B, M = S.shape
         column = torch.arange(M, device=S.device)
         later = positive[:, :B].triu()
-        is_anchor = later.any(dim=1) & ~positive[:, :B].tril().any(dim=1)  # (B,)
+        is_anchor = later.any(dim=1) & (positive[:, :B].tril().sum(dim=1) % 2 == 0)  # (B,)
         partner = later.byte().argmax(dim=1)  # (B,), of several the first
         compared = (is_anchor[:, None] & (column == partner[:, None])).any(dim=0) | (column >= B)  # (M,)
         excess = S - S.gather(1, partner[:, None])  # (B, M)
@@ -117,10 +117,8 @@ class NPairsEmbedder(PairEmbedder):
     ----------
     l2 : float, default=0.02
         Weight of the squared lengths of the embeddings; >= 0.
-    samples_per_class : int, default=2
-        Samples of each class in a batch, >= 2, of which the loss takes the first two. A batch holds ``batch_size //
-        samples_per_class`` classes; with fewer classes than that, batches are smaller.
     PAIR_PARAMETERS
+    BALANCED_PARAMETERS
     SHARED_PARAMETERS
 
     Attributes
@@ -154,7 +152,3 @@ class NPairsEmbedder(PairEmbedder):
 
     def _make_loss(self, n_classes, n_components):
         return NPairsLoss(l2=self.l2, mining=self.mining, mining_margin=self.mining_margin)
-
-    def _make_batches(self, y):
-        # No larger than the classes fill: of a third sample of a class the loss makes nothing.
-        return BalancedBatches(y, min(self.batch_size, self.samples_per_class * (y.max() + 1)), self.samples_per_class)

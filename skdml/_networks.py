@@ -41,6 +41,36 @@ class EmbeddingNetwork(nn.Module):
         return unit_rows(z) if self.normalize else z
 
 
+class PartsNetwork(EmbeddingNetwork):
+    """An embedding of several parts, each normalised by itself.
+
+    Parameters
+    ----------
+    backbone, head : nn.Module
+        ``head(backbone(x))`` is (B, D).
+    sizes : list of int
+        Components of each part; they add up to D.
+    lengths : list of float
+        Length of each part in a normalised row; their squares add up to 1, so that rows have unit length.
+    normalize : bool
+    precision : {"float32", "bfloat16"}
+    """
+
+    def __init__(self, backbone, head, sizes, lengths, normalize, precision):
+        super().__init__(backbone, head, False, precision)
+        self.normalize_parts = normalize
+        self.sizes = sizes
+        self.lengths = lengths
+        self.n_components = sum(sizes)
+
+    def forward(self, x):
+        z = super().forward(x)  # (B, D)
+        if not self.normalize_parts:
+            return z
+        parts = zip(z.split(self.sizes, dim=1), self.lengths, strict=True)
+        return torch.cat([length * unit_rows(part) for part, length in parts], dim=1)
+
+
 def unit_rows(z):
     """Scale the vectors of the last axis to unit length; zeros stay zero and get no gradient.
 
@@ -99,7 +129,7 @@ def build_network(backbone, sample, *, n_components, hidden_layer_sizes, normali
     else:
         backbone = default_cnn(sample.shape[1])
     backbone = backbone.to(sample.device)
-    n_features = _n_features(backbone, sample)
+    n_features = count_features(backbone, sample)
     head = nn.Identity() if n_components is None else nn.Linear(n_features, n_components)
     network = EmbeddingNetwork(backbone, head, normalize, precision).to(sample.device)
     network.n_components = n_features if n_components is None else n_components
@@ -111,7 +141,7 @@ def build_network(backbone, sample, *, n_components, hidden_layer_sizes, normali
     return network
 
 
-def _n_features(backbone, sample):
+def count_features(backbone, sample):
     """Pass the sample through the backbone, in eval mode so that no statistic of it changes."""
     backbone.eval()
     try:

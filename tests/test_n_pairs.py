@@ -18,17 +18,17 @@ def batch():
     return x.requires_grad_(), torch.tensor([2, 0, 7, 2, 1, 2, 1, 0, 1])
 
 
-def first_two(y):
-    """The pairs (anchor, partner): the first two rows of each class."""
+def in_turn(y):
+    """The pairs (anchor, partner): the rows of each class, two by two."""
     rows = [[i for i in range(len(y)) if y[i] == c] for c in y.unique()]
-    return [(first[0], first[1]) for first in rows if len(first) > 1]
+    return [(own[i], own[i + 1]) for own in rows for i in range(0, len(own) - 1, 2)]
 
 
-def in_loops(x, pairs, l2, memory=lambda a: []):
+def in_loops(x, y, pairs, l2, memory=lambda a: []):
     """The formula, with further negatives ``memory(a)`` of anchor a."""
     loss = 0
     for a, q in pairs:
-        others = [x[k] for b, k in pairs if b != a] + list(memory(a))
+        others = [x[k] for b, k in pairs if y[b] != y[a]] + list(memory(a))
         loss = loss + torch.log(1 + sum([torch.exp(x[a] @ z - x[a] @ x[q]) for z in others], x.new_zeros(())))
         loss = loss + l2 * (x[a] @ x[a] + x[q] @ x[q])
     return loss / len(pairs)
@@ -37,9 +37,9 @@ def in_loops(x, pairs, l2, memory=lambda a: []):
 @pytest.mark.parametrize("l2", [0.0, 0.3])
 def test_equals_the_formula(batch, l2):
     x, y = batch
-    pairs = first_two(y)
+    pairs = in_turn(y)
     assert pairs == [(1, 7), (4, 6), (0, 3)]
-    expected = in_loops(x, pairs, l2)
+    expected = in_loops(x, y, pairs, l2)
     value = NPairsLoss(l2=l2)(x, y)
     assert value.item() == pytest.approx(expected.item(), rel=1e-12)
     torch.testing.assert_close(torch.autograd.grad(value, x), torch.autograd.grad(expected, x))
@@ -49,6 +49,15 @@ def test_rows_outside_the_pairs_get_no_gradient(batch):
     x, y = batch
     NPairsLoss()(x, y).backward()
     assert (x.grad == 0).all(dim=1).nonzero().flatten().tolist() == [2, 5, 8]
+
+
+def test_further_rows_of_a_class_form_further_pairs(batch):
+    """They are compared with the pairs of other classes alone."""
+    x, _ = batch
+    y = torch.tensor([0, 1, 0, 1, 0, 0, 2, 0, 1])
+    pairs = in_turn(y)
+    assert pairs == [(0, 2), (4, 5), (1, 3)]
+    torch.testing.assert_close(NPairsLoss(l2=0.1)(x, y), in_loops(x, y, pairs, 0.1))
 
 
 def test_is_the_cross_entropy_of_the_pairs(batch):
@@ -66,7 +75,7 @@ def test_memory_gives_further_negatives(batch):
     memory_y = torch.tensor([0, 1, 5])
     S = x @ torch.cat([x, memory]).T
     value = NPairsLoss().pair_loss(S, *pair_masks(y, torch.cat([y, memory_y])))
-    expected = in_loops(x, first_two(y), 0.02, lambda a: memory[memory_y != y[a]])
+    expected = in_loops(x, y, in_turn(y), 0.02, lambda a: memory[memory_y != y[a]])
     torch.testing.assert_close(value, expected)
 
 
@@ -85,16 +94,6 @@ def test_value_of_orthogonal_pairs(length):
     value.backward()
     assert value.item() == pytest.approx(math.log1p(3 * math.exp(-min(length**2, 700))), rel=1e-5)
     assert x.grad.isfinite().all()
-
-
-def test_batches_hold_one_pair_a_class():
-    """With fewer classes than fill a batch, batches are smaller, not richer in rows that the loss leaves out."""
-    y = np.repeat(np.arange(5), 8)
-    batches = NPairsEmbedder(batch_size=64)._make_batches(y)(torch.Generator().manual_seed(0))
-    assert len(batches) == 4
-    for batch in batches:
-        assert np.bincount(y[batch.numpy()]).tolist() == [2] * 5
-    assert sorted(torch.cat(list(batches)).tolist()) == list(range(40))
 
 
 def test_embedder_hands_its_parameters_over(blobs):
