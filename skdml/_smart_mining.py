@@ -51,8 +51,8 @@ class SmartMiningLoss(nn.Module):
     the sorted row give. Without a triplet the loss is 0 with zero gradient. At a distance of 0, where the root has no
     slope, the gradient of the first part is 0.
 
-    No code of the authors is public. The value of lambda is not in [1]_ as far as it could be read; 0.8 is that of the
-    paper that the global loss is from [2]_.
+    No code of the authors is public. The value of lambda is not in [1]_ as far as it could be read; 0.8 is believed,
+    not confirmed, to be that of [2]_, from which the global loss comes.
 
     References
     ----------
