@@ -150,10 +150,13 @@ def hardest(hardness, mask, fraction):
     """Keep the pairs of the mask whose hardness is among the highest: this fraction of them, rounded up, and ties."""
     if fraction == 1:
         return mask
-    ranked = torch.where(mask, hardness, -torch.inf).flatten().sort(descending=True).values
     share = Fraction(fraction).limit_denominator(10**4)  # of 0.2 and 15 pairs exactly 3, not 3.0000001
-    last = -(-mask.sum() * share.numerator // share.denominator) - 1
-    return mask & (hardness >= ranked.gather(0, last.clamp(min=0)[None]))
+    n_kept = -(-mask.sum() * share.numerator // share.denominator)
+    if hardness.device.type == "cpu":  # where a value can be read without waiting for the device, select, do not sort
+        candidates = hardness[mask]
+        return mask & (hardness >= candidates.kthvalue(len(candidates) - int(n_kept) + 1).values) if n_kept else mask
+    ranked = torch.where(mask, hardness, -torch.inf).flatten().sort(descending=True).values
+    return mask & (hardness >= ranked.gather(0, (n_kept - 1).clamp(min=0)[None]))
 
 
 def level_sizes(n_components, n_levels):

@@ -5,6 +5,8 @@ Axes: B samples of a batch, M samples the anchors are compared with, R nodes of 
 
 from dataclasses import dataclass
 
+import torch
+
 from ._base import PairEmbedder
 from ._constraints import POSITIVE_INT, check_constraints
 from ._pairs import MINING_CONSTRAINTS, PairLoss
@@ -87,15 +89,14 @@ class HistogramLoss(PairLoss):
         place = (S.clamp(min=-1, max=1) + 1) * (self.n_bins / 2)  # (B, M), from 0 to R - 1
         node = place.detach().long().clamp(max=self.n_bins - 1)  # (B, M), the node below; s = 1 is in the last bin
         share = place - node  # (B, M), of the node above
-        h_positive, h_negative = (self._histogram(node, share, mask) for mask in (positive, negative))  # (R,)
+        sizes = torch.stack([positive.sum(), negative.sum()]).clamp(min=1).to(share.dtype)
+        weight = torch.where(positive, 1 / sizes[0], torch.where(negative, 1 / sizes[1], 0))  # (B, M)
+        # Both histograms, as rows, in one sum. Not by scatter_add, which on a GPU adds in any order.
+        row = negative.long()  # (B, M)
+        h = share.new_zeros(2, self.n_bins + 1)
+        h = h.index_put((row, node), (1 - share) * weight, accumulate=True)
+        h_positive, h_negative = h.index_put((row, node + 1), share * weight, accumulate=True)  # (R,)
         return (h_negative * h_positive.cumsum(dim=0)).sum()
-
-    def _histogram(self, node, share, mask):
-        weight = mask / mask.sum().clamp(min=1).to(share.dtype)  # (B, M)
-        # Not scatter_add, whose sum on a GPU depends on the order in which its threads come.
-        h = share.new_zeros(self.n_bins + 1)
-        h = h.index_put((node,), (1 - share) * weight, accumulate=True)
-        return h.index_put((node + 1,), share * weight, accumulate=True)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

@@ -60,7 +60,7 @@ class MetricEmbedder(BalancedEmbedder):
     ...     same = (y[:, None] == y).float().fill_diagonal_(0)
     ...     return cross_entropy(S, same / same.sum(dim=1, keepdim=True).clamp(min=1))
     >>> embedder = MetricEmbedder(loss=softmax_over_samples, max_epochs=5, random_state=0).fit(X / 16, y)
-    >>> bool(embedder.score(X_unseen / 16, y_unseen) > 0.95)
+    >>> bool(embedder.score(X_unseen / 16, y_unseen) > 0.8)
     True
     """
 

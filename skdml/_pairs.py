@@ -252,6 +252,11 @@ class _Log1pSumExp(Function):
         return log_weights.exp().mul_(ctx.scale * grad[:, None]).fill_diagonal_(0), None, None, None
 
 
+def most(counts, bound):
+    """Return the largest of the counts, at least 1, where it can be read without waiting for a device; else a bound."""
+    return max(1, int(counts.max())) if counts.device.type == "cpu" else bound
+
+
 def log_sum_exp(z, mask):
     r"""Return :math:`\log \sum_{j \in M_i} e^{z_{ij}}` for every row i, and which rows have a nonempty set M_i.
 
@@ -405,8 +410,9 @@ def distance_weighted(S, positive, negative, n_components, *, cutoff=0.5, max_di
     log_p = distance_log_probabilities(S, negative, n_components, cutoff=cutoff, max_distance=max_distance)
     # The largest of log p plus Gumbel noise are a draw without replacement.
     key = log_p - torch.empty_like(S).exponential_().log()
-    rank = key.argsort(dim=1, descending=True).argsort(dim=1)
-    return positive, (rank < positive.sum(dim=1, keepdim=True)) & (log_p > -torch.inf)
+    n_drawn = positive.sum(dim=1, keepdim=True)
+    least = key.topk(most(n_drawn, S.shape[1]), dim=1).values.gather(1, (n_drawn - 1).clamp_(min=0))  # (B, 1)
+    return positive, (key >= least) & (n_drawn > 0) & (log_p > -torch.inf)
 
 
 def distance_log_probabilities(S, negative, n_components, *, cutoff=0.5, max_distance=1.4):

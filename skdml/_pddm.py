@@ -70,10 +70,9 @@ class PDDMLoss(nn.Module):
     gradient. A pair of samples is one positive pair, not two. At distance 0, and where a hidden layer is all zeros,
     the gradient is 0.
 
-    No gradient flows through the choice of the quadruplets. All B (B - 1) / 2 pairs pass the layers, in
-    :math:`O(B^2 H (D + H))` time and :math:`O(B^2 (D + H))` memory. To score the positive pairs alone first, and then
-    two rows for each of the Q, would cost less for small Q, but the number of positive pairs depends on the labels, and
-    a step on a GPU would have to wait for it.
+    No gradient flows through the choice of the quadruplets: all pairs pass the layers once without a graph, a few rows
+    at a time, in :math:`O(B^2 H (D + H))` time and :math:`O(B^2)` memory; the P positive pairs and the hardest
+    negative of each row pass them again. P is read from the labels, for which a step on a GPU waits.
 
     Difference from [1]_: its mining takes one quadruplet of each batch, ``n_quadruplets=1``, for a pretrained network.
     From random weights this fails: four samples of a batch at most get a gradient, the hardest ones, and the embeddings
@@ -146,25 +145,30 @@ class PDDMLoss(nn.Module):
         check_batch(embeddings, y)
         if len(y) == 0:
             return embeddings.sum() + sum(0 * p.sum() for p in self.parameters())
-        B = len(y)
-        row, column = torch.triu_indices(B, B, offset=1, device=y.device)  # (P,), each pair once
-        s = self.scores(embeddings[row], embeddings[column])  # (P,)
-        d = torch.linalg.vector_norm(embeddings[row] - embeddings[column], dim=1)  # (P,); its gradient at 0 is 0
-        S, distance = (v.new_zeros(B, B).index_put((row, column), v).index_put((column, row), v) for v in (s, d))
-
-        positive, negative = pair_masks(y)
-        hardest = torch.where(negative, S.detach(), -torch.inf).argmax(dim=1, keepdim=True)  # (B, 1), k of i and l of j
-        s_negative, d_negative = S.gather(1, hardest)[:, 0], distance.gather(1, hardest)[:, 0]  # (B,)
+        positive, negative = pair_masks(y)  # (B, B)
+        hardest = self._hardest(embeddings.detach(), negative)  # (B,), k of i and l of j
+        row, column = (positive & negative.any(dim=1, keepdim=True)).triu(diagonal=1).nonzero(as_tuple=True)  # (P,)
+        s, d = self._compare(embeddings[row], embeddings[column])  # (P,)
+        s_negative, d_negative = self._compare(embeddings, embeddings[hardest])  # (B,)
 
         terms = 0
         for end in (row, column):
             terms = terms + (self.score_margin + s_negative[end] - s).relu()
             terms = terms + self.distance_weight * (self.distance_margin + d - d_negative[end]).relu()  # (P,)
-        counts = (positive & negative.any(dim=1, keepdim=True))[row, column]  # (P,)
         if self.n_quadruplets is not None:
-            order = torch.where(counts, s.detach(), torch.inf).argsort(stable=True)[: self.n_quadruplets]  # (Q,)
-            terms, counts = terms[order], counts[order]
-        return torch.where(counts, terms, 0).sum() / counts.sum().clamp(min=1)
+            terms = terms[s.detach().argsort(stable=True)[: self.n_quadruplets]]  # (Q,)
+        return terms.sum() / max(1, len(terms))
+
+    def _compare(self, a, b):
+        """Return the scores and the distances of pairs of rows (P, D)."""
+        return self.scores(a, b), torch.linalg.vector_norm(a - b, dim=1)  # whose gradient at 0 is 0
+
+    @torch.no_grad()
+    def _hardest(self, x, negative):
+        """Return the negative of the highest score of each row, (B,), from all scores, a few rows at a time."""
+        size = max(1, 2**20 // max(1, x.numel()))
+        scores = torch.cat([self.scores(rows[:, None], x) for rows in x.split(size)])  # (B, B)
+        return torch.where(negative, scores, -torch.inf).argmax(dim=1)
 
     def scores(self, a, b):
         """Return the learned similarities of pairs; the order of a pair does not matter.

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from ._base import PairEmbedder
 from ._constraints import POSITIVE, POSITIVE_INT, check_constraints
-from ._pairs import MINING_CONSTRAINTS, PairLoss
+from ._pairs import MINING_CONSTRAINTS, PairLoss, most
 
 NEGLIGIBLE = 37  # e^-37 is half a unit in the last place of 1 in float64
 
@@ -116,8 +116,7 @@ class RecallSurrogateLoss(PairLoss):
     def _n_targets(self, n_positives, S):
         """Return T, as many of a query's nearest positives as can add anything to the loss."""
         n = min(2 * math.ceil(max(self.ks) + NEGLIGIBLE * self.tau2), S.shape[1] - 1)
-        # Only here can a value be read without waiting for the device.
-        return min(n, int(n_positives.max())) if S.device.type == "cpu" else n
+        return min(n, most(n_positives, n))
 
 
 class _SoftRanks(Function):

@@ -18,6 +18,7 @@ from ._pairs import (
     PairLoss,
     distance_similarities,
     distances,
+    most,
     semihard_negatives,
     squared_distances,
 )
@@ -173,15 +174,18 @@ def mean_active_hinge(distance, positive, negative, margin):
 def active_counts(distance, positive, negative, margin):
     """Count the active terms of each positive and, with minus, of each negative (R, M), and of all ().
 
-    A term, of p and n of one row, is active if d_p + margin > d_n. By sorting, in O(R M log M).
+    A term, of p and n of one row, is active if d_p > d_n - margin. By sorting the positives, as they are few, in
+    O(R M log M).
     """
-    nearest, index = torch.where(negative, distance, torch.inf).sort(dim=1)
-    n_nearer = torch.searchsorted(nearest, distance + margin).where(positive, 0)  # (R, M), negatives of a positive
-    R, M = distance.shape
-    histogram = n_nearer.new_zeros(R, M + 1).scatter_add_(1, n_nearer, positive.to(n_nearer.dtype))
-    # The negative of rank r, from 0, is active with the positives that have more than r nearer negatives.
-    n_farther = positive.sum(dim=1, keepdim=True) - histogram.cumsum(dim=1)[:, :-1]
-    return n_nearer - torch.zeros_like(index).scatter_(1, index, n_farther), n_nearer.sum()
+    n_positive = positive.sum(dim=1, keepdim=True)
+    K = most(n_positive, distance.shape[1])
+    ranked, index = torch.where(positive, distance, torch.inf).topk(K, dim=1, largest=False)  # (R, K), rising
+    n_inactive = torch.searchsorted(ranked, distance - margin, right=True)  # (R, M), of a negative's positives
+    n_farther = (n_positive - n_inactive).where(negative, 0)
+    histogram = n_inactive.new_zeros(len(ranked), K + 1).scatter_add_(1, n_inactive, negative.to(n_inactive.dtype))
+    # The positive of rank r, from 0, is active with the negatives that have at most r inactive positives.
+    n_nearer = torch.zeros_like(n_inactive).scatter_(1, index, histogram.cumsum(dim=1)[:, :-1]).where(positive, 0)
+    return n_nearer - n_farther, n_farther.sum()
 
 
 class _SoftplusSum(Function):

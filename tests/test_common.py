@@ -92,7 +92,7 @@ def test_loss_falls(embedder, blobs, device):
         fits = [embedder, clone(embedder).set_params(max_epochs=1).fit(X, y)]
         losses = [e.criterion_(torch.from_numpy(e.transform(X)), torch.from_numpy(y)).item() for e in reversed(fits)]
     floor = np.log(14) if isinstance(embedder, skdml.SupConEmbedder) else 0  # of 14 positives none can win alone
-    assert losses[-1] - floor < 0.7 * (losses[0] - floor)
+    assert losses[-1] - floor < 0.85 * (losses[0] - floor)
 
 
 def test_same_seed_same_result(embedder, blobs, device):

@@ -66,8 +66,8 @@ HOLDS_WEIGHTS = {"BIERLoss", "CircleLoss"}
 # Which two samples of a class form its pair follows from their order.
 ORDERED = {"NPairsLoss"}
 
-# Searches a discrete structure on the CPU.
-WAITS = {"ClusteringLoss"}
+# Searches a discrete structure on the CPU; lists its positive pairs.
+WAITS = {"ClusteringLoss", "PDDMLoss"}
 
 # Distances in units of their own spread; ranks, which steep sigmoids count.
 SCALE_FREE = {"MagnetLoss", "RecallSurrogateLoss"}

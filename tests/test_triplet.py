@@ -157,7 +157,7 @@ def test_large_batch_equals_enumeration_in_memory_of_its_pairs():
     with Largest() as largest:
         value = TripletLoss(mining=None)(x, y)
         (grad,) = torch.autograd.grad(value, x)
-    assert largest.bytes == 8 * B * (B + 1)
+    assert largest.bytes <= 8 * B * (B + 1)
 
     with torch.no_grad():
         d = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").square()
