@@ -61,8 +61,8 @@ class ArcFaceLoss(nn.Module):
     For rows of another length cosines become dot products, and psi is multiplied by the length of the row: the margin
     stays one of the angle.
 
-    No arccosine is taken. With c the dot product and r = |x - c w|, the length of what the sample has beside its
-    center, cos(theta + m) is c cos(m) - r sin(m). The gradient of r is a unit vector, where the slopes of the arccosine
+    No arccosine is taken. With c the dot product and r the length of x - c w, what the sample has beside its center,
+    cos(theta + m) is c cos(m) - r sin(m). The gradient of r is a unit vector, where the slopes of the arccosine
     and of sqrt(1 - c^2), of other codes, are unbounded near a center.
 
     Centers start uniform in +-1/sqrt(C K), as those of `SoftTripleLoss`. To clean the training set by the dominant

@@ -98,8 +98,8 @@ class BIERLoss(nn.Module):
     sees the outputs of the linear heads before the normalisation, and its gradient stops at the feature that the groups
     share; here the adversary sees the normalised groups, and its gradient goes through the whole network.
 
-    Q is the mean of (|v|^2 - 1)^2 over the weight vectors v that leave a unit, plus [|c|^2 - 1]_+ for the biases c,
-    summed over the two layers. The hidden layer has 512 units. The regressors start with Q = 0.
+    Q is the mean of :math:`(|v|^2 - 1)^2` over the weight vectors v that leave a unit, plus :math:`[|c|^2 - 1]_+` for
+    the biases c, summed over the two layers. The hidden layer has 512 units. The regressors start with Q = 0.
 
     Relations: one group, ``group_shares=(1,)``, is the binomial deviance with a mean over each kind of pair.
 

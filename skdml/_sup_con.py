@@ -42,9 +42,9 @@ class SupConLoss(PairLoss):
     softmax runs over positives alone, and the loss is least where they are all equally similar. A batch without a
     positive pair gives 0 with zero gradient.
 
-    The other positives of an anchor stand in the denominator, so one whose share of the softmax exceeds 1 / |P_i| is
-    pushed away: the weight of a positive pair may be negative. For the same reason the loss of an anchor is
-    at least log |P_i|, where all positives are equally similar and all negatives far.
+    The other positives of an anchor stand in the denominator, so one whose share of the softmax exceeds
+    :math:`1 / |P_i|` is pushed away: the weight of a positive pair may be negative. For the same reason the loss of an
+    anchor is at least :math:`\log |P_i|`, where all positives are equally similar and all negatives far.
 
     Differences from the authors' code, which is the same function: its views of an image are samples here, like any
     others of one class; its ``base_temperature`` is 0.07, here it is T, which leaves Eq. (2) as printed.

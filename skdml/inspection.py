@@ -153,7 +153,7 @@ class PairWeightDisplay:
     with it the weight of its pair with the anchor: solid where that sample is a positive, dotted where it is a
     negative. The samples are unit vectors, each with a direction of its own beside its component along the anchor.
 
-    It is recommended to use `from_loss` to make one. See :doc:`inspection` for how to read the picture.
+    It is recommended to use `from_loss` to make one. See :doc:`/inspection` for how to read the picture.
 
     Parameters
     ----------
