@@ -42,8 +42,8 @@ args = parser.parse_args()
 # The table
 # ---------
 # The same network, batches, schedule and seeds for all. Eight epochs from random weights are short: where hard pairs
-# weigh as much as they can from the start, as in "VTHM" and "Binomial+VTHM", training comes into its own later (after 25
-# epochs 0.80 and 0.71).
+# weigh as much as they can from the start, as in "VTHM" and "Binomial+VTHM", training comes into its own later (after
+# 25 epochs 0.80 and 0.71).
 kanji = load_kanji()
 X_train, y_train = kanji.images[kanji.train], kanji.target[kanji.train]
 X_test, y_test = kanji.images[~kanji.train], kanji.target[~kanji.train]
