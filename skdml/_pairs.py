@@ -333,17 +333,18 @@ def semihard(S, positive, negative):
        Clustering", CVPR 2015. Section 3.2.
     """
     positive = positive & negative.any(dim=1, keepdim=True)
-    chosen = torch.zeros_like(S).scatter_add_(1, semihard_negatives(S, negative), positive.to(S.dtype))
+    s = torch.where(positive, S, -torch.inf).topk(most(positive.sum(dim=1), S.shape[1]), dim=1).values  # (B, K)
+    chosen = torch.zeros_like(S).scatter_add_(1, semihard_negatives(s, S, negative), (s > -torch.inf).to(S.dtype))
     return positive, chosen > 0
 
 
-def semihard_negatives(S, negative):
-    """Return for every pair (i, j) the index of the hardest negative of i less similar than j, (B, M).
+def semihard_negatives(s, S, negative):
+    """Return for similarities s (B, K) the index of the hardest negative of the row that is less similar, (B, K).
 
     Strictly less; where there is none, the index of the easiest negative, and in a row without negatives any index.
     """
     distance, index = torch.where(negative, -S, torch.inf).sort(dim=1)  # nearest negative first
-    place = torch.searchsorted(distance, -S, right=True)
+    place = torch.searchsorted(distance, -s, right=True)
     last = negative.sum(dim=1, keepdim=True) - 1
     return index.gather(1, place.minimum(last).clamp_(min=0))
 

@@ -133,16 +133,23 @@ class TripletLoss(PairLoss):
             return _SoftplusSum.apply(distance, positive, negative) / n_triplets.clamp(min=1)
         return mean_active_hinge(distance, positive, negative, self.margin)
 
-    def _one_negative_a_pair(self, distance, positive, negative):
-        # The masks hold just the negatives that the rule needs, so that choosing among them chooses the same again.
-        order = -distance.detach()
+    def mine(self, S, positive, negative, n_components):
+        """Select the pairs that count; of "semihard" `pair_loss` selects the negatives, one for each positive pair."""
         if self.mining == "semihard":
-            chosen = semihard_negatives(order, negative)  # (B, M)
+            return positive, negative
+        return super().mine(S, positive, negative, n_components)
+
+    def _one_negative_a_pair(self, distance, positive, negative):
+        order = -distance.detach()
+        counts = positive & negative.any(dim=1, keepdim=True)  # (B, M)
+        column = counts.byte().topk(most(counts.sum(dim=1), counts.shape[1]), dim=1).indices  # (B, K), of the positives
+        counts = counts.gather(1, column)
+        if self.mining == "semihard":
+            chosen = semihard_negatives(order.gather(1, column), order, negative)  # (B, K)
         else:
             chosen = torch.where(negative, order, -torch.inf).argmax(dim=1, keepdim=True)  # (B, 1)
-        z = distance - distance.gather(1, chosen)  # (B, M)
+        z = distance.gather(1, column) - distance.gather(1, chosen)  # (B, K)
         terms = F.softplus(z) if self.soft_margin else F.relu(z + self.margin)
-        counts = positive & negative.any(dim=1, keepdim=True)
         return torch.where(counts, terms, 0).sum() / counts.sum().clamp(min=1)
 
     def _similarities(self, embeddings, columns=None):

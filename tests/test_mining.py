@@ -78,7 +78,7 @@ def test_semihard_is_that_of_plain_loops(pairs):
 def test_semihard_is_strict(ties):
     """A negative as similar as the positive is not less similar; the index among equals is free."""
     S, positive, negative = ties
-    index = semihard_negatives(S, negative)
+    index = semihard_negatives(S, S, negative)
     assert negative.gather(1, index).all()
     chosen = S.gather(1, index)
     n_equal = 0
@@ -94,8 +94,8 @@ def test_semihard_of_the_masks_it_made_is_itself(pairs):
     once = semihard(S, *masks)
     for mask, again in zip(once, semihard(S, *once), strict=True):
         assert mask.equal(again)
-    everywhere = semihard_negatives(S, masks[1])[masks[0] & masks[1].any(dim=1, keepdim=True)]
-    assert semihard_negatives(S, once[1])[once[0]].equal(everywhere)
+    everywhere = semihard_negatives(S, S, masks[1])[masks[0] & masks[1].any(dim=1, keepdim=True)]
+    assert semihard_negatives(S, S, once[1])[once[0]].equal(everywhere)
 
 
 # ---- hard
