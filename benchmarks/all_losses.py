@@ -24,8 +24,8 @@ from skdml import losses
 D = 128
 STATUS = Path("/proc/self/status")
 CUBIC_PEERS = {"TripletLoss", "AngularLoss", "HistogramLoss", "MarginLoss", "LiftedStructureLoss(original)"}
-# Not bound to five times the step of RAW.
-EXCEPTED = {"PDDMLoss", "TripletLoss", "AngularLoss", "SmartMiningLoss", "ClusteringLoss"}
+# Not bound to five times the step of RAW; SoftTriple is no loss over pairs.
+EXCEPTED = {"PDDMLoss", "TripletLoss", "AngularLoss", "SmartMiningLoss", "ClusteringLoss", "SoftTripleLoss"}
 
 
 def peer_of(name, n_classes):
