@@ -134,7 +134,22 @@ class TripletLoss(PairLoss):
         return mean_active_hinge(distance, positive, negative, self.margin)
 
     def mine(self, S, positive, negative, n_components):
-        """Select the pairs that count; of "semihard" `pair_loss` selects the negatives, one for each positive pair."""
+        """Select the pairs that count; with "semihard" all, as `pair_loss` chooses the negative of each positive pair.
+
+        Parameters
+        ----------
+        S : tensor of shape (B, M)
+            Similarities, detached: no gradient flows through the choice.
+        positive, negative : bool tensor of shape (B, M)
+            The pairs to select from.
+        n_components : int
+            D, which "distance_weighted" depends on.
+
+        Returns
+        -------
+        tuple of two bool tensors of shape (B, M)
+            The pairs selected, positive and negative.
+        """
         if self.mining == "semihard":
             return positive, negative
         return super().mine(S, positive, negative, n_components)
