@@ -60,7 +60,7 @@ def test_all_embedders_are_found():
 
 
 @pytest.mark.filterwarnings("ignore:.* classes have one sample:UserWarning")
-@parametrize_with_checks([cls() for cls in EMBEDDERS])
+@parametrize_with_checks([cls(max_epochs=2) for cls in EMBEDDERS] + [cls() for cls in EMBEDDERS])
 def test_scikit_learn_checks(estimator, check):
     check(estimator)
 
@@ -91,8 +91,17 @@ def test_loss_falls(embedder, blobs, device):
     if isinstance(embedder, skdml.HTLEmbedder):  # its margins grow with what is reached; with constant ones:
         fits = [embedder, clone(embedder).set_params(max_epochs=1).fit(X, y)]
         losses = [e.criterion_(torch.from_numpy(e.transform(X)), torch.from_numpy(y)).item() for e in reversed(fits)]
-    floor = np.log(14) if isinstance(embedder, skdml.SupConEmbedder) else 0  # of 14 positives none can win alone
-    assert losses[-1] - floor < 0.85 * (losses[0] - floor)
+    # What is left with every class apart: of 14 positives none can win a softmax alone, and all but one have a rank.
+    floor = {skdml.SupConEmbedder: np.log(14), skdml.RecallSurrogateEmbedder: perfect_recall_surrogate(14)}
+    floor = floor.get(type(embedder), 0)
+    assert losses[-1] - floor < 0.7 * (losses[0] - floor)
+
+
+def perfect_recall_surrogate(n_positives):
+    """The surrogate where the positives of all queries have the ranks 2, 3, ..., behind the query itself."""
+    ranks = np.arange(2, n_positives + 2)
+    found = {k: (1 / (1 + np.exp(ranks - k))).sum() for k in (1, 2, 4, 8, 16)}
+    return 1 - np.mean([min(k, n) / min(k, n_positives) for k, n in found.items()])
 
 
 def test_same_seed_same_result(embedder, blobs, device):
@@ -229,6 +238,12 @@ def test_read_only_memmap(embedder, blobs, tmp_path):
     np.testing.assert_array_equal(clone(embedder).fit(memmap, y).transform(memmap), embedder.fit(X, y).transform(X))
 
 
+def rounding(embedder):
+    """How far two fits may differ by rounding: more where it can turn a choice among pairs, or a sigmoid is steep."""
+    sensitive = ("BinomialDevianceEmbedder", "HDCEmbedder", "RecallSurrogateEmbedder", "SmartMiningEmbedder")
+    return 5e-3 if type(embedder).__name__ in sensitive else 1e-4
+
+
 def test_images_agree(embedder, images):
     """uint8 images, with and without channels, equal the float images that they stand for."""
     X, y = images
@@ -237,8 +252,8 @@ def test_images_agree(embedder, images):
     assert expected.shape == (32, 64)
     floats = ((X.astype(np.float32) - 127) / 128)[:, None]
     for kind in (X[..., None], floats):
-        # Another memory layout may take another convolution routine, and its rounding turn a close choice of mining.
-        np.testing.assert_allclose(clone(embedder).fit(kind, y).transform(kind), expected, atol=5e-3)
+        # Another memory layout may take another convolution routine.
+        np.testing.assert_allclose(clone(embedder).fit(kind, y).transform(kind), expected, atol=rounding(embedder))
     read_only = X.copy()
     read_only.flags.writeable = False
     np.testing.assert_array_equal(clone(embedder).fit(read_only, y).transform(read_only), expected)
@@ -249,7 +264,7 @@ def test_colour_images(embedder, images):
     X = np.stack([X, X[::-1], 255 - X], axis=-1)
     floats = np.moveaxis((X.astype(np.float32) - 127) / 128, -1, 1)
     np.testing.assert_allclose(
-        clone(embedder).fit(X, y).transform(X), embedder.fit(floats, y).transform(floats), atol=5e-3
+        clone(embedder).fit(X, y).transform(X), embedder.fit(floats, y).transform(floats), atol=rounding(embedder)
     )
 
 
