@@ -2,13 +2,14 @@
 
 import copy
 import inspect
+import os
 import re
 import textwrap
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -18,9 +19,10 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from ._backbones import load_backbone
 from ._batches import BalancedBatches, ShuffledBatches
 from ._constraints import FRACTION, NON_NEGATIVE, POSITIVE, POSITIVE_INT, Interval, StrOptions, check_constraints
-from ._data import check_data, ndim
+from ._data import Rows, check_data, ndim
 from ._memory import CrossBatchMemory
 from ._networks import build_network
 from ._pairs import MINING_CONSTRAINTS, MINING_DOC
@@ -50,10 +52,20 @@ _SHARED_DOCS = {
     "SHARED_PARAMETERS": """\
     n_components : int or None, default=64
         Dimension D of the embedding, >= 1. None: the backbone's own output, without a linear head.
-    backbone : torch.nn.Module or None, default=None
-        Maps a batch (B, ...) to features (B, f); a linear head to ``n_components`` follows. It is copied, never
-        changed. None: a multilayer perceptron over vectors, a small convolutional network (four times convolution,
-        BatchNorm, ReLU of widths 32, 64, 128, 128, then average pooling) over images.
+    backbone : torch.nn.Module, str or None, default=None
+        Maps a batch (B, ...) to features (B, f) or maps (B, f, h, w), which are pooled; a linear head to
+        ``n_components`` follows. A module is copied, never changed. "timm/resnet50" and the like: the network of that
+        library without its classifier. None: a multilayer perceptron over vectors, a small convolutional network (four
+        times convolution, BatchNorm, ReLU of widths 32, 64, 128, 128, then average pooling) over images.
+    backbone_weights : str, path or None, default="pretrained"
+        Of a backbone named by a str: "pretrained", those that the library has for it (it may fetch them); a file with
+        its state dict; a name of torchvision's weights; None: random.
+    pooling : {"avg", "max", "avg+max"}, default="avg"
+        Of the backbone's maps; "avg" is what a backbone named by a str does by itself.
+    freeze : {"none", "batchnorm", "backbone"}, default="none"
+        What is not trained: nothing; statistics, scales and shifts of the backbone's BatchNorm layers, as the papers
+        do for fine-tuning; or the whole backbone, which then runs over the data once, without augmentation, and the
+        head is trained on its features. For a given ``backbone`` only.
     hidden_layer_sizes : tuple of int, default={hidden_layer_sizes}
         Of the multilayer perceptron; () is a linear embedding. Not used over images or with a backbone.
     normalize : bool, default={normalize}
@@ -63,7 +75,11 @@ _SHARED_DOCS = {
     batch_size : int, default={batch_size}
         Samples a step, >= 1.
     learning_rate : float, default=3e-3
-        Of the network, at its highest; > 0.
+        Of the network, at its highest; > 0. For a pretrained backbone about 1e-4.
+    head_learning_rate : float or None, default=None
+        Of the linear head, at its highest; > 0. None: as the rest of the network.
+    warmup_epochs : int, default=0
+        First epochs in which only the head and the loss's own parameters are trained, >= 0.
     lr_schedule : {"auto", "one_cycle"} or None, default="auto"
         "one_cycle": over the whole training, the learning rates rise to their highest in 15 % of it and fall to 0, on
         cosines, and the momentum (first beta) of Adam's kin falls from 0.95 to 0.85 and rises again. None: constant.
@@ -72,6 +88,36 @@ _SHARED_DOCS = {
         Of all weights, the loss's own included; >= 0. Decoupled under "adamw".
     optimizer : {"adamw", "adam", "sgd"} or class, default="adamw"
         A class, such as ``torch.optim.RMSprop``, is called with parameter groups and ``weight_decay``.
+    resize : int, None or "auto", default="auto"
+        Pixels of an image's shorter side after scaling (bilinear, antialiased), >= 1. None: as it is. "auto": 256 for
+        files, None for arrays.
+    crop_size : int, None or "auto", default="auto"
+        Pixels of the square that the network gets, >= 1: the middle of the image in transform, a random crop in
+        training with ``augment="standard"``. None: the whole image. "auto": 7/8 of ``resize`` for files (224 of 256),
+        None for arrays.
+    augment : {"auto", "standard"}, callable or None, default="auto"
+        What is done to the images of a training batch, on the device. "standard": a crop of random size and shape,
+        scaled to the size that the network gets, and mirrored half of the time. A callable, such as an augmentation of
+        kornia, maps images (B, C, H, W), in [0, 1] if they come from uint8, resized and cropped as in transform, to
+        images; it takes its random numbers from torch's generators. "auto": "standard" for files unless
+        ``freeze="backbone"``, None for arrays.
+    crop_scale : tuple of float, default=(0.08, 1.0)
+        Range of the random crop's share of the area, in (0, 1].
+    crop_ratio : tuple of float, default=(3 / 4, 4 / 3)
+        Range of the random crop's width over its height, > 0.
+    image_mean : float, sequence of float or None, default=None
+        What is subtracted from the pixels: one number or one a channel, for uint8 images and files in [0, 1]. None:
+        that of a backbone named by a str, else 127 / 255; float images are taken as they are.
+    image_std : float, sequence of float or None, default=None
+        What the pixels are then divided by, > 0. None: that of a backbone named by a str, else 128 / 255.
+    cache : str, path or None, default=None
+        Folder that keeps the decoded images of files, resized, so that each file is decoded once; it may serve several
+        fits at a time. None: files are decoded each time.
+    n_jobs : int or None, default=None
+        Processes that decode files. None or 1: this one; -1: as many as there are cores.
+    on_error : {"raise", "skip"}, default="raise"
+        What fit does about files that cannot be used. "skip": decodes all files before the training, leaves out those
+        that fail and warns once. transform never leaves a row out.
     early_stopping : bool, default=False
         Whether to hold out ``validation_fraction`` of the samples, stop when Recall@1 among them has not risen for
         ``n_iter_no_change`` epochs, and go back to the weights of the best epoch.
@@ -107,7 +153,7 @@ _SHARED_DOCS = {
     n_iter_ : int
         Epochs run.
     n_features_in_ : int
-        Numbers in a sample.
+        Numbers in a sample; of files, in what the network gets.
     feature_names_in_ : ndarray of shape (n_features,)
         Only where X has string column names.
 """,
@@ -127,15 +173,30 @@ class BaseEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     """
 
     n_components: int | None = 64
-    backbone: nn.Module | None = None
+    backbone: nn.Module | str | None = None
+    backbone_weights: str | os.PathLike | None = "pretrained"
+    pooling: str = "avg"
+    freeze: str = "none"
     hidden_layer_sizes: tuple[int, ...] = (256,)
     normalize: bool = True
     max_epochs: int = 50
     batch_size: int = 64
     learning_rate: float = 3e-3
+    head_learning_rate: float | None = None
+    warmup_epochs: int = 0
     lr_schedule: str | None = "auto"
     weight_decay: float = 1e-4
     optimizer: str | type = "adamw"
+    resize: int | str | None = "auto"
+    crop_size: int | str | None = "auto"
+    augment: str | Callable | None = "auto"
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    image_mean: float | tuple[float, ...] | None = None
+    image_std: float | tuple[float, ...] | None = None
+    cache: str | os.PathLike | None = None
+    n_jobs: int | None = None
+    on_error: str = "raise"
     early_stopping: bool = False
     validation_fraction: float = 0.1
     n_iter_no_change: int = 10
@@ -148,15 +209,30 @@ class BaseEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
     _parameter_constraints = {
         "n_components": [POSITIVE_INT, None],
-        "backbone": [nn.Module, None],
+        "backbone": [nn.Module, str, None],
+        "backbone_weights": [str, os.PathLike, None],
+        "pooling": [StrOptions({"avg", "max", "avg+max"})],
+        "freeze": [StrOptions({"none", "batchnorm", "backbone"})],
         "hidden_layer_sizes": [tuple, list],
         "normalize": ["boolean"],
         "max_epochs": [POSITIVE_INT],
         "batch_size": [POSITIVE_INT],
         "learning_rate": [POSITIVE],
+        "head_learning_rate": [POSITIVE, None],
+        "warmup_epochs": [Interval(Integral, 0, None, closed="left")],
         "lr_schedule": [StrOptions({"auto", "one_cycle"}), None],
         "weight_decay": [NON_NEGATIVE],
         "optimizer": [StrOptions(set(OPTIMIZERS)), type],
+        "resize": [POSITIVE_INT, StrOptions({"auto"}), None],
+        "crop_size": [POSITIVE_INT, StrOptions({"auto"}), None],
+        "augment": [StrOptions({"auto", "standard"}), callable, None],
+        "crop_scale": [tuple, list],
+        "crop_ratio": [tuple, list],
+        "image_mean": [Real, "array-like", None],
+        "image_std": [Real, "array-like", None],
+        "cache": [str, os.PathLike, None],
+        "n_jobs": [Integral, None],
+        "on_error": [StrOptions({"raise", "skip"})],
         "early_stopping": ["boolean"],
         "validation_fraction": [FRACTION],
         "n_iter_no_change": [POSITIVE_INT],
@@ -191,11 +267,12 @@ class BaseEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         """Return the batch rule of ``_batches.py`` for labels 0..C-1."""
         return ShuffledBatches(y, self.batch_size)
 
-    def _make_network(self, sample):
+    def _make_network(self, backbone, sample):
         """Return the network, with its dimension as ``n_components``, for a sample of two rows."""
         return build_network(
-            self.backbone,
+            backbone,
             sample,
+            pooling=self.pooling,
             n_components=self.n_components,
             hidden_layer_sizes=self.hidden_layer_sizes,
             normalize=self.normalize,
@@ -215,9 +292,11 @@ class BaseEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
         Parameters
         ----------
-        X : {array-like, sparse matrix} of shape (n_samples, n_features), or array of images
+        X : {array-like, sparse matrix} of shape (n_samples, n_features), array of images, or sequence of paths
             Vectors, dense or sparse, or a data frame; uint8 images (n, H, W) or (n, H, W, C), which are scaled to
-            (x - 127) / 128; float images (n, C, H, W), taken as they are. Any other float array of three or more axes
+            (x - 127) / 128; float images (n, C, H, W), taken as they are; a 1-D array, list or data frame's column of
+            paths of image files, in any format and mode that Pillow reads, which become upright RGB images, on white
+            where they are transparent. An array may be a numpy.memmap. Any other float array of three or more axes
             needs a ``backbone``.
         y : array-like of shape (n_samples,)
             Class labels, at least two distinct ones.
@@ -231,13 +310,18 @@ class BaseEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         ------
         ValueError
             For a hyperparameter, X or y out of range (the message says what is needed), for a backbone that does not
-            fit X, and when the loss is no longer finite.
+            fit X, for files that cannot be used, and when the loss is no longer finite.
+        RuntimeError
+            When a process that decodes files dies.
         """
         self._check_params()
         device = self._find_device()
         goes_on = self.warm_start and hasattr(self, "network_")
-        data = check_data(self, X, reset=not goes_on)
-        classes, y = self._check_classes(data, y, goes_on)
+        backbone, pixel_scale = self.backbone, None
+        if isinstance(backbone, str) and not goes_on:
+            backbone, pixel_scale = load_backbone(backbone, self.backbone_weights, self.pooling)
+        data = check_data(self, X, reset=not goes_on, training=True, pixel_scale=pixel_scale)
+        classes, y = self._check_classes(X, y, data.kept, goes_on)
 
         rng = check_random_state(self.random_state)
         seed = int(rng.randint(2**31 - 1))
@@ -248,16 +332,24 @@ class BaseEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             if goes_on:
                 network, criterion = copy.deepcopy((self.network_, self.criterion_))
             else:
-                network = self._make_network(data.batch(slice(0, 2)))
+                network = self._make_network(backbone, data.batch(slice(0, 2)))
                 criterion = self._make_loss(len(classes), network.n_components)
+            network = trained = network.to(device)
+            if self.freeze == "batchnorm":
+                network.freeze_batchnorm()
+            elif self.freeze == "backbone":
+                data = Rows(embed(network.without_head(), data, "cpu").numpy()).place(device)
+                trained = network.without_backbone()
             history = train(
-                network.to(device),
+                trained,
                 self._training_loss(criterion.to(device)),
                 TrainingSet(data, y, train_rows),
                 batches,
                 valid_set=TrainingSet(data, y, valid_rows) if self.early_stopping else None,
                 max_epochs=self.max_epochs,
                 learning_rate=self.learning_rate,
+                head_learning_rate=self.learning_rate if self.head_learning_rate is None else self.head_learning_rate,
+                warmup_epochs=self.warmup_epochs,
                 criterion_learning_rate=self._loss_learning_rate(),
                 lr_schedule=self._find_lr_schedule(),
                 weight_decay=self.weight_decay,
@@ -266,6 +358,7 @@ class BaseEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
                 chunk_size=self.chunk_size,
                 callbacks=self.callbacks,
                 generator=torch.Generator(data.index_device).manual_seed(seed),
+                augment_generator=torch.Generator().manual_seed(seed + 1),
                 verbose=self.verbose,
             )
         earlier = self.history_ if goes_on else []
@@ -283,8 +376,8 @@ class BaseEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
         Parameters
         ----------
-        X : {array-like, sparse matrix} of shape (n_samples, n_features), or array of images
-            Of the same kind as in fit.
+        X : {array-like, sparse matrix} of shape (n_samples, n_features), array of images, or sequence of paths
+            Of the same kind as in fit; files and uint8 RGB images may stand for each other.
 
         Returns
         -------
@@ -308,7 +401,7 @@ class BaseEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
         Parameters
         ----------
-        X : {array-like, sparse matrix} of shape (n_samples, n_features), or array of images
+        X : {array-like, sparse matrix} of shape (n_samples, n_features), array of images, or sequence of paths
             Of the same kind as in fit; the classes need not be those of fit.
         y : array-like of shape (n_samples,)
             Class labels.
@@ -338,6 +431,47 @@ class BaseEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
                 f"torch.optim. Got {self.optimizer!r} instead."
             )
         check_callbacks(self.callbacks, self.early_stopping)
+        self._check_image_params()
+        self._check_freeze()
+
+    def _check_image_params(self):
+        name = type(self).__name__
+        for parameter, highest in (("crop_scale", 1), ("crop_ratio", np.inf)):
+            value = getattr(self, parameter)
+            if (
+                len(value) != 2
+                or not all(isinstance(v, Real) for v in value)
+                or not 0 < value[0] <= value[1] <= highest
+            ):
+                raise ValueError(
+                    f"The '{parameter}' parameter of {name} must be two numbers, 0 < lowest <= highest"
+                    f"{' <= 1' * (highest == 1)}. Got {value!r} instead."
+                )
+        for parameter, lowest in (("image_mean", -np.inf), ("image_std", 0)):
+            value = getattr(self, parameter)
+            if value is not None and not (np.isfinite(value).all() and np.greater(value, lowest).all()):
+                raise ValueError(
+                    f"The '{parameter}' parameter of {name} must hold finite numbers{' above 0' * (lowest == 0)}. Got "
+                    f"{value!r} instead."
+                )
+        if self.n_jobs == 0:
+            raise ValueError(f"The 'n_jobs' parameter of {name} must not be 0. Use None for no further process.")
+
+    def _check_freeze(self):
+        if self.freeze != "none" and self.backbone is None:
+            raise ValueError(
+                f"freeze={self.freeze!r} keeps a trained backbone as it is, but backbone=None: the default network "
+                "starts from random weights. Pass a backbone or set freeze='none'."
+            )
+        if self.freeze == "backbone" and self.augment not in ("auto", None):
+            raise ValueError(
+                f"freeze='backbone' passes each image through the backbone once, so that augment={self.augment!r} has "
+                "nothing to vary. Set augment=None or freeze='none'."
+            )
+        if self.freeze == "backbone" and (self.warmup_epochs or self.n_components is None):
+            raise ValueError(
+                "freeze='backbone' trains the head alone: warmup_epochs must be 0 and n_components a number."
+            )
 
     def _find_device(self):
         if self.device == "auto":
@@ -365,8 +499,8 @@ class BaseEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             )
         return self.lr_schedule
 
-    def _check_classes(self, data, y, goes_on):
-        """Return the classes and y encoded as 0..C-1."""
+    def _check_classes(self, X, y, kept, goes_on):
+        """Return the classes and y encoded as 0..C-1, of the rows that are kept."""
         name = type(self).__name__
         if y is None:
             raise ValueError(
@@ -376,7 +510,8 @@ class BaseEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             raise ValueError(f"y must hold one class label a sample, shape (n_samples,); got shape {np.shape(y)}.")
         y = column_or_1d(y)
         assert_all_finite(y, input_name="y", estimator_name=name)
-        check_consistent_length(data, y)
+        check_consistent_length(X, y)
+        y = y if kept is None else y[kept]
         check_classification_targets(y)
         classes, y = np.unique(y, return_inverse=True)
         if len(classes) < 2:

@@ -317,10 +317,11 @@ class BIEREmbedder(BalancedEmbedder):
         super()._check_params()
         _check_shares(self)
 
-    def _make_network(self, sample):
+    def _make_network(self, backbone, sample):
         network = build_network(
-            self.backbone,
+            backbone,
             sample,
+            pooling=self.pooling,
             n_components=self.n_components,
             hidden_layer_sizes=self.hidden_layer_sizes,
             normalize=False,

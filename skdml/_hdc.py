@@ -340,9 +340,9 @@ class HDCEmbedder(BalancedEmbedder):
         super()._check_params()
         _check_fractions(self)
 
-    def _make_network(self, sample):
+    def _make_network(self, backbone, sample):
         network = build_level_network(
-            self.backbone,
+            backbone,
             sample,
             n_levels=len(self.hard_fractions),
             n_components=self.n_components,

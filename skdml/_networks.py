@@ -1,4 +1,4 @@
-"""The network: a backbone, a linear head and the L2 normalisation.
+"""The network: a backbone, pooling where it gives maps, a linear head and the L2 normalisation.
 
 Axes: B batch, f features of the backbone, D embedding dimension.
 """
@@ -31,6 +31,42 @@ class EmbeddingNetwork(nn.Module):
         self.head = head
         self.normalize = normalize
         self.precision = precision
+        self.frozen_batchnorm = False
+
+    def freeze_batchnorm(self):
+        """Keep the statistics and the parameters of the backbone's BatchNorm layers as they are from now on.
+
+        Raises
+        ------
+        ValueError
+            If there is none.
+        """
+        layers = self._batchnorm_layers()
+        if not layers:
+            raise ValueError("freeze='batchnorm', but the backbone has no BatchNorm layer. Set freeze='none'.")
+        for layer in layers:
+            layer.requires_grad_(False)
+        self.frozen_batchnorm = True
+
+    def _batchnorm_layers(self):
+        return [layer for layer in self.backbone.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.frozen_batchnorm:
+            for layer in self._batchnorm_layers():
+                layer.eval()
+        return self
+
+    def without_head(self):
+        """Return the backbone alone, with the same weights, as a network that gives its features (B, f)."""
+        return EmbeddingNetwork(self.backbone, nn.Identity(), False, self.precision)
+
+    def without_backbone(self):
+        """Return the network, with the same weights, that takes the features (B, f) of the backbone."""
+        network = copy.copy(self)
+        network._modules = {**self._modules, "backbone": nn.Identity()}
+        return network
 
     def forward(self, x):
         if self.precision == "bfloat16":
@@ -101,7 +137,19 @@ def default_cnn(n_channels):
     )  # fmt: skip
 
 
-def build_network(backbone, sample, *, n_components, hidden_layer_sizes, normalize, precision):
+class Pooling(nn.Module):
+    """Pool maps (B, f, h, w) to (B, f): their mean ("avg"), their maximum ("max") or the sum of both ("avg+max")."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x):
+        mean = x.mean(dim=(2, 3)) if "avg" in self.kind else 0
+        return mean + x.amax(dim=(2, 3)) if "max" in self.kind else mean
+
+
+def build_network(backbone, sample, *, pooling, n_components, hidden_layer_sizes, normalize, precision):
     """Return an EmbeddingNetwork on the sample's device.
 
     Parameters
@@ -110,6 +158,8 @@ def build_network(backbone, sample, *, n_components, hidden_layer_sizes, normali
         Copied, never changed. None: a default by the number of the sample's axes.
     sample : Tensor of shape (2, ...)
         Two rows as the network will get them.
+    pooling : {"avg", "max", "avg+max"}
+        Of a backbone that gives maps (B, f, h, w).
     n_components : int or None
         None: the backbone's own output, no head.
     hidden_layer_sizes : tuple of int
@@ -120,7 +170,7 @@ def build_network(backbone, sample, *, n_components, hidden_layer_sizes, normali
     Raises
     ------
     ValueError
-        If the backbone does not take the sample, does not give (B, f), or nothing is left to train.
+        If the backbone does not take the sample, gives neither (B, f) nor (B, f, h, w), or nothing is left to train.
     """
     if backbone is not None:
         backbone = copy.deepcopy(backbone)
@@ -129,6 +179,14 @@ def build_network(backbone, sample, *, n_components, hidden_layer_sizes, normali
     else:
         backbone = default_cnn(sample.shape[1])
     backbone = backbone.to(sample.device)
+    features = pass_sample(backbone, sample)
+    if isinstance(features, torch.Tensor) and features.ndim == 4:
+        backbone = nn.Sequential(backbone, Pooling(pooling))
+    elif pooling != "avg":
+        raise ValueError(
+            f"pooling={pooling!r} needs a backbone that gives maps (B, f, h, w); {_gives(features, sample)}. Leave "
+            "pooling at 'avg', or take the pooling out of the backbone."
+        )
     n_features = count_features(backbone, sample)
     head = nn.Identity() if n_components is None else nn.Linear(n_features, n_components)
     network = EmbeddingNetwork(backbone, head, normalize, precision).to(sample.device)
@@ -141,20 +199,29 @@ def build_network(backbone, sample, *, n_components, hidden_layer_sizes, normali
     return network
 
 
-def count_features(backbone, sample):
-    """Pass the sample through the backbone, in eval mode so that no statistic of it changes."""
+def pass_sample(backbone, sample):
+    """Return the backbone's output, in eval mode so that no statistic of it changes."""
     backbone.eval()
     try:
         with torch.no_grad():
-            features = backbone(sample)
+            return backbone(sample)
     except Exception as error:
         raise ValueError(
             f"The backbone does not take a batch of shape {tuple(sample.shape)} ({sample.dtype}): {error}"
         ) from error
+
+
+def count_features(backbone, sample):
+    """Return f of a backbone that gives (B, f)."""
+    features = pass_sample(backbone, sample)
     if not isinstance(features, torch.Tensor) or features.ndim != 2 or len(features) != len(sample):
-        got = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
         raise ValueError(
-            f"The backbone must map a batch of B samples to a tensor of shape (B, f); a batch of shape "
-            f"{tuple(sample.shape)} gave {got}. Add pooling or nn.Flatten() to its end."
+            f"The backbone must map a batch of B samples to a tensor of shape (B, f), or to maps (B, f, h, w); "
+            f"{_gives(features, sample)}. Add pooling or nn.Flatten() to its end."
         )
     return features.shape[1]
+
+
+def _gives(features, sample):
+    got = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
+    return f"a batch of shape {tuple(sample.shape)} gave {got}"

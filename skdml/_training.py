@@ -32,7 +32,9 @@ def train(
     valid_set,
     max_epochs,
     learning_rate,
+    head_learning_rate,
     criterion_learning_rate,
+    warmup_epochs,
     lr_schedule,
     weight_decay,
     optimizer,
@@ -40,6 +42,7 @@ def train(
     chunk_size,
     callbacks,
     generator,
+    augment_generator,
     verbose,
 ):
     """Train network and criterion in place and return the history, a list of dicts, one a finished epoch.
@@ -54,6 +57,10 @@ def train(
         weights of the best epoch are put back. None: no early stopping.
     batches : callable
         A batch rule of ``_batches.py``.
+    learning_rate, head_learning_rate, criterion_learning_rate : float
+        Of the backbone, the head and the loss, at their highest.
+    warmup_epochs : int
+        First epochs, in which the backbone stays as it is.
     lr_schedule : {"one_cycle", None}
     optimizer : str or class
     chunk_size : int or None
@@ -61,6 +68,8 @@ def train(
         embeddings, then in chunks for that in the weights, so that its size is not bounded by the activations.
     generator : torch.Generator
         Of the batch rule, on the index device.
+    augment_generator : torch.Generator
+        Of the augmentation, on the CPU.
 
     Raises
     ------
@@ -82,14 +91,19 @@ def train(
         device=train_set.data.device,
         verbose=0,
     )
+    net.head_lr = head_learning_rate
     net.criterion_lr = criterion_learning_rate
+    net.warmup_epochs = warmup_epochs
     net.lr_schedule = lr_schedule
     net.weight_decay = weight_decay
     net.fused = isinstance(optimizer, str) and net.device.type in ("cpu", "cuda")
     net.batches = batches
     net.chunk_size = chunk_size
     net.generator = generator
+    net.augment_generator = augment_generator
     net.fit(train_set)
+    for parameter in net.backbone_parameters_:  # the training may have ended in the warm-up
+        parameter.requires_grad_(True)
     if not all(p.isfinite().all() for p in [*network.parameters(), *criterion.parameters()]):
         raise ValueError(net.diverged("A weight"))
     names = {"train_loss": "loss", "dur": "duration", "valid_recall_at_1": "validation_recall_at_1"}
@@ -120,9 +134,9 @@ class TrainingSet(Dataset):
     def __len__(self):
         return len(self.y) if self.rows is None else len(self.rows)
 
-    def batch(self, index):
-        """Return the network's input for an index tensor or a slice."""
-        return self.data.batch(index if self.rows is None else self.rows[index])
+    def batches(self, indices, generator=None):
+        """Yield the network's input for each index tensor or slice; with a generator, augmented."""
+        return self.data.batches(indices if self.rows is None else [self.rows[i] for i in indices], generator)
 
     def labels(self, index):
         """Return the labels for an index tensor or a slice."""
@@ -131,13 +145,17 @@ class TrainingSet(Dataset):
 
 @torch.no_grad()
 def embed(network, data, device):
-    """Return the embeddings of all of data, float32 (n_samples, D) on ``device``, with the network in eval mode."""
+    """Return the network's outputs for all of data, float32 (n_samples, D) on ``device``, in eval mode."""
     network.eval()
-    embeddings = torch.empty(len(data), network.n_components, device=device)
     size = min(8192, max(32, 2**18 // math.prod(data.sample_shape)))  # keeps the activations small
-    for start in range(0, len(data), size):
-        embeddings[start : start + size] = network(data.batch(slice(start, start + size)))
-    return embeddings
+    parts = [slice(start, start + size) for start in range(0, len(data), size)]
+    outputs = None
+    for part, inputs in zip(parts, data.batches(parts), strict=True):
+        output = network(inputs)
+        if outputs is None:
+            outputs = torch.empty(len(data), output.shape[1], device=device)
+        outputs[part] = output
+    return outputs
 
 
 @contextmanager
@@ -235,9 +253,16 @@ class EmbeddingNet(NeuralNet):
         return [("epoch_timer", EpochTimer())]
 
     def initialize_optimizer(self, triggered_directly=None):
+        backbone, head, criterion = (
+            [p for p in module.parameters() if p.requires_grad]
+            for module in (self.module_.backbone, self.module_.head, self.criterion_)
+        )
+        self.backbone_parameters_ = backbone
+        if self.head_lr == self.lr:
+            backbone, head = backbone + head, []
         groups = [
-            {"params": [p for p in module.parameters() if p.requires_grad], "lr": lr}
-            for module, lr in [(self.module_, self.lr), (self.criterion_, self.criterion_lr)]
+            {"params": parameters, "lr": lr}
+            for parameters, lr in [(backbone, self.lr), (head, self.head_lr), (criterion, self.criterion_lr)]
         ]
         options = {"fused": True} if self.fused else {}
         self.optimizer_ = self.optimizer(
@@ -282,18 +307,23 @@ class EmbeddingNet(NeuralNet):
             )
             return
         batches = self.batches(self.generator, lambda: embed(self.module_, iterator, self.device))
+        batches = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
         self._set_training(True)
+        if len(self.history) <= self.warmup_epochs + 1:
+            # Parameters that are frozen for good are in no group of the optimizer.
+            for parameter in self.backbone_parameters_:
+                parameter.requires_grad_(len(self.history) > self.warmup_epochs)
         total = torch.zeros((), device=self.device)
         n_samples = 0
-        for i, index in enumerate(batches):
-            index, *others = index if isinstance(index, tuple) else (index,)
+        inputs = iterator.batches([index for index, *_ in batches], self.augment_generator)
+        for i, ((index, *others), X) in enumerate(zip(batches, inputs, strict=True)):
             if self.lr_schedule == "one_cycle":
                 factor, momentum = one_cycle((len(self.history) - 1 + i / len(batches)) / self.max_epochs)
                 for group, lr in zip(self.optimizer_.param_groups, self.peak_lrs_, strict=True):
                     group["lr"] = lr * factor
                     if "betas" in group:  # Adam's momentum; of plain SGD nobody asked one
                         group["betas"] = (momentum, group["betas"][1])
-            batch = iterator.batch(index), iterator.labels(index), *others
+            batch = X, iterator.labels(index), *others
             self.notify("on_batch_begin", batch=batch, training=True)
             loss = step_fn(batch)
             total += loss * len(index)

@@ -8,7 +8,7 @@ from skdml._networks import build_network, unit_rows
 
 
 def build(backbone, sample, **changes):
-    options = {"n_components": 5, "hidden_layer_sizes": (8,), "normalize": True, "precision": "float32"} | changes
+    options = {"n_components": 5, "hidden_layer_sizes": (8,), "normalize": True, "precision": "float32", "pooling": "avg"} | changes
     return build_network(backbone, sample, **options)
 
 

@@ -1,0 +1,131 @@
+"""Backbones by name: ``backbone="timm/resnet50"``, ``backbone="torchvision/resnet50"``."""
+
+import os
+
+import torch
+from torch import nn
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of torchvision's weights
+
+# Where torchvision's models keep their classifier; what stands before it gives the features.
+_CLASSIFIERS = ("fc", "classifier", "heads", "head")
+
+
+def load_backbone(name, weights, pooling):
+    """Return a network without its classifier, and the mean and standard deviation of its images.
+
+    Parameters
+    ----------
+    name : str
+        "timm/..." or "torchvision/...".
+    weights : str, os.PathLike or None
+        "pretrained": those that the library names first for the network, fetched by it unless it has them. A file: the
+        network's state dict, also with the classifier. None: random. For torchvision also a name of its weights.
+    pooling : {"avg", "max", "avg+max"}
+        "avg": what the network does by itself.
+
+    Returns
+    -------
+    backbone : nn.Module
+        Gives (B, f), or maps (B, f, h, w) where ``pooling`` is not "avg".
+    pixel_scale : (tuple of float, tuple of float)
+
+    Raises
+    ------
+    ImportError
+        If the library is not installed.
+    ValueError
+        If the library does not know the network or the weights, or the file does not hold them.
+    """
+    library, _, model = name.partition("/")
+    if library == "timm" and model:
+        return _timm(model, weights, pooling)
+    if library == "torchvision" and model:
+        return _torchvision(model, weights, pooling)
+    raise ValueError(
+        f"The 'backbone' parameter must be a torch.nn.Module, None, 'timm/<name>' or 'torchvision/<name>'. Got "
+        f"{name!r} instead."
+    )
+
+
+def _import(library):
+    try:
+        return __import__(library)
+    except ImportError as error:
+        raise ImportError(
+            f"backbone='{library}/...' needs the package {library}: pip install {library}. (Importing it gave: {error})"
+        ) from error
+    except RuntimeError as error:  # of a build for another torch
+        raise ImportError(
+            f"The package {library}, or torchvision under it, does not go with the installed torch "
+            f"{torch.__version__}: {error}"
+        ) from error
+
+
+def _timm(model, weights, pooling):
+    timm = _import("timm")
+    options = {"num_classes": 0} if pooling == "avg" else {"num_classes": 0, "global_pool": ""}
+    if model.partition(".")[0] not in timm.list_models():
+        raise ValueError(f"timm {timm.__version__} has no network {model!r}; timm.list_models() names those it has.")
+    is_file = weights not in ("pretrained", None)
+    backbone = timm.create_model(model, pretrained=weights == "pretrained", **options)
+    if is_file:
+        _load_file(backbone, weights, classifier=(backbone.pretrained_cfg["classifier"],))
+    config = backbone.pretrained_cfg
+    return backbone, (tuple(config["mean"]), tuple(config["std"]))
+
+
+def _torchvision(model, weights, pooling):
+    models = _import("torchvision").models
+    if model not in models.list_models(module=models):
+        raise ValueError(
+            f"torchvision has no classifier {model!r}; torchvision.models.list_models() names its networks."
+        )
+    is_file = weights is not None and os.path.exists(weights)
+    if is_file or weights is None:
+        backbone = models.get_model(model, weights=None)
+    else:
+        try:
+            backbone = models.get_model(model, weights="DEFAULT" if weights == "pretrained" else weights)
+        except (KeyError, ValueError) as error:
+            raise ValueError(
+                f"backbone_weights={weights!r} is neither a file nor the name of weights that torchvision has for "
+                f"{model}: {', '.join(models.get_model_weights(model).__members__)}."
+            ) from error
+    name = next(name for name in _CLASSIFIERS if hasattr(backbone, name))
+    if is_file:
+        _load_file(backbone, weights, classifier=(name,))
+    setattr(backbone, name, nn.Identity())
+    if getattr(backbone, "aux_logits", False):  # further classifiers of GoogLeNet and Inception
+        backbone.aux_logits = False
+    if pooling != "avg":
+        names = [name for name, _ in backbone.named_children()]
+        if names[-2:] != ["avgpool", "fc"]:
+            raise ValueError(
+                f"pooling={pooling!r} is for torchvision's networks that end in avgpool and fc, such as resnet50; "
+                f"{model} is not one. Use pooling='avg' or the network of timm."
+            )
+        backbone = nn.Sequential(*list(backbone.children())[:-2])
+    return backbone, IMAGENET
+
+
+def _load_file(backbone, path, classifier):
+    """Load a state dict, whose classifier need not fit."""
+    if not os.path.isfile(path):
+        raise ValueError(f"backbone_weights={path!r}: there is no such file.")
+    try:
+        if str(path).endswith(".safetensors"):
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("state_dict", state)
+        own = backbone.state_dict()
+        prefixes = tuple(f"{name}." for name in classifier)
+        state = {key: value for key, value in state.items() if key in own or not key.startswith(prefixes)}
+        kept = {key for key in own if key.startswith(prefixes)}
+        state |= {key: own[key] for key in kept}
+        backbone.load_state_dict(state)
+    except Exception as error:
+        raise ValueError(f"backbone_weights={path!r} does not hold the weights of the network: {error}") from error

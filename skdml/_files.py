@@ -1,0 +1,394 @@
+"""Image files: checked by their headers, decoded by Pillow in worker processes, kept decoded in a cache.
+
+An image is a uint8 array (height, width, 3), turned upright, on white where it is transparent, with the shorter side
+already scaled to ``resize``.
+"""
+
+import errno
+import json
+import os
+import uuid
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from joblib import effective_n_jobs
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch.utils.data import DataLoader, Dataset
+
+N_SHOWN = 5  # offenders in an error message
+CHUNK = 64  # files a task, where there are no batches
+
+# The last bytes of a whole file.
+_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+
+
+def check_paths(paths):
+    """Return X, a 1-D sequence of paths, as a list of str.
+
+    Raises
+    ------
+    ValueError
+        If an element is neither str nor os.PathLike, or there is none.
+    """
+    paths = list(paths)
+    if not paths:
+        raise ValueError("X has 0 files; at least 1 is needed.")
+    for i, path in enumerate(paths):
+        if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+            raise ValueError(
+                f"X holds file paths, all of which must be str or os.PathLike; element {i} is {path!r}, a "
+                f"{type(path).__name__}."
+            )
+    return [os.fspath(path) for path in paths]
+
+
+def decode(path, resize):
+    """Return the image of a file, or, as a str, what is wrong with it.
+
+    Parameters
+    ----------
+    path : str
+    resize : int or None
+        Pixels of the shorter side. JPEG files of at least twice that are decoded at a fraction of their size.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", category=UserWarning)  # of odd metadata; the pixels are there or not
+            with Image.open(path) as image:
+                _refuse_bomb(image)
+                if resize is not None:
+                    image.draft("RGB", (resize, resize))
+                image = _rgb(ImageOps.exif_transpose(image))
+            if resize is not None and min(image.size) != resize:
+                image = image.resize(_resized(image.size, resize), Image.Resampling.BILINEAR)
+            return np.asarray(image)
+    except Exception as error:  # Pillow's plugins raise whatever a broken file makes them
+        return _what_is_wrong(path, error)
+
+
+def read_header(path, resize):
+    """Return the (height, width) that `decode` will give, or, as a str, what is wrong with the file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", category=UserWarning)
+            with Image.open(path) as image:
+                _refuse_bomb(image)
+                size = image.size
+                # Of a PNG file getexif() would decode all of it.
+                if image.format == "JPEG" or "exif" in image.info:
+                    orientation = image.getexif().get(0x0112, 1)
+                    size = size[::-1] if orientation in (5, 6, 7, 8) else size
+                ending = _ENDS.get(image.format)
+            if ending is not None and not _tail(path).rstrip(b"\0").endswith(ending):
+                # Cut off, or with something harmless behind its end.
+                decoded = decode(path, resize)
+                return decoded if isinstance(decoded, str) else decoded.shape[:2]
+        return (size if resize is None else _resized(size, resize))[::-1]
+    except Exception as error:
+        return _what_is_wrong(path, error)
+
+
+def _resized(size, resize):
+    shorter = min(size)
+    return tuple(max(1, round(side * resize / shorter)) for side in size)
+
+
+def _tail(path):
+    with open(path, "rb") as file:
+        file.seek(-min(64, os.path.getsize(path)), os.SEEK_END)
+        return file.read()
+
+
+def _refuse_bomb(image):
+    if 0 in image.size:
+        raise ValueError("has 0 pixels")
+    if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+        raise Image.DecompressionBombError
+
+
+def _rgb(image):
+    if image.mode.startswith("I;16") or image.mode == "I":  # 16 bits of grey
+        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("holds floating-point pixels, whose range is unknown")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _what_is_wrong(path, error):
+    if isinstance(error, FileNotFoundError):
+        return "does not exist"
+    if isinstance(error, IsADirectoryError):
+        return "is a folder"
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return (
+            f"has more pixels than Pillow's limit PIL.Image.MAX_IMAGE_PIXELS = {Image.MAX_IMAGE_PIXELS:,} against "
+            "decompression bombs"
+        )
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+        return f"cannot be read: {error.strerror}"
+    if os.path.isfile(path) and os.path.getsize(path) == 0:
+        return "is empty"
+    if isinstance(error, UnidentifiedImageError):
+        return "is not an image that Pillow can read"
+    return f"cannot be decoded: {error}"
+
+
+class Decoder(Dataset):
+    """The items that workers make: for a list of rows, ``function(path, resize)`` of each."""
+
+    def __init__(self, function, paths, resize):
+        self.function = function
+        self.paths = paths
+        self.resize = resize
+
+    def __getitem__(self, rows):
+        return [self.function(self.paths[row], self.resize) for row in rows]
+
+
+def run_workers(function, paths, resize, chunks, n_jobs):
+    """Yield ``function`` of the files of each chunk of rows, in order; at most two chunks a worker wait to be taken.
+
+    Raises
+    ------
+    RuntimeError
+        When a worker process dies.
+    """
+    n_workers = effective_n_jobs(n_jobs)
+    loader = DataLoader(
+        Decoder(function, paths, resize),
+        batch_size=None,
+        sampler=chunks,
+        num_workers=0 if n_workers == 1 else min(n_workers, len(chunks)),
+        collate_fn=_as_it_is,  # arrays, through a pipe: containers often have little shared memory for tensors
+        generator=torch.Generator(),  # else it would draw from the global one
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")  # more processes than cores, as asked
+        iterator = iter(loader)
+    for _ in chunks:
+        try:
+            item = next(iterator)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"A process that decodes images died: {error} Lack of memory is the usual reason; lower n_jobs or "
+                "batch_size."
+            ) from error
+        yield item
+
+
+def _as_it_is(item):
+    return item
+
+
+def chunked(rows):
+    """Return the rows as lists of `CHUNK`."""
+    return [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+
+
+def broken_files(paths, broken, hint=""):
+    """Return the ValueError that lists the first offenders and counts all; ``broken`` maps rows to what is wrong."""
+    listed = "\n".join(f"  {paths[row]} {reason}" for row, reason in sorted(broken.items())[:N_SHOWN])
+    more = f"\n  and {len(broken) - N_SHOWN} more" if len(broken) > N_SHOWN else ""
+    return ValueError(f"{len(broken)} of {len(paths)} files cannot be used:\n{listed}{more}{hint}")
+
+
+class ImageFiles:
+    """Images of files, decoded when they are asked for, or taken from the cache.
+
+    Parameters
+    ----------
+    paths : list of str
+    resize : int or None
+    cache : str, os.PathLike or None
+        Folder of the `Cache`.
+    n_jobs : int or None
+
+    Attributes
+    ----------
+    sizes : int array of shape (n_files, 2)
+        Height and width of each image, known from the cache or the header; -1 of those that cannot be used.
+    broken : dict
+        Row to what is wrong with the file, as far as headers tell.
+    """
+
+    def __init__(self, paths, resize, *, cache=None, n_jobs=None):
+        self.paths = paths
+        self.resize = resize
+        self.n_jobs = n_jobs
+        self.cache = None if cache is None else Cache(cache, paths, resize)
+        self.sizes = np.full((len(paths), 2), -1)
+        self.broken = {}
+        unknown = list(range(len(paths)))
+        if self.cache is not None:
+            unknown = [row for row in unknown if row not in self.cache]
+            for row in self.cache:
+                self.sizes[row] = self.cache.size(row)
+        chunks = chunked(unknown)
+        for rows, sizes in zip(chunks, run_workers(read_header, paths, resize, chunks, n_jobs), strict=True):
+            for row, size in zip(rows, sizes, strict=True):
+                if isinstance(size, str):
+                    self.broken[row] = size
+                else:
+                    self.sizes[row] = size
+        if self.cache is not None:
+            self.cache.reserve(self.sizes)
+
+    def __len__(self):
+        return len(self.paths)
+
+    def find_broken(self):
+        """Decode every file that is not in the cache, for what no header tells, and add to ``broken``."""
+        rows = [row for row in range(len(self)) if row not in self.broken]
+        chunks = chunked(rows)
+        for chunk, images in zip(chunks, self._decoded(chunks), strict=True):
+            self.broken |= {row: im for row, im in zip(chunk, images, strict=True) if isinstance(im, str)}
+
+    def keep(self, rows):
+        """Return the files of these rows alone."""
+        files = object.__new__(ImageFiles)
+        files.paths = [self.paths[row] for row in rows]
+        files.resize, files.n_jobs = self.resize, self.n_jobs
+        files.sizes = self.sizes[rows]
+        files.broken = {}
+        files.cache = None if self.cache is None else self.cache.keep(rows)
+        return files
+
+    def images(self, chunks):
+        """Yield a list of images for each list of rows.
+
+        Raises
+        ------
+        ValueError
+            When a file cannot be decoded.
+        RuntimeError
+            When a worker process dies.
+        """
+        for rows, images in zip(chunks, self._decoded(chunks), strict=True):
+            broken = {row: image for row, image in zip(rows, images, strict=True) if isinstance(image, str)}
+            if broken:
+                raise broken_files(self.paths, broken, "\nFound in one batch; no header told it, there may be more.")
+            yield images
+
+    def _decoded(self, chunks):
+        """Yield for each list of rows the images, or what is wrong with the file."""
+        if self.cache is None:
+            yield from run_workers(decode, self.paths, self.resize, chunks, self.n_jobs)
+            return
+        missing = [[row for row in rows if row not in self.cache] for rows in chunks]
+        decoded = run_workers(decode, self.paths, self.resize, [rows for rows in missing if rows], self.n_jobs)
+        for rows, wanted in zip(chunks, missing, strict=True):
+            fresh = dict(zip(wanted, next(decoded), strict=True)) if wanted else {}
+            for row, image in fresh.items():
+                if not isinstance(image, str):
+                    self.cache.write(row, image)
+            yield [fresh[row] if row in fresh else self.cache.read(row) for row in rows]
+
+
+class Cache:
+    """Decoded images in memory maps, found by path, time of change, length and ``resize``.
+
+    A fit that meets files the folder does not hold adds a shard of three files: NAME.json lists its images with their
+    places, NAME.bin holds their pixels, and byte i of NAME.done is 1 once image i is written. Shards are only added to
+    by the process that made them, so that fits in several processes can share a folder.
+
+    Parameters
+    ----------
+    folder : str or os.PathLike
+        Made if it does not exist.
+    paths : list of str
+        Files are named by row, their place in this list.
+    resize : int or None
+    """
+
+    def __init__(self, folder, paths, resize):
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.resize = resize
+        self.keys = [_key(path) for path in paths]
+        self.places = {}  # row -> (shard, offset, height, width)
+        self.reserved = {}  # likewise, and the number in the own shard; not yet written
+        rows = {key: row for row, key in enumerate(self.keys) if key is not None}
+        for index in sorted(self.folder.glob("*.json")):
+            content = json.loads(index.read_text())
+            if content["resize"] != resize:
+                continue
+            done = np.fromfile(index.with_suffix(".done"), dtype=np.uint8)
+            pixels = None
+            for (*key, offset, height, width), is_done in zip(content["images"], done, strict=True):
+                row = rows.get(tuple(key))
+                if is_done and row is not None:
+                    if pixels is None:
+                        pixels = np.memmap(index.with_suffix(".bin"), mode="r")
+                    self.places[row] = pixels, offset, height, width
+        # A path may stand in several rows.
+        for row, key in enumerate(self.keys):
+            if key is not None and rows[key] in self.places:
+                self.places[row] = self.places[rows[key]]
+
+    def __contains__(self, row):
+        return row in self.places
+
+    def __iter__(self):
+        return iter(self.places)
+
+    def size(self, row):
+        """Return the image's height and width."""
+        return self.places[row][2:]
+
+    def read(self, row):
+        """Return the image, a view of the memory map."""
+        pixels, offset, height, width = self.places[row]
+        return pixels[offset : offset + 3 * height * width].reshape(height, width, 3)
+
+    def reserve(self, sizes):
+        """Make a shard with room for the images that the folder does not hold."""
+        rows = [row for row in range(len(sizes)) if row not in self.places and sizes[row, 0] > 0 and self.keys[row]]
+        if not rows:
+            return
+        lengths = 3 * sizes[rows].prod(axis=1)
+        offsets = np.cumsum(lengths) - lengths
+        name = self.folder / uuid.uuid4().hex
+        pixels = np.memmap(f"{name}.bin", mode="w+", shape=int(lengths.sum()))
+        self.done = np.memmap(f"{name}.done", mode="w+", shape=len(rows))
+        images = []
+        for i, (row, offset) in enumerate(zip(rows, offsets.tolist(), strict=True)):
+            height, width = sizes[row].tolist()
+            self.reserved[row] = (pixels, offset, height, width), i
+            images.append([*self.keys[row], offset, height, width])
+        # Last, and at once: whoever finds the list finds the rest.
+        Path(f"{name}.tmp").write_text(json.dumps({"resize": self.resize, "images": images}))
+        os.replace(f"{name}.tmp", f"{name}.json")
+
+    def write(self, row, image):
+        """Keep the image; one whose size is not that of its header stays out."""
+        place, i = self.reserved.get(row, (None, None))
+        if place is None or image.shape[:2] != place[2:]:
+            return
+        self.places[row] = place
+        self.read(row)[:] = image
+        self.done[i] = 1
+        del self.reserved[row]
+
+    def keep(self, rows):
+        """Return the cache of these rows alone, numbered anew."""
+        cache = object.__new__(Cache)
+        vars(cache).update(vars(self))
+        cache.keys = [self.keys[row] for row in rows]
+        cache.places = {i: self.places[row] for i, row in enumerate(rows) if row in self.places}
+        cache.reserved = {i: self.reserved[row] for i, row in enumerate(rows) if row in self.reserved}
+        return cache
+
+
+def _key(path):
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None  # reported by the header check
+    return os.path.abspath(path), status.st_mtime_ns, status.st_size

@@ -1,0 +1,191 @@
+"""Pixels on the device: resize, crop, augmentation, normalisation.
+
+Axes: B images of a batch, C channels, H and W pixels of a source image, h and w of what the network gets.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+N_TRIES = 10  # boxes drawn for a random resized crop before the middle of the image is taken
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What happens to an image between the array or file and the network.
+
+    Parameters
+    ----------
+    resize : int or None
+        Pixels of the shorter side. None: images stay as large as they are.
+    crop_size : int or None
+        Pixels of the square that is cut out. None: the whole image.
+    mean, std : tuple of float
+        Subtracted, then divided by; one for all channels or one each, in the unit of the pixels.
+    augment : {"standard"}, callable or None
+        In training only.
+    crop_scale, crop_ratio : tuple of float
+        Range of a random crop's share of the area, and of its width over its height.
+    """
+
+    resize: int | None
+    crop_size: int | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augment: str | Callable | None
+    crop_scale: tuple[float, float]
+    crop_ratio: tuple[float, float]
+
+    def resized(self, height, width):
+        """Return the size of an image after ``resize``."""
+        if self.resize is None:
+            return height, width
+        shorter = min(height, width)
+        return tuple(max(1, round(side * self.resize / shorter)) for side in (height, width))
+
+    def output_size(self, height, width):
+        """Return (h, w) of what the network gets for an image of this size."""
+        return self.resized(height, width) if self.crop_size is None else (self.crop_size, self.crop_size)
+
+    def __call__(self, images, generator=None):
+        """Return the network's input.
+
+        Parameters
+        ----------
+        images : tensor of shape (B, C, H, W), uint8 or float32
+        generator : torch.Generator or None
+            On the CPU. None: as in transform. Else the images are augmented, with its random numbers.
+
+        Returns
+        -------
+        tensor of shape (B, C, h, w), float32
+        """
+        size = self.output_size(*images.shape[2:])
+        if generator is not None and self.augment == "standard":
+            sizes = torch.tensor(images.shape[2:]).expand(len(images), 2)
+            return self.random_crop(images, *self.draw(sizes, generator), size)
+        images = self._centered(images, size)
+        return self.normalized(images if generator is None else self.augmented(images))
+
+    def draw(self, sizes, generator):
+        """Return the random boxes (B, 4) and flips (B,) of images of these sizes (B, 2)."""
+        boxes = random_boxes(sizes, self.crop_scale, self.crop_ratio, generator)
+        return boxes, torch.rand(len(sizes), generator=generator) < 0.5
+
+    def random_crop(self, images, boxes, flip, size):
+        """Return the boxes (B, 4) of the images, scaled to one size, mirrored where ``flip`` (B,) says so."""
+        rows, columns = filters(boxes, images.shape[2:], size)
+        columns = torch.where(flip[:, None, None], columns.flip(1), columns)
+        return self.normalized(resample(images, rows, columns))
+
+    def augmented(self, images):
+        """Pass the images, in [0, 1] if they are uint8, through the user's augmentation."""
+        if not callable(self.augment):
+            return images
+        is_uint8 = images.dtype == torch.uint8
+        result = self.augment(images.float() / 255 if is_uint8 else images)
+        if not isinstance(result, torch.Tensor) or result.shape[:2] != images.shape[:2] or result.ndim != 4:
+            got = tuple(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
+            raise ValueError(
+                f"augment must return a tensor of shape (B, C, h, w) for one of {tuple(images.shape)}; got {got}."
+            )
+        return result * 255 if is_uint8 else result
+
+    def normalized(self, images):
+        """Return (images - mean) / std, float32."""
+        if self.mean == (0.0,) and self.std == (1.0,):
+            return images.float()
+        # A new tensor unless they are float already, and then they are the crop's.
+        return images.to(torch.float32, copy=True).sub_(_channels(self.mean, images)).div_(_channels(self.std, images))
+
+    def _centered(self, images, size):
+        height, width = images.shape[2:]
+        resized = self.resized(height, width)
+        window = [slice(start := round((r - s) / 2), start + s) for r, s in zip(resized, size, strict=True)]
+        if resized == (height, width):
+            return images[:, :, *window]
+        whole = torch.tensor([[0, 0, height, width]])
+        rows, columns = filters(whole, (height, width), resized)
+        return resample(images, rows[:, window[0]], columns[:, window[1]])
+
+
+def _channels(values, images):
+    if len(values) == 1:
+        return values[0]
+    # Not through torch.tensor(..., device=): a copy that the host need not wait for.
+    return torch.tensor(values).to(images.device, non_blocking=True)[:, None, None]
+
+
+def random_boxes(sizes, scale, ratio, generator):
+    """Draw the box of a random resized crop [1]_ in each image.
+
+    The share of the area is uniform in ``scale``, the logarithm of width over height uniform in that of ``ratio``. An
+    image that holds none of `N_TRIES` such boxes gives the largest one in its middle within ``ratio``.
+
+    Parameters
+    ----------
+    sizes : tensor of shape (B, 2)
+        Height and width of each image.
+    scale, ratio : tuple of float
+    generator : torch.Generator
+
+    Returns
+    -------
+    int64 tensor of shape (B, 4)
+        Top, left, height and width.
+
+    References
+    ----------
+    .. [1] C. Szegedy et al., "Going Deeper with Convolutions", CVPR 2015. Section 6.
+    """
+    height, width = sizes.double().unbind(1)  # (B,)
+    u = torch.rand(4, len(sizes), N_TRIES, generator=generator, dtype=torch.float64)
+    area = (height * width)[:, None] * (scale[0] + (scale[1] - scale[0]) * u[0])
+    r = torch.exp(math.log(ratio[0]) + (math.log(ratio[1]) - math.log(ratio[0])) * u[1])
+    h, w = (area / r).sqrt().round(), (area * r).sqrt().round()  # (B, N_TRIES)
+    fits = (h >= 1) & (w >= 1) & (h <= height[:, None]) & (w <= width[:, None])
+    first = fits.int().argmax(dim=1, keepdim=True)
+    h, w = h.gather(1, first)[:, 0], w.gather(1, first)[:, 0]
+    none = ~fits.any(dim=1)
+    h = torch.where(none, torch.minimum(height, (width / ratio[0]).round()), h)
+    w = torch.where(none, torch.minimum(width, (height * ratio[1]).round()), w)
+    top = torch.where(none, (height - h).div(2, rounding_mode="floor"), (u[2, :, 0] * (height - h + 1)).floor())
+    left = torch.where(none, (width - w).div(2, rounding_mode="floor"), (u[3, :, 0] * (width - w + 1)).floor())
+    return torch.stack([top, left, h, w], dim=1).long()
+
+
+def filters(boxes, source, size):
+    """Return the matrices that scale a box of each image to one size: bilinear, antialiased where it shrinks.
+
+    Parameters
+    ----------
+    boxes : tensor of shape (B, 4)
+        Top, left, height and width in pixels.
+    source, size : tuple of int
+        (H, W) and (h, w).
+
+    Returns
+    -------
+    rows, columns : tensors of shape (B, h, H) and (B, w, W)
+    """
+    top, left, height, width = boxes.to(torch.float32).unbind(1)
+    return _triangles(top, height, source[0], size[0]), _triangles(left, width, source[1], size[1])
+
+
+def _triangles(start, length, n_pixels, n_out):
+    """Return the triangle filter that maps pixels start...start+length to n_out pixels, (B, n_out, n_pixels)."""
+    scale = (length / n_out)[:, None]  # (B, 1)
+    center = start[:, None] + (torch.arange(n_out) + 0.5) * scale  # (B, n_out)
+    pixel = torch.arange(n_pixels) + 0.5
+    weights = 1 - (pixel - center[:, :, None]).abs() / scale.clamp(min=1)[:, :, None]
+    inside = (pixel > start[:, None]) & (pixel < (start + length)[:, None])  # (B, n_pixels)
+    weights = weights.clamp_(min=0).mul_(inside[:, None])
+    return weights / weights.sum(dim=2, keepdim=True)
+
+
+def resample(images, rows, columns):
+    """Apply the filters, those of each image or one pair for all: (B, C, H, W) to float32 (B, C, h, w)."""
+    rows, columns = (m.to(images.device, non_blocking=True)[:, None] for m in (rows, columns))
+    return rows @ (images.float() @ columns.mT)
