@@ -8,8 +8,8 @@ from skdml._networks import build_network, unit_rows
 
 
 def build(backbone, sample, **changes):
-    options = {"n_components": 5, "hidden_layer_sizes": (8,), "normalize": True, "precision": "float32", "pooling": "avg"} | changes
-    return build_network(backbone, sample, **options)
+    options = {"pooling": "avg", "n_components": 5, "hidden_layer_sizes": (8,), "normalize": True} | changes
+    return build_network(backbone, sample, **{"precision": "float32"} | options)
 
 
 @pytest.mark.parametrize("size", [1, 3, 8, 33])
