@@ -48,4 +48,4 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": [],
 }
-html_sidebars = {"install": [], "evaluation": [], "engine": []}
+html_sidebars = {"install": [], "evaluation": [], "datasets": [], "engine": []}
