@@ -11,6 +11,7 @@ from ._binomial_deviance import BinomialDevianceEmbedder
 from ._circle import CircleEmbedder
 from ._clustering import ClusteringEmbedder
 from ._contrastive import ContrastiveEmbedder
+from ._fold_ensemble import FoldEnsembleEmbedder
 from ._hdc import HDCEmbedder
 from ._histogram import HistogramEmbedder
 from ._htl import HTLEmbedder
@@ -47,6 +48,7 @@ __all__ = [
     "ClassShuffleSplit",
     "ClusteringEmbedder",
     "ContrastiveEmbedder",
+    "FoldEnsembleEmbedder",
     "HDCEmbedder",
     "HTLEmbedder",
     "HistogramEmbedder",
