@@ -20,8 +20,8 @@ from skdml.datasets import load_kanji
 X, X_unseen, y, y_unseen = class_train_test_split(*load_kanji(return_X_y=True))
 
 # %%
-# Random search, where each fold validates on classes that its model has not seen. ``ClassKFold`` takes contiguous blocks
-# of classes, as the paper does. (A real search draws some dozens of candidates and trains until early stopping.)
+# Random search, where each fold validates on classes that its model has not seen. ``ClassKFold`` takes contiguous
+# blocks of classes, as the paper does. (A real search draws some dozens of candidates and trains much longer.)
 
 search = RandomizedSearchCV(
     ProxyAnchorEmbedder(max_epochs=2, random_state=0),

@@ -21,12 +21,23 @@ from torch import nn
 
 from ._backbones import load_backbone
 from ._batches import BalancedBatches, ShuffledBatches
+from ._callbacks import CallbackSupportMixin, EpochTasks, with_callbacks
 from ._constraints import FRACTION, NON_NEGATIVE, POSITIVE, POSITIVE_INT, Interval, StrOptions, check_constraints
-from ._data import Rows, check_data, ndim
+from ._data import Rows, check_data, is_dispatched, ndim
 from ._memory import CrossBatchMemory
 from ._networks import build_network
 from ._pairs import MINING_CONSTRAINTS, MINING_DOC
-from ._training import OPTIMIZERS, TrainingSet, check_callbacks, embed, has_lr_scheduler, hold_out, seeded, train
+from ._training import (
+    OPTIMIZERS,
+    TrainingSet,
+    check_callbacks,
+    embed,
+    epochs,
+    has_lr_scheduler,
+    hold_out,
+    seeded,
+    train,
+)
 from .metrics import recall_at_k
 
 # Stand once here; every class docstring holds the markers in their place. {name} is the default of that parameter.
@@ -165,7 +176,7 @@ def _shown(default):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class BaseEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, ABC):
+class BaseEmbedder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, ABC):
     """Base of the embedders: a network trained so that samples of one class lie close together.
 
     A subclass is a keyword-only dataclass with the method's hyperparameters as fields, their allowed values in
@@ -244,6 +255,10 @@ class BaseEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         "verbose": ["verbose"],
     }
 
+    # scikit-learn's HTML shows what parameters mean where there is a link to a manual; skdml's has no address.
+    _doc_link_module = "skdml"
+    _doc_link_template = "#"
+
     # Rows that pass the network at a time, where a loss needs larger batches than fit.
     chunk_size = None
 
@@ -287,6 +302,7 @@ class BaseEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         """Return what training minimises: the loss, or a module around it that does not outlive the fit."""
         return criterion
 
+    @with_callbacks
     def fit(self, X, y):
         """Train the network.
 
@@ -315,22 +331,66 @@ class BaseEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             When a process that decodes files dies.
         """
         self._check_params()
+        return self._fit(X, y, goes_on=self.warm_start and hasattr(self, "network_"))
+
+    @with_callbacks
+    def partial_fit(self, X, y, classes=None):
+        """Train the network for one epoch, going on from where it stands.
+
+        Proxies and centers of new classes are added to those learned so far. The learning rates are constant, the
+        optimizer and a memory of earlier batches start anew.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features), array of images, or sequence of paths
+            As in fit.
+        y : array-like of shape (n_samples,)
+            Class labels, known ones or new ones.
+        classes : array-like of shape (n_classes,) or None, default=None
+            Classes to come, so that they have proxies from now on; those of y are added.
+
+        Returns
+        -------
+        self : object
+            The embedder.
+
+        Raises
+        ------
+        ValueError
+            As fit does; and with ``early_stopping=True``.
+        """
+        self._check_params()
+        if self.early_stopping or self.lr_schedule == "one_cycle":
+            raise ValueError(
+                "partial_fit trains for one epoch at constant learning rates. Set early_stopping=False and "
+                "lr_schedule='auto' or None, or use fit."
+            )
+        return self._fit(X, y, goes_on=hasattr(self, "network_"), partial=True, more_classes=classes)
+
+    def _fit(self, X, y, *, goes_on, partial=False, more_classes=None):
         device = self._find_device()
-        goes_on = self.warm_start and hasattr(self, "network_")
+        max_epochs = 1 if partial else self.max_epochs
         backbone, pixel_scale = self.backbone, None
         if isinstance(backbone, str) and not goes_on:
             backbone, pixel_scale = load_backbone(backbone, self.backbone_weights, self.pooling)
         data = check_data(self, X, reset=not goes_on, training=True, pixel_scale=pixel_scale)
-        classes, y = self._check_classes(X, y, data.kept, goes_on)
+        classes, labels = self._check_classes(X, y, data.kept, goes_on, partial, more_classes)
+        earlier = self.history_ if goes_on else []
 
         rng = check_random_state(self.random_state)
-        seed = int(rng.randint(2**31 - 1))
-        train_rows, valid_rows = hold_out(y, self.validation_fraction, rng) if self.early_stopping else (None, None)
-        batches = self._make_batches(y if train_rows is None else y[train_rows])
+        seed = int(rng.randint(2**31 - 1)) + (len(earlier) if partial else 0)  # other batches in each partial_fit
+        train_rows, valid_rows = (
+            hold_out(labels, self.validation_fraction, rng) if self.early_stopping else (None, None)
+        )
+        # Batch rules number the classes that there are; part of the data need not hold all.
+        present = np.unique(labels, return_inverse=True)[1] if partial else labels
+        batches = self._make_batches(present if train_rows is None else present[train_rows])
         data.place(device)
         with seeded(seed, device):
             if goes_on:
                 network, criterion = copy.deepcopy((self.network_, self.criterion_))
+                if len(classes) > len(self.classes_):
+                    criterion = self._grow_loss(criterion, classes)
             else:
                 network = self._make_network(backbone, data.batch(slice(0, 2)))
                 criterion = self._make_loss(len(classes), network.n_components)
@@ -340,36 +400,67 @@ class BaseEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             elif self.freeze == "backbone":
                 data = Rows(embed(network.without_head(), data, "cpu").numpy()).place(device)
                 trained = network.without_backbone()
+            criterion = criterion.to(device)
+
+            def fitted(history, network, criterion):
+                """Return the attributes of the fitted estimator."""
+                history = earlier + [{**epoch, "epoch": len(earlier) + epoch["epoch"]} for epoch in history]
+                for parameter in [*network.parameters(), *criterion.parameters()]:
+                    parameter.grad = None
+                return {
+                    "classes_": classes,
+                    "network_": network.cpu().eval(),
+                    "criterion_": criterion.cpu().eval(),
+                    "history_": history,
+                    "n_iter_": len(history),
+                }
+
+            tasks = []
+            if hasattr(self, "_init_callback_context"):
+                context = self._init_callback_context(max_subtasks=max_epochs)
+                context.call_on_fit_task_begin(estimator=self, X=X, y=y)
+                tasks = [
+                    EpochTasks(self, context, X, y, lambda h: fitted(epochs(h), *copy.deepcopy((network, criterion))))
+                ]
             history = train(
                 trained,
-                self._training_loss(criterion.to(device)),
-                TrainingSet(data, y, train_rows),
+                self._training_loss(criterion),
+                TrainingSet(data, labels, train_rows),
                 batches,
-                valid_set=TrainingSet(data, y, valid_rows) if self.early_stopping else None,
-                max_epochs=self.max_epochs,
+                valid_set=TrainingSet(data, labels, valid_rows) if self.early_stopping else None,
+                max_epochs=max_epochs,
                 learning_rate=self.learning_rate,
                 head_learning_rate=self.learning_rate if self.head_learning_rate is None else self.head_learning_rate,
                 warmup_epochs=self.warmup_epochs,
                 criterion_learning_rate=self._loss_learning_rate(),
-                lr_schedule=self._find_lr_schedule(),
+                lr_schedule=None if partial else self._find_lr_schedule(),
                 weight_decay=self.weight_decay,
                 optimizer=self.optimizer,
                 n_iter_no_change=self.n_iter_no_change,
                 chunk_size=self.chunk_size,
-                callbacks=self.callbacks,
+                callbacks=[*(self.callbacks or []), *tasks],
                 generator=torch.Generator(data.index_device).manual_seed(seed),
                 augment_generator=torch.Generator().manual_seed(seed + 1),
                 verbose=self.verbose,
             )
-        earlier = self.history_ if goes_on else []
-        self.classes_ = classes
-        self.network_ = network.cpu().eval()
-        self.criterion_ = criterion.cpu().eval()
-        for parameter in [*network.parameters(), *criterion.parameters()]:
-            parameter.grad = None
-        self.history_ = earlier + [{**epoch, "epoch": len(earlier) + epoch["epoch"]} for epoch in history]
-        self.n_iter_ = len(self.history_)
+        for name, value in fitted(history, network, criterion).items():
+            setattr(self, name, value)
+        if tasks:
+            context.call_on_fit_task_end(estimator=self, X=X, y=y, reconstruction_attributes={})
         return self
+
+    def _grow_loss(self, criterion, classes):
+        """Return a loss of all the classes that has learned what the one of the known classes has."""
+        grown = self._make_loss(len(classes), self.network_.n_components)
+        known = np.searchsorted(classes, self.classes_)
+        learned, state = criterion.state_dict(), grown.state_dict()
+        for name, value in state.items():
+            if value.shape == learned[name].shape:
+                state[name] = learned[name]
+            else:  # the first axis is that of the classes
+                value[known] = learned[name]
+        grown.load_state_dict(state)
+        return grown
 
     def transform(self, X):
         """Embed the samples.
@@ -394,6 +485,8 @@ class BaseEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         data = check_data(self, X, reset=False).place(device)
         # A copy: the fitted network stays on the CPU.
         network = self.network_ if device.type == "cpu" else copy.deepcopy(self.network_).to(device)
+        if is_dispatched(X):
+            return embed(network, data, X.device)
         return embed(network, data, "cpu").numpy()
 
     def score(self, X, y):
@@ -499,13 +592,15 @@ class BaseEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             )
         return self.lr_schedule
 
-    def _check_classes(self, X, y, kept, goes_on):
+    def _check_classes(self, X, y, kept, goes_on, partial, more_classes):
         """Return the classes and y encoded as 0..C-1, of the rows that are kept."""
         name = type(self).__name__
         if y is None:
             raise ValueError(
                 f"{name} requires y to be passed, but the target y is None. Pass fit(X, y) with a class label a sample."
             )
+        if is_dispatched(y):
+            y = y.cpu().numpy()
         if ndim(y) != 1:
             raise ValueError(f"y must hold one class label a sample, shape (n_samples,); got shape {np.shape(y)}.")
         y = column_or_1d(y)
@@ -513,22 +608,26 @@ class BaseEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         check_consistent_length(X, y)
         y = y if kept is None else y[kept]
         check_classification_targets(y)
-        classes, y = np.unique(y, return_inverse=True)
+        classes = np.unique(y)
+        if partial:
+            classes = self._all_classes(classes, more_classes)
         if len(classes) < 2:
             raise ValueError(f"{name} needs samples of at least 2 classes; y has 1 class, {classes[0]!r}.")
-        if goes_on and not np.array_equal(classes, self.classes_):
+        if goes_on and not partial and not np.array_equal(classes, self.classes_):
             raise ValueError(
                 f"With warm_start=True, y must have the classes of the fit before ({len(self.classes_)} classes); got "
                 f"{len(classes)} classes, {np.setxor1d(classes, self.classes_)[:5]} among those that differ. Set "
                 "warm_start=False to start anew."
             )
+        y = np.searchsorted(classes, y)
         if self._pair_based:
-            n_single = np.count_nonzero(np.bincount(y) == 1)
-            if n_single == len(classes):
+            counts = np.unique(y, return_counts=True)[1]
+            n_single = np.count_nonzero(counts == 1)
+            if n_single == len(counts):
                 raise ValueError(f"{name} pulls samples of one class together, but no class of y has two samples.")
             if n_single:
                 warnings.warn(
-                    f"{n_single} of {len(classes)} classes have one sample: they serve as negatives only.", stacklevel=3
+                    f"{n_single} of {len(counts)} classes have one sample: they serve as negatives only.", stacklevel=3
                 )
         if self.batch_size > len(y):
             warnings.warn(
@@ -536,6 +635,20 @@ class BaseEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
                 stacklevel=3,
             )
         return classes, y
+
+    def _all_classes(self, classes, more_classes):
+        """Return the classes of y with those given to partial_fit and those known."""
+        for others in (more_classes, getattr(self, "classes_", None)):
+            if others is None:
+                continue
+            others = np.asarray(others)
+            if (others.dtype.kind in "biuf") != (classes.dtype.kind in "biuf"):
+                raise ValueError(
+                    f"y has labels of type {classes.dtype}, but the classes known so far or given are of type "
+                    f"{others.dtype}. Use one type for all labels."
+                )
+            classes = np.union1d(classes, others)
+        return classes
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

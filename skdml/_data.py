@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from scipy import sparse
+from sklearn import get_config
 from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 
@@ -40,6 +41,10 @@ class Rows:
     def place(self, device):
         """Choose the device that batches go to and move all the rows there if they fit."""
         self.device = device
+        if isinstance(self.X, torch.Tensor):
+            self.X = self.X.to(device)
+            self.index_device = device
+            return self
         if device.type == "cpu":
             fits = self.X.flags.writeable  # torch cannot wrap read-only memory; those rows are copied batch by batch
         elif device.type == "cuda":
@@ -173,12 +178,19 @@ def check_data(estimator, X, *, reset, training=False, pixel_scale=None):
     ValueError
         If X is empty, complex, not finite, of a shape or type that is no kind of data, or not as it was in fit.
     """
+    if isinstance(X, torch.Tensor) and (X.device.type == "cpu" or not is_dispatched(X)):
+        X = np.asarray(X.detach())
     if holds_paths(X):
         return _check_files(estimator, X, reset, training, pixel_scale)
     with np.errstate(over="ignore", invalid="ignore"):  # a number too large for float32 is an error a moment later
         if sparse.issparse(X) or ndim(X) < 3:
             return _check_vectors(estimator, X, reset)
         return _check_arrays(estimator, X, reset, pixel_scale)
+
+
+def is_dispatched(X):
+    """Return whether X is a tensor that stays one, by scikit-learn's ``array_api_dispatch``."""
+    return isinstance(X, torch.Tensor) and get_config()["array_api_dispatch"]
 
 
 def ndim(X):
@@ -197,41 +209,66 @@ def holds_paths(X):
 
 def image_shape(X):
     """Return (C, H, W) of images as they are in memory."""
-    if X.dtype != np.uint8:
+    if not _is_uint8(X):
         return X.shape[1:]
     return (1, *X.shape[1:]) if X.ndim == 3 else (X.shape[3], *X.shape[1:3])
+
+
+def _is_uint8(X):
+    return X.dtype in ((torch.uint8,) if isinstance(X, torch.Tensor) else (np.uint8,))
+
+
+def _check_tensor(X, dtype):
+    """Return the tensor with this type, contiguous."""
+    if X.is_complex():
+        raise ValueError("Complex data not supported: X is a complex tensor.")
+    X = X.detach().to(dtype).contiguous()
+    if len(X) == 0 or not X.isfinite().all():
+        raise ValueError("Input X has no rows." if len(X) == 0 else "Input X contains NaN or infinity.")
+    return X
 
 
 def _check_vectors(estimator, X, reset):
     if not reset and estimator._input["kind"] != "vectors":
         raise ValueError(f"X has shape {np.shape(X)}, but {_expected(estimator)}")
-    X = validate_data(estimator, X, reset=reset, accept_sparse="csr", dtype=np.float32, order="C")
+    if is_dispatched(X):
+        validate_data(estimator, X, reset=reset, skip_check_array=True)
+        X = _check_tensor(X, torch.float32)
+    else:
+        X = validate_data(estimator, X, reset=reset, accept_sparse="csr", dtype=np.float32, order="C")
     if reset:
         _refuse_image_parameters(estimator, f"X holds vectors, of shape {X.shape}")
-        estimator._input = {"kind": "vectors", "shape": X.shape[1:]}
+        estimator._input = {"kind": "vectors", "shape": tuple(X.shape[1:])}
     return SparseRows(X) if sparse.issparse(X) else Rows(X)
 
 
 def _check_arrays(estimator, X, reset, pixel_scale):
     """Validate images and other arrays of three or more axes."""
-    dtype = getattr(X, "dtype", None) or np.asarray(X).dtype
-    if (dtype != np.uint8 and not np.issubdtype(dtype, np.inexact)) or (ndim(X) > 4 and dtype == np.uint8):
+    if is_dispatched(X):
+        dtype, is_uint8, is_float = X.dtype, X.dtype == torch.uint8, X.is_floating_point()
+    else:
+        dtype = getattr(X, "dtype", None) or np.asarray(X).dtype
+        is_uint8, is_float = dtype == np.uint8, np.issubdtype(dtype, np.inexact)
+    if (not is_uint8 and not is_float) or (ndim(X) > 4 and is_uint8):
         raise ValueError(
             f"X has shape {np.shape(X)} and dtype {dtype}. Images must be uint8 of shape (n, H, W) or (n, H, W, C), or "
             "float of shape (n, C, H, W); any other array must be float. Convert with X.astype(...)."
         )
-    X = check_array(
-        X,
-        dtype=np.uint8 if dtype == np.uint8 else np.float32,
-        order="C",
-        allow_nd=True,
-        ensure_min_features=0,
-        input_name="X",
-        estimator=estimator,
-    )
+    if is_dispatched(X):
+        X = _check_tensor(X, X.dtype if is_uint8 else torch.float32)
+    else:
+        X = check_array(
+            X,
+            dtype=np.uint8 if is_uint8 else np.float32,
+            order="C",
+            allow_nd=True,
+            ensure_min_features=0,
+            input_name="X",
+            estimator=estimator,
+        )
     if 0 in X.shape:
         raise ValueError(f"X has shape {X.shape}: no axis may be empty.")
-    kind = "uint8 images" if X.dtype == np.uint8 else "arrays"
+    kind = "uint8 images" if is_uint8 else "arrays"
     if kind == "arrays" and X.ndim != 4:
         if reset:
             if estimator.backbone is None:
@@ -394,17 +431,18 @@ def _refuse_image_parameters(estimator, what):
 
 def _check_channels(X):
     """Refuse what the default networks would read in the wrong order."""
-    if X.dtype != np.uint8 and X.ndim != 4:
+    is_uint8 = _is_uint8(X)
+    if not is_uint8 and X.ndim != 4:
         raise ValueError(
             f"X is a float array of shape {X.shape}: without a backbone, skdml takes vectors (n, f), uint8 "
             "images (n, H, W) or (n, H, W, C) and float images (n, C, H, W). Pass backbone=, or "
             "X[:, None] for greyscale images."
         )
-    if X.dtype == np.uint8 and X.ndim == 4 and X.shape[1] in (1, 3, 4) and X.shape[3] > 4:
+    if is_uint8 and X.ndim == 4 and X.shape[1] in (1, 3, 4) and X.shape[3] > 4:
         raise ValueError(
             f"uint8 images must have shape (n, H, W, C), channels last; got {X.shape}. Use np.moveaxis(X, 1, -1)."
         )
-    if X.dtype != np.uint8 and X.shape[3] in (1, 3, 4) and X.shape[1] == X.shape[2] > 4:
+    if not is_uint8 and X.shape[3] in (1, 3, 4) and X.shape[1] == X.shape[2] > 4:
         raise ValueError(
             f"float images must have shape (n, C, H, W), channels first; got {X.shape}. Use np.moveaxis(X, -1, 1)."
         )

@@ -17,6 +17,7 @@ from skorch.utils import TeeGenerator
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from ._callbacks import EpochTasks
 from .metrics import recall_at_k
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
@@ -106,10 +107,15 @@ def train(
         parameter.requires_grad_(True)
     if not all(p.isfinite().all() for p in [*network.parameters(), *criterion.parameters()]):
         raise ValueError(net.diverged("A weight"))
+    return epochs(net.history)
+
+
+def epochs(history):
+    """Return skorch's history under our names, a list of dicts, one a finished epoch."""
     names = {"train_loss": "loss", "dur": "duration", "valid_recall_at_1": "validation_recall_at_1"}
     return [
         {names.get(key, key): value for key, value in epoch.items() if key != "batches" and not key.endswith("_best")}
-        for epoch in net.history
+        for epoch in history
         if "train_loss" in epoch  # an interrupted epoch has none
     ]
 
@@ -289,7 +295,7 @@ class EmbeddingNet(NeuralNet):
             return super().fit_loop(X, y, epochs, **kwargs)
         except KeyboardInterrupt:
             # skorch's sign for "stop early", and Ctrl-C.
-            if not isinstance(self.stopped_by, EarlyStopping | BestWeights):
+            if not isinstance(self.stopped_by, EarlyStopping | BestWeights | EpochTasks):
                 warnings.warn(
                     f"Training was interrupted in epoch {len(self.history)} of {self.max_epochs}; the estimator keeps "
                     "the weights it has.",
