@@ -280,10 +280,14 @@ class SoftTripleEmbedder(BaseEmbedder):
 
     @property
     def n_centers_per_class_(self):
-        # Single linkage cut at 0.1: the connected components of the graph of near pairs.
-        C, K = self.criterion_.centers.shape[:2]
-        similarity = [W @ W.T for W in self.centers_]  # unit rows: |v - w|^2 = 2 - 2 v.w
-        c, k, l = np.nonzero(2 - 2 * np.stack(similarity) < 0.1**2)
-        near = sparse.coo_array((np.ones(len(c)), (c * K + k, c * K + l)), shape=(C * K, C * K))
-        _, component = sparse.csgraph.connected_components(near, directed=False)
-        return np.array([len(np.unique(row)) for row in component.reshape(C, K)])
+        return np.array([len(np.unique(row)) for row in merge_centers(self.centers_)])
+
+
+def merge_centers(centers):
+    """Return the group of each unit center, (C, K): those of a class closer than 0.1, directly or through others."""
+    # Single linkage cut at 0.1: the connected components of the graph of near pairs.
+    C, K, _ = centers.shape
+    similarity = [W @ W.T for W in centers]  # unit rows: |v - w|^2 = 2 - 2 v.w
+    c, k, l = np.nonzero(2 - 2 * np.stack(similarity) < 0.1**2)
+    near = sparse.coo_array((np.ones(len(c)), (c * K + k, c * K + l)), shape=(C * K, C * K))
+    return sparse.csgraph.connected_components(near, directed=False)[1].reshape(C, K)

@@ -8,11 +8,8 @@ import copy
 import numpy as np
 import torch
 
-from ._pairs import PairLoss, check_batch
-
-__all__ = ["PairWeightDisplay", "pair_weights"]
-
-_COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe and Ito: for all eyes
+from .._pairs import PairLoss, check_batch
+from ._drawing import COLORS, new_axes
 
 
 def pair_weights(loss, embeddings, y):
@@ -250,10 +247,8 @@ class PairWeightDisplay:
             The display itself, with ``ax_``, ``figure_`` and ``lines_``.
         """
         if ax is None:
-            import matplotlib.pyplot as plt
-
-            _, ax = plt.subplots()
-        color = _COLORS[len(ax.lines) // 2 % len(_COLORS)]
+            ax = new_axes(self)
+        color = COLORS[len(ax.lines) // 2 % len(COLORS)]
         prefix = "" if self.name is None else f"{self.name}, "
         self.lines_ = [
             *ax.plot(self.similarity, self.positive_weights, "-", color=color, label=f"{prefix}positive pair"),

@@ -1,0 +1,290 @@
+"""Queries and what they find."""
+
+from numbers import Integral
+
+import numpy as np
+from sklearn.neighbors import NearestNeighbors
+from sklearn.utils import check_random_state
+
+from ._drawing import (
+    check_embeddings,
+    check_images,
+    draw_mark,
+    draw_tile,
+    embed,
+    find_images,
+    make_tiles,
+    new_axes,
+    set_view,
+)
+
+_GREEN, _RED = "#009E73", "#D55E00"  # apart for all eyes
+
+
+class RetrievalDisplay:
+    """Queries, a row each, and their nearest neighbors, the nearest first.
+
+    A solid green frame with a tick is a neighbor of the query's class; a dashed red one with a cross is of another.
+    What has no image is shown by its row, or by a text of the caller's, and its class.
+
+    It is recommended to use `from_estimator` or `from_embeddings` to make one. See :doc:`/inspection` for how to read
+    the picture.
+
+    Parameters
+    ----------
+    queries : ndarray of shape (n_queries,)
+        The rows of the queries.
+    neighbors : ndarray of shape (n_queries, n_neighbors)
+        The rows of their neighbors among the samples, or in the gallery where there is one.
+    is_correct : ndarray of shape (n_queries, n_neighbors)
+        Whether a neighbor is of the query's class.
+    query_tiles : list of ndarray or str
+        What a query looks like: an image, uint8 of shape (H, W) or (H, W, C), or a text.
+    neighbor_tiles : list of list of ndarray or str
+        What its neighbors look like.
+    name : str or None, default=None
+        The title.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        With the picture.
+    figure_ : matplotlib Figure
+        With the axes.
+
+    See Also
+    --------
+    skdml.metrics.recall_at_k : The share of the queries with a tick among the first k, over all queries.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn.decomposition import PCA
+    >>> from skdml.inspection import RetrievalDisplay
+    >>> digits = load_digits()
+    >>> Z = PCA(8, random_state=0).fit_transform(digits.data)
+    >>> images = (digits.images * 15).astype("uint8")
+    >>> display = RetrievalDisplay.from_embeddings(Z, digits.target, images=images, queries=[0, 1, 2], n_neighbors=4)
+    >>> display.neighbors.shape
+    (3, 4)
+    """
+
+    def __init__(self, *, queries, neighbors, is_correct, query_tiles, neighbor_tiles, name=None):
+        self.queries = queries
+        self.neighbors = neighbors
+        self.is_correct = is_correct
+        self.query_tiles = query_tiles
+        self.neighbor_tiles = neighbor_tiles
+        self.name = name
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator,
+        X,
+        y,
+        *,
+        gallery=None,
+        gallery_y=None,
+        queries=8,
+        n_neighbors=8,
+        random_state=None,
+        name=None,
+        ax=None,
+    ):
+        """Embed the samples, find the neighbors by cosine and plot them.
+
+        Parameters
+        ----------
+        estimator : fitted transformer or Pipeline that ends in one
+            What is looked at.
+        X : array-like of shape (n_samples, ...)
+            Anything that ``estimator.transform`` takes. Images and image files are shown, other samples by their rows.
+        y : array-like of shape (n_samples,)
+            Class of each sample.
+        gallery : array-like of shape (n_gallery, ...) or None, default=None
+            Samples of the kind of X in which the neighbors are looked up. None: X, each query without itself.
+        gallery_y : array-like of shape (n_gallery,) or None, default=None
+            Class of each of them.
+        queries : int or sequence of int, default=8
+            The rows of the queries; or how many to draw at random among those with a sample of their class to find, all
+            of these if they are fewer.
+        n_neighbors : int, default=8
+            Neighbors a query, >= 1.
+        random_state : int, RandomState instance or None, default=None
+            Seeds the draw.
+        name : str or None, default=None
+            The title. None: the class of the estimator.
+        ax : matplotlib Axes or None, default=None
+            Axes to plot on. None: a new figure.
+
+        Returns
+        -------
+        RetrievalDisplay
+            The display, plotted.
+
+        Raises
+        ------
+        TypeError
+            If the estimator has no ``transform``.
+        ValueError
+            As for `from_embeddings`.
+        """
+        has_gallery = gallery is not None
+        return cls.from_embeddings(
+            embed(estimator, X),
+            y,
+            images=find_images(X),
+            gallery=embed(estimator, gallery) if has_gallery else None,
+            gallery_y=gallery_y,
+            gallery_images=find_images(gallery) if has_gallery else None,
+            queries=queries,
+            n_neighbors=n_neighbors,
+            random_state=random_state,
+            name=type(estimator).__name__ if name is None else name,
+            ax=ax,
+        )
+
+    @classmethod
+    def from_embeddings(
+        cls,
+        embeddings,
+        y,
+        *,
+        images=None,
+        texts=None,
+        gallery=None,
+        gallery_y=None,
+        gallery_images=None,
+        gallery_texts=None,
+        metric="cosine",
+        queries=8,
+        n_neighbors=8,
+        random_state=None,
+        name=None,
+        ax=None,
+    ):
+        """Find the neighbors and plot them.
+
+        Parameters
+        ----------
+        embeddings : array-like of shape (n_samples, n_components)
+            Among them the queries.
+        y : array-like of shape (n_samples,)
+            Class of each row.
+        images : array-like of shape (n_samples, ...) or None, default=None
+            uint8 (n, H, W) or (n, H, W, C); float (n, C, H, W), each stretched to its own range; or paths of image
+            files, of which only those shown are opened.
+        texts : sequence of str or None, default=None
+            Shown with the class where there are no images, such as a title. None: the number of the row.
+        gallery : array-like of shape (n_gallery, n_components) or None, default=None
+            Rows in which the neighbors are looked up. None: the embeddings, each query without itself.
+        gallery_y, gallery_images, gallery_texts : array-like or None, default=None
+            Of the gallery what ``y``, ``images`` and ``texts`` are of the embeddings.
+        metric : {"cosine", "euclidean"}, default="cosine"
+            Nearest is the largest cosine or the smallest Euclidean distance.
+        queries : int or sequence of int, default=8
+            The rows of the queries; or how many to draw at random among those with a sample of their class to find, all
+            of these if they are fewer.
+        n_neighbors : int, default=8
+            Neighbors a query, >= 1.
+        random_state : int, RandomState instance or None, default=None
+            Seeds the draw.
+        name : str or None, default=None
+            The title.
+        ax : matplotlib Axes or None, default=None
+            Axes to plot on. None: a new figure.
+
+        Returns
+        -------
+        RetrievalDisplay
+            The display, plotted.
+
+        Raises
+        ------
+        ValueError
+            If lengths do not fit together, a value is not finite, images are of another kind, there are fewer than
+            ``n_neighbors`` samples to find, ``queries`` names a row that there is not, or no query has a sample of its
+            class to find.
+        """
+        if (gallery is None) != (gallery_y is None):
+            raise ValueError("gallery and gallery_y belong together: pass both or neither.")
+        images = check_images(images)
+        Z, y = check_embeddings(embeddings, y, images=images, texts=texts)
+        is_own = gallery is None
+        if is_own:
+            gallery, gallery_y, gallery_images, gallery_texts = Z, y, images, texts
+        else:
+            gallery_images = check_images(gallery_images)
+            gallery, gallery_y = check_embeddings(gallery, gallery_y, images=gallery_images, texts=gallery_texts)
+        if not 1 <= n_neighbors <= len(gallery) - is_own:
+            raise ValueError(
+                f"n_neighbors must lie in 1..{len(gallery) - is_own}, the samples to find; got {n_neighbors!r}."
+            )
+        if isinstance(queries, Integral):
+            queries = _draw(queries, y, gallery_y, is_own, check_random_state(random_state))
+        queries = np.asarray(queries)
+        if queries.ndim != 1 or queries.dtype.kind not in "iu" or not np.isin(queries, np.arange(len(Z))).all():
+            raise ValueError(f"queries must be rows in 0..{len(Z) - 1}; got {queries.tolist()!r}.")
+        search = NearestNeighbors(n_neighbors=n_neighbors + is_own, metric=metric, algorithm="brute").fit(gallery)
+        neighbors = search.kneighbors(Z[queries], return_distance=False)
+        if is_own:  # the query itself is no neighbor; among many equal rows it may not be the first, or be left out
+            neighbors = np.array([row[row != q][:n_neighbors] for q, row in zip(queries, neighbors, strict=True)])
+        return cls(
+            queries=queries,
+            neighbors=neighbors,
+            is_correct=gallery_y[neighbors] == y[queries, None],
+            query_tiles=make_tiles(queries, y, images, texts),
+            neighbor_tiles=[make_tiles(row, gallery_y, gallery_images, gallery_texts) for row in neighbors],
+            name=name,
+        ).plot(ax=ax)
+
+    def plot(self, ax=None):
+        """Plot the queries and their neighbors.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes or None, default=None
+            Axes to plot on. None: a new figure.
+
+        Returns
+        -------
+        RetrievalDisplay
+            The display itself, with ``ax_`` and ``figure_``.
+        """
+        n_queries, n_neighbors = self.neighbors.shape
+        has_texts = isinstance(self.query_tiles[0], str)
+        if ax is None:
+            side = 0.85 if has_texts else 0.6  # inches
+            ax = new_axes(self, (max(4, side * (n_neighbors + 1.2)), side * n_queries + 1))
+        for i in range(n_queries):
+            draw_tile(ax, 0, -i, self.query_tiles[i])
+            for j, (tile, is_correct) in enumerate(zip(self.neighbor_tiles[i], self.is_correct[i], strict=True)):
+                color, style = (_GREEN, "-") if is_correct else (_RED, (0, (2.2, 1.4)))
+                draw_tile(ax, j + 1.2, -i, tile, color=color, linestyle=style)
+                draw_mark(ax, j + 1.2, -i, is_correct, color)
+        set_view(ax, (-0.5, 0.5 - n_queries), (n_neighbors + 0.7, 0.5))
+        ax.set_xticks([0, *(np.arange(n_neighbors) + 1.2)], ["query", *range(1, n_neighbors + 1)])
+        ax.xaxis.tick_top()
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+        ax.set_xlabel("solid: of the query's class; dashed: not" + "\nno images: names and classes" * has_texts)
+        if self.name is not None:
+            ax.set_title(self.name)
+        self.ax_ = ax
+        self.figure_ = ax.figure
+        return self
+
+
+def _draw(n_queries, y, gallery_y, is_own, rng):
+    """Return the rows, in order, of at most n_queries queries with something to find."""
+    if n_queries < 1:
+        raise ValueError(f"queries must be at least 1, or rows; got {n_queries}.")
+    found, size = np.unique(gallery_y, return_counts=True)
+    candidates = np.flatnonzero(np.isin(y, found[size > is_own]))
+    if len(candidates) == 0:
+        raise ValueError(
+            "No query has a sample of its class to find: " + ("no class has two samples." if is_own else "the classes "
+            "of the gallery are others.") + " Pass rows as queries= to see what they find all the same."
+        )  # fmt: skip
+    return np.sort(rng.choice(candidates, min(n_queries, len(candidates)), replace=False))
