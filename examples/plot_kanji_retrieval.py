@@ -20,10 +20,10 @@ import argparse
 import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.decomposition import PCA
-from sklearn.neighbors import NearestNeighbors
 
 from skdml import RAWEmbedder, SoftTripleEmbedder, SSTEmbedder
 from skdml.datasets import load_kanji
+from skdml.inspection import RetrievalDisplay
 from skdml.metrics import recall_at_k
 
 parser = argparse.ArgumentParser(description="Train three embedders on kanji and find characters never seen before.")
@@ -65,40 +65,18 @@ for name, values in recall.items():
 # -------------
 # Queries drawn at random and their eight nearest images, for raw pixels and for the best embedder. A solid green frame
 # with a tick is the character asked for; a dashed red one with a cross is another one.
-N_QUERIES, N_NEIGHBORS = 8, 8
-GREEN, RED = "#009E73", "#D55E00"  # distinct for colour-blind readers as well
-
-
-def show(ax, image, *, colour="black", mark="", dashed=False):
-    """Draw one character with a frame, and a mark in its lower right corner."""
-    ax.imshow(255 - image, cmap="gray", vmin=0, vmax=255)
-    ax.set(xticks=[], yticks=[])
-    for spine in ax.spines.values():
-        spine.set(color=colour, linewidth=2, linestyle=(0, (2.2, 1.4)) if dashed else "-")
-    if mark:
-        box = {"facecolor": colour, "edgecolor": "none", "boxstyle": "square,pad=0.12"}
-        ax.text(0.97, 0.04, mark, color="white", size=8, ha="right", va="bottom", transform=ax.transAxes, bbox=box)
-
-
 best = max(recall, key=lambda name: recall[name][0])
-queries = np.sort(np.random.default_rng(0).choice(len(X_test), N_QUERIES, replace=False))
 
-figure = plt.figure(figsize=(11, 5.6), layout="constrained", facecolor="white")
-query_part, *parts = figure.subfigures(1, 3, width_ratios=[1.15, N_NEIGHBORS, N_NEIGHBORS])
-query_part.suptitle("query", fontsize=11)
-for ax, query in zip(query_part.subplots(N_QUERIES, 1), queries, strict=True):
-    show(ax, X_test[query])
-for part, name in zip(parts, ("raw pixels", best), strict=True):
-    part.suptitle(f"nearest by {name}: Recall@1 {recall[name][0]:.2f}", fontsize=11)
-    search = NearestNeighbors(n_neighbors=N_NEIGHBORS + 1, metric="cosine").fit(embeddings[name])
-    found = search.kneighbors(embeddings[name][queries], return_distance=False)
-    for row, query, neighbors in zip(part.subplots(N_QUERIES, N_NEIGHBORS), queries, found, strict=True):
-        neighbors = neighbors[neighbors != query][:N_NEIGHBORS]  # the query is no neighbour of its own
-        for ax, neighbor in zip(row, neighbors, strict=True):
-            if y_test[neighbor] == y_test[query]:
-                show(ax, X_test[neighbor], colour=GREEN, mark="✓")
-            else:
-                show(ax, X_test[neighbor], colour=RED, mark="✗", dashed=True)
+figure, axes = plt.subplots(1, 2, figsize=(11, 5.2), layout="compressed", facecolor="white")
+for ax, name in zip(axes, ("raw pixels", best), strict=True):
+    RetrievalDisplay.from_embeddings(
+        embeddings[name],
+        y_test,
+        images=255 - X_test,
+        random_state=0,
+        name=f"nearest by {name}: Recall@1 {recall[name][0]:.2f}",
+        ax=ax,
+    )
 
 if args.picture:
     figure.savefig(args.picture, dpi=130)

@@ -133,6 +133,7 @@ def test_example_runs(path, tmp_path):
     options = {
         "plot_kanji_retrieval": ["--epochs", "2", "--picture", str(picture)],
         "plot_raw_ablation": ["--epochs", "1"],
+        "plot_inspection": ["--epochs", "1"],
     }.get(path.stem, [])
     # One thread: other tests run beside it, and torch's threads wait for each other busily.
     environment = {**os.environ, "MPLBACKEND": "Agg", "PYTHONWARNINGS": "error", "OMP_NUM_THREADS": "1"}

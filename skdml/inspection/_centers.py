@@ -60,12 +60,12 @@ class CentersDisplay:
 
     Examples
     --------
-    >>> from sklearn.datasets import load_digits
+    >>> from sklearn.datasets import load_iris
     >>> from skdml import SoftTripleEmbedder
     >>> from skdml.inspection import CentersDisplay
-    >>> X, y = load_digits(return_X_y=True)
-    >>> embedder = SoftTripleEmbedder(n_centers=3, max_epochs=2, random_state=0).fit(X / 16, y)
-    >>> display = CentersDisplay.from_estimator(embedder, X / 16, y, classes=[1, 8])
+    >>> X, y = load_iris(return_X_y=True)
+    >>> embedder = SoftTripleEmbedder(n_centers=3, max_epochs=2, random_state=0).fit(X, y)
+    >>> display = CentersDisplay.from_estimator(embedder, X, y, classes=[0, 2])
     >>> [len(sizes) for sizes in display.sizes]
     [3, 3]
     """
