@@ -28,6 +28,7 @@ from ._proxy_nca import ProxyNCAEmbedder
 from ._quadruplet import QuadrupletEmbedder
 from ._raw import RAWEmbedder
 from ._recall_surrogate import RecallSurrogateEmbedder
+from ._saving import load
 from ._smart_mining import SmartMiningEmbedder
 from ._soft_triple import SoftTripleEmbedder
 from ._sst import SSTEmbedder
@@ -35,6 +36,9 @@ from ._sup_con import SupConEmbedder
 from ._triplet import TripletEmbedder
 from .metrics import MAPAtR, RecallAtK, RetrievalScorer, map_at_r, recall_at_k
 from .model_selection import ClassKFold, ClassShuffleSplit, class_train_test_split
+
+# isort: split
+from . import io  # lists the embedders above
 
 __version__ = "0.1.0"
 
@@ -76,6 +80,8 @@ __all__ = [
     "class_train_test_split",
     "datasets",
     "inspection",
+    "io",
+    "load",
     "losses",
     "map_at_r",
     "metrics",

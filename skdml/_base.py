@@ -19,6 +19,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from . import _saving
 from ._backbones import load_backbone
 from ._batches import BalancedBatches, ShuffledBatches
 from ._callbacks import CallbackSupportMixin, EpochTasks, with_callbacks
@@ -505,6 +506,68 @@ class BaseEmbedder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Transf
             Share of the samples whose nearest other sample is of their class.
         """
         return recall_at_k(self.transform(X), y, 1)
+
+    def save(self, path, *, measures=None):
+        """Write the fitted embedder to a folder, which `skdml.load` reads.
+
+        It holds parameters and fitted attributes (params.json), the weights (network.safetensors,
+        criterion.safetensors), their SHA-256 sums (SHA256SUMS) and a model card (README.md), but no code. What a
+        file cannot hold, such as modules of one's own, callbacks and functions, is named in params.json and is passed
+        to `skdml.load` again.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The folder. It is written as a whole or not at all; a saved embedder is replaced, and so is an empty folder.
+        measures : dict of str to float or None, default=None
+            Numbers for the model card, such as what a :class:`skdml.RetrievalScorer` returns.
+
+        Raises
+        ------
+        FileExistsError
+            If path is a file or a folder with other files.
+        TypeError
+            For an embedder of a class of one's own, and for fitted attributes that are no data.
+        ValueError
+            If parameters of the network or the loss were changed after the fit.
+        """
+        _saving.save(self, path, measures)
+
+    def to_torch(self):
+        """Return the network as a torch module without the estimator.
+
+        Returns
+        -------
+        torch.nn.Module
+            A copy of ``network_``, on the CPU and in eval mode. It maps a float32 batch to embeddings
+            (B, n_components): vectors as they are; images (B, C, H, W), those of uint8 as ``(x - 127) / 128``.
+        """
+        check_is_fitted(self)
+        return copy.deepcopy(self.network_)
+
+    def to_onnx(self, path):
+        """Write the network as an ONNX file with a batch of any size; it needs the extra ``skdml[onnx]``.
+
+        The input "X" and the output "embeddings" are those of :meth:`to_torch`. The file computes in float32, with any
+        ``precision``.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file. Weights of more than 2 GB go to a second one beside it.
+
+        Raises
+        ------
+        ImportError
+            If onnx or onnxscript is missing, or torch is older than 2.5.
+        """
+        _saving.to_onnx(self, path)
+
+    def __getstate__(self):
+        return _saving.compact_state(self, super().__getstate__())
+
+    def __setstate__(self, state):
+        _saving.restore_state(self, state)
 
     @property
     def _n_features_out(self):

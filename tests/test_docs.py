@@ -40,7 +40,7 @@ def public_objects():
         module = importlib.import_module(module_name)
         for name in module.__all__:
             obj = getattr(module, name)
-            if inspect.ismodule(obj):
+            if not callable(obj):  # a module or a constant
                 continue
             yield f"{module_name}.{name}"
             if inspect.isclass(obj):

@@ -1,0 +1,864 @@
+"""What is saved comes back to the last bit; what is no saved embedder is refused; exports compute the same."""
+
+import copy
+import hashlib
+import inspect
+import json
+import math
+import os
+import pickle
+import random
+import sys
+from pathlib import Path
+
+import joblib
+import numpy as np
+import onnxruntime
+import pandas as pd
+import pytest
+import safetensors.torch
+import skops.io
+import torch
+from scipy import sparse
+from sklearn.exceptions import NotFittedError
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from skorch.callbacks import EpochTimer, LRScheduler
+from torch import nn
+
+import skdml
+from skdml import BIEREmbedder, HDCEmbedder, MetricEmbedder, RAWEmbedder, SoftTripleEmbedder
+from skdml._base import BaseEmbedder
+from skdml._json import decode, encode
+from skdml.io import TRUSTED_TYPES
+
+EMBEDDERS = [
+    value
+    for name in skdml.__all__
+    if inspect.isclass(value := getattr(skdml, name)) and issubclass(value, BaseEmbedder)
+]
+FILES = ["params.json", "network.safetensors", "criterion.safetensors", "SHA256SUMS"]
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:batch_size=.* is larger than the:UserWarning"),
+    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning"),  # torch's own
+]
+
+
+@pytest.fixture
+def images():
+    """uint8 images of four classes."""
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, size=(32, 10, 9), dtype=np.uint8), np.repeat(np.arange(4), 8)
+
+
+@pytest.fixture
+def saved(blobs, tmp_path):
+    """A fitted embedder, and the folder it was saved to."""
+    embedder = fast(SoftTripleEmbedder).fit(*blobs)
+    embedder.save(tmp_path / "saved")
+    return embedder, tmp_path / "saved"
+
+
+def fast(cls, **params):
+    return cls(**{"max_epochs": 2, "random_state": 0, "device": "cpu", **params})
+
+
+class Backbone(nn.Module):
+    """Everything that is hard to store: tied, transposed, frozen and 0-dimensional tensors, and BatchNorm."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.second = nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+        self.norm = nn.BatchNorm1d(6)
+        self.transposed = nn.Parameter(torch.randn(3, 6).T)
+        self.frozen = nn.Parameter(torch.randn(3), requires_grad=False)
+        self.register_buffer("scale", torch.rand(()) + 1)
+
+    def forward(self, x):
+        return self.norm(self.second(self.first(x))) @ self.transposed * self.scale + self.frozen
+
+
+class ProxyLoss(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.proxies = nn.Parameter(torch.randn(4, 64))
+
+    def forward(self, embeddings, y):
+        return nn.functional.cross_entropy(embeddings @ self.proxies.T, y)
+
+
+class OwnEmbedder(RAWEmbedder):
+    pass
+
+
+def spread(embeddings, y):
+    return (embeddings - embeddings.mean(dim=0)).square().mean()
+
+
+def keep_all(S, positive, negative):
+    return positive, negative
+
+
+class NoMiner:
+    def __call__(self, embeddings, y):
+        return None
+
+
+class MinedLoss(nn.Module):
+    def forward(self, embeddings, y, pairs):
+        return embeddings.square().mean()
+
+
+def check_equal(a, b, X):
+    """Same class, parameters, fitted attributes and weights, and the same embeddings to the last bit."""
+    assert type(a) is type(b)
+    np.testing.assert_array_equal(a.transform(X), b.transform(X), strict=True)
+    assert vars(a).keys() == vars(b).keys()
+    for name, value in vars(a).items():
+        other = vars(b)[name]
+        if isinstance(value, nn.Module):
+            continue
+        assert type(other) is type(value)
+        np.testing.assert_equal(other, value)
+    for module, other in ((a.network_, b.network_), (a.criterion_, b.criterion_)):
+        assert not other.training
+        assert repr(module) == repr(other)
+        states = module.state_dict(), other.state_dict()
+        assert states[0].keys() == states[1].keys()
+        for name, tensor in states[0].items():
+            torch.testing.assert_close(states[1][name], tensor, rtol=0, atol=0)
+        assert [p.requires_grad for p in module.parameters()] == [p.requires_grad for p in other.parameters()]
+
+
+# ---- round trips
+
+
+@pytest.mark.parametrize("cls", EMBEDDERS, ids=lambda cls: cls.__name__)
+def test_every_way_of_saving(cls, blobs, tmp_path):
+    X, y = blobs
+    embedder = fast(cls).fit(X, y)
+    embedder.save(tmp_path / "saved")
+    assert {file.name for file in (tmp_path / "saved").iterdir()} == {*FILES, "README.md"}
+    joblib.dump(embedder, tmp_path / "joblib")
+    skops.io.dump(embedder, tmp_path / "skops")
+    for copied in [
+        skdml.load(tmp_path / "saved"),
+        pickle.loads(pickle.dumps(embedder)),
+        copy.deepcopy(embedder),
+        joblib.load(tmp_path / "joblib"),
+        skops.io.load(tmp_path / "skops", trusted=TRUSTED_TYPES),
+    ]:
+        check_equal(embedder, copied, X)
+    mapped = joblib.load(tmp_path / "joblib", mmap_mode="r")
+    np.testing.assert_array_equal(mapped.transform(X), embedder.transform(X))
+
+
+@pytest.mark.parametrize("cls", [RAWEmbedder, HDCEmbedder, BIEREmbedder])
+def test_images(cls, images, tmp_path):
+    X, y = images
+    params = {"adversarial": True} if cls is BIEREmbedder else {}
+    embedder = fast(cls, normalize=False, n_components=None if cls is HDCEmbedder else 5, **params).fit(X, y)
+    embedder.save(tmp_path / "saved")
+    check_equal(embedder, skdml.load(tmp_path / "saved"), X)
+    for copied in (pickle.loads(pickle.dumps(embedder)), skops.io.loads(skops.io.dumps(embedder), TRUSTED_TYPES)):
+        check_equal(embedder, copied, X)
+
+
+def test_feature_names_and_output(blobs, tmp_path):
+    X, y = blobs
+    frame = pd.DataFrame(X, columns=list("abcdef"))
+    embedder = fast(RAWEmbedder, early_stopping=True).set_output(transform="pandas").fit(frame, y)
+    embedder.save(tmp_path / "saved")
+    loaded = skdml.load(tmp_path / "saved")
+    check_equal(embedder, loaded, frame)
+    assert isinstance(loaded.transform(frame), pd.DataFrame)
+    with pytest.raises(ValueError, match="feature names should match"):
+        loaded.transform(frame[list("fedcba")])
+
+
+LABELS = [
+    np.array(["a", "bb", "c", "d"]),
+    np.array(["a", "\u00fc\U0001f600", "c\n", "d"], dtype=object),
+    np.array([2**60, 2**60 + 1, -5, 0]),
+    np.array([2**64 - 1, 2**63, 1, 0], dtype=np.uint64),
+    np.array([1, 2, 3, 4], dtype=">i2"),
+    np.array([0.0, 1.0, 2.0, 3.0], dtype=np.float32),
+    np.array([False, True]),
+    np.array(["2024-01-01", "2024-01-02"], dtype="datetime64[D]"),
+    np.array(["2024-01-01", "2024-01-02"], dtype="datetime64[ns]"),
+]
+
+
+@pytest.mark.parametrize("labels", LABELS, ids=lambda labels: f"{labels.dtype}-{labels[0]}")
+def test_labels(labels, blobs, tmp_path):
+    X, y = blobs
+    y = labels[y % len(labels)]
+    embedder = fast(RAWEmbedder, max_epochs=1).fit(X, y)
+    embedder.save(tmp_path / "saved")
+    loaded = skdml.load(tmp_path / "saved")
+    np.testing.assert_array_equal(loaded.classes_, embedder.classes_, strict=True)
+    assert loaded.classes_.dtype == embedder.classes_.dtype
+    loaded.set_params(warm_start=True).fit(X, y)
+
+
+def test_training_goes_on_alike(blobs, tmp_path):
+    """The random state, the steps counted by the loss and which weights train come back, too."""
+    X, y = blobs
+    for embedder in [
+        fast(skdml.LargeMarginSoftmaxEmbedder, random_state=np.random.RandomState(3), warm_start=True),
+        fast(RAWEmbedder, random_state=np.random.RandomState(3), warm_start=True, backbone=Backbone()),
+    ]:
+        passed = {} if embedder.backbone is None else {"backbone": Backbone}
+        embedder.fit(X, y).save(tmp_path / "saved")
+        loaded = skdml.load(tmp_path / "saved", **passed)
+        np.testing.assert_array_equal(loaded.fit(X, y).transform(X), embedder.fit(X, y).transform(X))
+        assert loaded.n_iter_ == embedder.n_iter_ == 4
+
+
+def test_device(blobs, tmp_path, device):
+    """Saved on a GPU or not, the files know no device but the parameter."""
+    X, y = blobs
+    embedder = fast(SoftTripleEmbedder, device=torch.device(device)).fit(X, y)
+    embedder.save(tmp_path / "saved")
+    loaded = skdml.load(tmp_path / "saved")
+    assert loaded.device == torch.device(device)
+    np.testing.assert_array_equal(loaded.transform(X), embedder.transform(X))
+    trusted = skops.io.loads(skops.io.dumps(embedder), TRUSTED_TYPES)
+    np.testing.assert_array_equal(trusted.transform(X), embedder.transform(X))
+    np.testing.assert_allclose(loaded.set_params(device="cpu").transform(X), embedder.transform(X), atol=1e-5)
+
+
+# ---- what a file cannot hold
+
+
+@pytest.mark.parametrize("backbone", [Backbone, lambda: Backbone()], ids=["class", "module"])
+def test_backbone(backbone, blobs, tmp_path):
+    X, y = blobs
+    embedder = fast(SoftTripleEmbedder, backbone=Backbone()).fit(X, y)
+    embedder.save(tmp_path / "saved")
+    backbone = backbone if isinstance(backbone, type) else backbone()
+    loaded = skdml.load(tmp_path / "saved", backbone=backbone)
+    assert type(loaded.backbone) is Backbone
+    embedder.set_params(backbone=loaded.backbone)
+    check_equal(embedder, loaded, X)
+    assert loaded.network_.backbone.second.weight is loaded.network_.backbone.first.weight
+    assert not loaded.network_.backbone.frozen.requires_grad
+    check_equal(embedder, pickle.loads(pickle.dumps(embedder)).set_params(backbone=loaded.backbone), X)
+
+
+def test_loss_miner_and_callbacks(blobs, tmp_path):
+    X, y = blobs
+    embedder = fast(MetricEmbedder, loss=ProxyLoss(), batches="shuffled").fit(X, y)
+    embedder.save(tmp_path / "module")
+    for loss in (ProxyLoss, ProxyLoss()):
+        loaded = skdml.load(tmp_path / "module", loss=loss)
+        torch.testing.assert_close(loaded.criterion_.proxies, embedder.criterion_.proxies, rtol=0, atol=0)
+        np.testing.assert_array_equal(loaded.transform(X), embedder.transform(X))
+    own = {
+        "loss": spread,
+        "callbacks": [("timer", EpochTimer()), LRScheduler("StepLR", step_size=1)],
+    }
+    embedder = fast(MetricEmbedder, **own).fit(X, y)
+    embedder.save(tmp_path / "functions")
+    loaded = skdml.load(tmp_path / "functions", **own)
+    assert all(loaded.get_params()[name] is value for name, value in own.items())
+    check_equal(embedder, loaded, X)
+    with pytest.raises(ValueError, match=r"callbacks \(it was .*LRScheduler.*loss \(it was .*\.spread\)\. Pass it"):
+        skdml.load(tmp_path / "functions")
+    assert skdml.load(tmp_path / "functions", loss=spread, callbacks=None).callbacks is None
+    own = {"loss": MinedLoss(), "miner": NoMiner()}
+    embedder = fast(MetricEmbedder, **own).fit(X, y)
+    embedder.save(tmp_path / "mined")
+    check_equal(embedder, skdml.load(tmp_path / "mined", **own), X)
+
+
+def test_mining_and_optimizer(blobs, tmp_path):
+    X, y = blobs
+    embedder = fast(RAWEmbedder, mining=keep_all, optimizer=torch.optim.RMSprop).fit(X, y)
+    embedder.save(tmp_path / "saved")
+    loaded = skdml.load(tmp_path / "saved", mining=keep_all)
+    assert loaded.optimizer is torch.optim.RMSprop
+    assert loaded.criterion_.mining is keep_all
+    trusted = [*TRUSTED_TYPES, f"{__name__}.keep_all"]
+    embedder.set_params(mining=None).fit(X, y)
+    assert skops.io.loads(skops.io.dumps(embedder), trusted).optimizer is torch.optim.RMSprop
+
+
+def test_what_is_passed_is_checked(saved, blobs, tmp_path):
+    X, y = blobs
+    _, path = saved
+    with pytest.raises(ValueError, match=r"^device must not be passed: .*set_params"):
+        skdml.load(path, device="cpu")
+    with pytest.raises(ValueError, match="n_center must not be passed"):
+        skdml.load(path, n_center=3)
+    path = tmp_path / "own"
+    fast(RAWEmbedder, backbone=Backbone()).fit(X, y).save(path)
+    with pytest.raises(ValueError, match=r"backbone \(it was .*Backbone\)\. Pass it: load\('.*own', backbone=\.\.\.\)"):
+        skdml.load(path)
+    with pytest.raises(ValueError, match=r"network.safetensors does not fit .*backbone.bias is missing"):
+        skdml.load(path, backbone=nn.Linear(6, 3))
+    with pytest.raises(ValueError, match=r"The backbone does not take a batch of shape \(2, 6\)"):
+        skdml.load(path, backbone=nn.Linear(7, 3))
+    with pytest.raises(TypeError, match=r"backbone=Linear cannot be called without arguments.*Pass a module"):
+        skdml.load(path, backbone=nn.Linear)
+    with pytest.raises(ValueError, match="backbone"):
+        skdml.load(path, backbone="Backbone")
+    path = tmp_path / "loss"
+    fast(MetricEmbedder, loss=ProxyLoss()).fit(X, y).save(path)
+    with pytest.raises(
+        ValueError, match=r"criterion.safetensors .*proxies is \(4, 64\) float32, not \(4, 64\) float64"
+    ):
+        skdml.load(path, loss=ProxyLoss().double())
+
+
+EXACT = [
+    None,
+    True,
+    2**80,
+    -0.0,
+    5e-324,
+    0.1,
+    math.inf,
+    "\u00fc\ud800\0",
+    [1, (2, [3.5, ()])],
+    {"a": {"b": (1,)}, "": None},
+    np.float32(0.1),
+    np.float64(0.1),
+    np.int8(-3),
+    np.bool_(True),
+    np.str_("a"),
+    np.datetime64("2024-01-01T12", "h"),
+    np.datetime64("NaT"),
+    np.timedelta64(3, "D"),
+    np.array(3.0),
+    np.array([[1.5, -np.inf], [-0.0, 2]], dtype=np.float16),
+    np.zeros((0, 3), dtype=np.uint8),
+    np.array(["a", None, (1, 2)], dtype=object),
+    np.asfortranarray(np.arange(6, dtype=">i4").reshape(2, 3)),
+    torch.device("cuda:1"),
+    torch.optim.RMSprop,
+    Path("folder") / "file",
+]
+
+
+@pytest.mark.parametrize("value", EXACT, ids=str)
+def test_values_come_back(value):
+    read = decode(json.loads(json.dumps(encode(value), allow_nan=False)))
+    assert type(read) is type(value)
+    np.testing.assert_equal(read, value)
+    assert repr(read) == repr(value)
+    if isinstance(value, np.ndarray | np.generic):
+        assert read.dtype == value.dtype
+
+
+def test_random_state_comes_back():
+    rng = np.random.RandomState(0)
+    rng.normal(size=3)
+    read = decode(json.loads(json.dumps(encode(rng))))
+    np.testing.assert_array_equal(read.normal(size=1000), rng.normal(size=1000))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        nn.ReLU(),
+        keep_all,
+        dict,
+        nn.Linear,
+        {1: 2},
+        {"__type__": "tuple"},
+        1j,
+        b"a",
+        torch.ones(2),
+        np.ones(2, dtype=np.longdouble),
+        np.longdouble(1),
+        np.array([nn.ReLU()], dtype=object),
+        np.zeros(2, dtype=[("a", int)]),
+        np.random.RandomState(np.random.PCG64(0)),
+        np.ma.masked_array([1, 2]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_values_without_a_form(value):
+    with pytest.raises(TypeError, match="has no exact form in JSON"):
+        encode(value)
+
+
+# ---- what cannot be saved
+
+
+def test_not_fitted(tmp_path):
+    for method in ("save", "to_onnx"):
+        with pytest.raises(NotFittedError, match="not fitted"):
+            getattr(RAWEmbedder(), method)(tmp_path / "saved")
+    with pytest.raises(NotFittedError, match="not fitted"):
+        RAWEmbedder().to_torch()
+    assert not list(tmp_path.iterdir())
+
+
+def test_own_class(blobs, tmp_path):
+    embedder = fast(OwnEmbedder).fit(*blobs)
+    with pytest.raises(TypeError, match=r"OwnEmbedder is a class of your own.*pickle"):
+        embedder.save(tmp_path / "saved")
+    embedder.criterion_.seen = 3
+    copied = pickle.loads(pickle.dumps(embedder))
+    check_equal(embedder, copied, blobs[0])
+    assert copied.criterion_.seen == 3
+
+
+def test_attributes_that_are_no_data(saved, tmp_path):
+    embedder, _ = saved
+    embedder.history_[0]["gradient"] = torch.ones(2)
+    with pytest.raises(TypeError, match=r"history_ of the SoftTripleEmbedder cannot be saved: torch\.Tensor has no"):
+        embedder.save(tmp_path / "other")
+    embedder.history_[0].pop("gradient")
+    embedder.network_.to_sparse = nn.Module()
+    embedder.network_.to_sparse.register_buffer("matrix", torch.eye(3).to_sparse())
+    with pytest.raises(ValueError, match=r"network_ is not what the parameters make: to_sparse.matrix is"):
+        embedder.save(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_tensor_that_is_not_dense(blobs, tmp_path):
+    backbone = nn.Linear(6, 3)
+    backbone.register_buffer("matrix", torch.eye(3).to_sparse())
+    embedder = fast(RAWEmbedder, backbone=backbone).fit(*blobs)
+    with pytest.raises(
+        TypeError, match=r"backbone.matrix in network_ of the RAWEmbedder cannot be saved: it is no dense"
+    ):
+        embedder.save(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"normalize": False}, "network_ is not what the parameters make: normalize is True, not False"),
+        ({"n_components": 3}, r"network_ .*head.weight is \(64, 256\) float32, not \(3, 256\) float32"),
+        ({"threshold": 0.25}, r"criterion_ .*threshold is 0\.5, not 0\.25"),
+        ({"mining": keep_all}, "criterion_ .*mining is 'vthm', not <function keep_all"),
+        ({"batch_size": 0}, "its parameters make no network: The 'batch_size' parameter"),
+    ],
+    ids=["network", "shape", "loss", "function", "invalid"],
+)
+def test_parameters_set_after_the_fit(params, message, blobs, tmp_path):
+    """The file would make another network or loss; a pickle keeps them as they are."""
+    embedder = fast(RAWEmbedder).fit(*blobs)
+    Z = embedder.transform(blobs[0])
+    embedder.set_params(**params)
+    with pytest.raises(ValueError, match=message):
+        embedder.save(tmp_path / "saved")
+    assert not list(tmp_path.iterdir())
+    copied = pickle.loads(pickle.dumps(embedder))
+    np.testing.assert_array_equal(copied.transform(blobs[0]), Z)
+    assert copied.criterion_.threshold == 0.5
+
+
+def test_network_changed_by_hand(blobs, tmp_path):
+    embedder = fast(RAWEmbedder).fit(*blobs)
+    embedder.network_.head = nn.Sequential(embedder.network_.head, nn.Tanh())
+    with pytest.raises(ValueError, match="network_ is not what the parameters make"):
+        embedder.save(tmp_path / "saved")
+    check_equal(embedder, pickle.loads(pickle.dumps(embedder)), blobs[0])
+    embedder = fast(RAWEmbedder).fit(*blobs)
+    embedder.network_.backbone[1] = nn.GELU()
+    with pytest.raises(ValueError, match=r"backbone\.1 is a torch.*GELU, not a torch.*ReLU"):
+        embedder.save(tmp_path / "saved")
+    check_equal(embedder, pickle.loads(pickle.dumps(embedder)), blobs[0])
+    embedder = fast(RAWEmbedder).fit(*blobs)
+    embedder.network_.backbone.requires_grad_(False)
+    embedder.save(tmp_path / "saved")
+    check_equal(embedder, skdml.load(tmp_path / "saved"), blobs[0])
+    check_equal(embedder, pickle.loads(pickle.dumps(embedder)), blobs[0])
+
+
+# ---- writing
+
+
+def test_what_is_replaced(saved, blobs, tmp_path):
+    embedder, path = saved
+    other = fast(RAWEmbedder).fit(*blobs)
+    path.chmod(0o700)
+    other.save(str(path))
+    assert path.stat().st_mode & 0o777 == 0o700
+    assert type(skdml.load(path)) is RAWEmbedder
+    (tmp_path / "empty").mkdir()
+    other.save(tmp_path / "empty")
+    other.save(tmp_path / "new" / "folder")
+    (path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"holds \['notes.txt'\]; only a saved embedder alone is replaced"):
+        embedder.save(path)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(FileExistsError, match="is a file; save writes a folder"):
+        embedder.save(tmp_path / "file")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "params.json").write_text("{}")
+    with pytest.raises(FileExistsError, match=r"holds \['params.json'\]"):
+        embedder.save(tmp_path / "folder")
+    assert type(skdml.load(path)) is RAWEmbedder
+    assert (tmp_path / "file").read_text() == "mine"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["empty", "file", "folder", "new", "saved"]
+
+
+def test_link_is_followed(saved, tmp_path):
+    embedder, path = saved
+    (tmp_path / "link").symlink_to(path)
+    embedder.save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    check_equal(embedder, skdml.load(tmp_path / "link"), np.zeros((2, 6)))
+
+
+@pytest.mark.parametrize("call", range(1, 6))
+def test_interrupted_write(call, saved, blobs, tmp_path, monkeypatch):
+    """Whichever file cannot be written, the embedder saved before is whole, and nothing else is left."""
+    embedder, path = saved
+    write, calls = Path.write_bytes, []
+
+    def fails(file, content):
+        calls.append(file)
+        if len(calls) == call:
+            write(file, content[: len(content) // 2])
+            raise KeyboardInterrupt
+        return write(file, content)
+
+    monkeypatch.setattr(Path, "write_bytes", fails)
+    with pytest.raises(KeyboardInterrupt):
+        fast(RAWEmbedder).fit(*blobs).save(path)
+    check_equal(embedder, skdml.load(path), blobs[0])
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_interrupted_rename(call, saved, blobs, tmp_path, monkeypatch):
+    embedder, path = saved
+    rename, calls = Path.rename, []
+
+    def fails(self, target):
+        calls.append(self)
+        if len(calls) == call:
+            raise OSError("no space")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(OSError, match="no space"):
+        fast(RAWEmbedder).fit(*blobs).save(path)
+    check_equal(embedder, skdml.load(path), blobs[0])
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_global_state_is_untouched(blobs, tmp_path):
+    def state():
+        return random.getstate(), pickle.dumps(np.random.get_state()), torch.get_rng_state().tolist()  # noqa: NPY002
+
+    embedder = fast(MetricEmbedder, loss=ProxyLoss()).fit(*blobs)
+    other = fast(RAWEmbedder).fit(*blobs)
+    before = state()
+    embedder.save(tmp_path / "saved")
+    skdml.load(tmp_path / "saved", loss=ProxyLoss)
+    pickle.loads(pickle.dumps(other))
+    other.to_onnx(tmp_path / "model.onnx")
+    assert state() == before
+
+
+# ---- reading
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_missing_file(file, saved):
+    _, path = saved
+    (path / file).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{file} is missing"):
+        skdml.load(path)
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("size", [0, 100])
+def test_truncated_file(file, size, saved):
+    _, path = saved
+    (path / file).write_bytes((path / file).read_bytes()[:size])
+    with pytest.raises(ValueError, match=f"{file} is damaged"):
+        skdml.load(path)
+
+
+@pytest.mark.parametrize("file", FILES[:3])
+@pytest.mark.parametrize("place", [-2, -100, 300])
+def test_one_changed_bit(file, place, saved):
+    _, path = saved
+    content = bytearray((path / file).read_bytes())
+    content[place] ^= 1
+    (path / file).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{file} is damaged"):
+        skdml.load(path)
+
+
+def test_swapped_files(saved):
+    _, path = saved
+    network, criterion = path / "network.safetensors", path / "criterion.safetensors"
+    content = network.read_bytes()
+    network.write_bytes(criterion.read_bytes())
+    criterion.write_bytes(content)
+    with pytest.raises(ValueError, match=r"network.safetensors is damaged or was changed: its SHA-256"):
+        skdml.load(path)
+
+
+def test_model_card_may_be_changed(saved):
+    _, path = saved
+    (path / "README.md").write_text("Mine.")
+    skdml.load(path)
+
+
+def test_what_is_no_saved_embedder(saved, tmp_path):
+    embedder, _ = saved
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        skdml.load(tmp_path / "nowhere")
+    joblib.dump(embedder, tmp_path / "file.joblib")
+    with pytest.raises(ValueError, match=r"file.joblib is a file, and no folder .*pickle or joblib"):
+        skdml.load(tmp_path / "file.joblib")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"params.json is missing: .*empty is no saved embedder"):
+        skdml.load(tmp_path / "empty")
+    for content in ("[1]", "{}", '{"format": "1"}', "3"):
+        (tmp_path / "empty" / "params.json").write_text(content)
+        with pytest.raises(ValueError, match=r"params.json was not written by an embedder's save: it has no format"):
+            skdml.load(tmp_path / "empty")
+
+
+def rewrite(path, file="params.json", **changes):
+    """Change params.json, or write tensors to the file, and make the sums agree."""
+    if file == "params.json":
+        about = json.loads((path / file).read_text())
+        (path / file).write_text(json.dumps({**about, **changes}))
+    else:
+        safetensors.torch.save_file(changes, path / file)
+    lines = [f"{hashlib.sha256((path / name).read_bytes()).hexdigest()}  {name}" for name in FILES[:3]]
+    (path / "SHA256SUMS").write_text("\n".join(lines))
+
+
+def test_newer_format(saved):
+    _, path = saved
+    (path / "params.json").write_text('{"format": 2, "anything": "else"}')
+    (path / "SHA256SUMS").unlink()
+    with pytest.raises(ValueError, match=r"params.json has format 2, and this skdml 0.* reads formats up to 1: update"):
+        skdml.load(path)
+
+
+def test_other_versions(saved, blobs):
+    embedder, path = saved
+    versions = json.loads((path / "params.json").read_text())["versions"]
+    assert versions["torch"] == torch.__version__.split("+")[0]
+    assert versions.keys() == {"skdml", "torch", "scikit-learn", "numpy"}
+    rewrite(path, versions={**versions, "torch": "1.13.0", "numpy": "1.0"})
+    with pytest.warns(UserWarning, match=r"was saved with torch 1\.13\.0 \(now .*\), numpy 1\.0 \(now") as caught:
+        loaded = skdml.load(path)
+    assert caught[0].filename == __file__
+    check_equal(embedder, loaded, blobs[0])
+
+
+NAMES = ["RAW", "io", "losses", "load", "BaseEmbedder", "os.system", "", None, ["RAWEmbedder"]]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=str)
+def test_only_embedders_are_looked_up(name, saved):
+    _, path = saved
+    rewrite(path, embedder=name)
+    with pytest.raises(ValueError, match=r"params.json names the embedder .* has not"):
+        skdml.load(path)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"__type__": "builtins.eval", "value": "1 / 0"},
+        {"__type__": "torch.optim", "value": "lr_scheduler"},
+        {"__type__": "torch.optim", "value": 3},
+        {"__type__": "tuple"},
+        {"__type__": "ndarray", "value": ["a"], "dtype": "<i8", "shape": [1]},
+        {"__type__": "torch.device", "value": "nowhere"},
+        {"__type__": ["tuple"], "value": []},
+    ],
+    ids=str,
+)
+def test_values_that_were_not_written(value, saved):
+    _, path = saved
+    rewrite(path, params={"n_components": value})
+    with pytest.raises(ValueError, match=r"params.json was not written by an embedder's save"):
+        skdml.load(path)
+
+
+def test_changed_by_hand(saved):
+    _, path = saved
+    about = json.loads((path / "params.json").read_text())
+    rewrite(path, params={**about["params"], "n_center": 3})
+    with pytest.raises(ValueError, match=r"params.json holds parameters that SoftTripleEmbedder has not: n_center"):
+        skdml.load(path)
+    rewrite(path, params={**about["params"], "n_centers": -3})
+    with pytest.raises(ValueError, match="The 'n_centers' parameter of SoftTripleEmbedder must be"):
+        skdml.load(path)
+    rewrite(path, params={**about["params"], "n_centers": 3})
+    with pytest.raises(ValueError, match=r"criterion.safetensors does not fit .*centers is \(4, 10, 64\)"):
+        skdml.load(path)
+    rewrite(path, params=about["params"], extra=1)
+    with pytest.raises(ValueError, match=r"params.json has the keys \[.*'extra'"):
+        skdml.load(path)
+
+
+def test_other_tensors(saved):
+    _, path = saved
+    tensors = safetensors.torch.load_file(path / "network.safetensors")
+    tensors["head.weight"] = tensors["head.weight"].double()
+    rewrite(path, "network.safetensors", **tensors)
+    with pytest.raises(ValueError, match=r"network.safetensors does not .*head.weight is .* float64, not .* float32"):
+        skdml.load(path)
+    tensors.pop("head.weight")
+    rewrite(path, "network.safetensors", **tensors)
+    with pytest.raises(ValueError, match=r"network.safetensors does not .*head.weight is missing"):
+        skdml.load(path)
+    (path / "network.safetensors").write_bytes(b"no safetensors")
+    rewrite(path)
+    with pytest.raises(ValueError, match=r"network.safetensors is no safetensors file"):
+        skdml.load(path)
+
+
+# ---- the model card
+
+
+@pytest.mark.parametrize("cls", EMBEDDERS, ids=lambda cls: cls.__name__)
+def test_model_card(cls, blobs, tmp_path):
+    X, y = blobs
+    embedder = fast(cls, n_components=3, normalize=True, early_stopping=True).fit(X, np.array(list("abcd"))[y])
+    embedder.save(tmp_path / "saved", measures={"recall_at_1": 0.25, "map_at_r": np.float32(0.125)})
+    card = (tmp_path / "saved" / "README.md").read_text()
+    assert card.startswith(f"# {cls.__name__}\n\n{cls.__doc__.splitlines()[0].replace(']_', ']')}\n")
+    assert "was fitted on shape (n, 6)." in card
+    assert "3 components, of unit length" in card
+    assert "4 classes (a, b, c, d), 2 epochs" in card
+    assert f"torch {torch.__version__.split('+')[0]}" in card
+    assert "- recall_at_1: 0.25\n- map_at_r: 0.125\n" in card
+    best = max(epoch["validation_recall_at_1"] for epoch in embedder.history_)
+    assert f"best epoch: {best:.4g}" in card
+    assert "n_components=3" in card
+    assert "\n## Paper\n\n- [1] " in card
+    assert "Examples" not in card
+
+
+def test_measures(saved, tmp_path):
+    embedder, path = saved
+    assert "Measures" not in (path / "README.md").read_text()
+    with pytest.raises(TypeError, match="measures must map names to numbers; got 'high' for 'recall'"):
+        embedder.save(tmp_path / "other", measures={"recall": "high"})
+    assert not (tmp_path / "other").exists()
+
+
+# ---- exports
+
+
+def test_to_torch(blobs):
+    X, y = blobs
+    embedder = fast(BIEREmbedder).fit(X, y)
+    Z = embedder.transform(X)
+    network = embedder.to_torch()
+    assert not network.training
+    with torch.no_grad():
+        np.testing.assert_array_equal(network(torch.from_numpy(X)).numpy(), Z)
+        network.head.weight.zero_()
+    np.testing.assert_array_equal(embedder.transform(X), Z)
+
+
+@pytest.mark.parametrize(
+    ("cls", "kind"),
+    [(RAWEmbedder, "images"), (HDCEmbedder, "vectors"), (HDCEmbedder, "images"), (BIEREmbedder, "vectors")],
+)
+def test_torch_export(cls, kind, blobs, images):
+    X, y = blobs if kind == "vectors" else images
+    network = fast(cls).fit(X, y).to_torch()
+    x = network_rows(X)
+    program = torch.export.export(network, (x[:2],), dynamic_shapes=({0: torch.export.Dim("n")},))
+    for n in (1, 2, 32):
+        torch.testing.assert_close(program.module()(x[:n]), network(x[:n]), rtol=0, atol=1e-6)
+
+
+def network_rows(X):
+    """Return X as the network gets it."""
+    return torch.from_numpy(X if X.dtype == np.float32 else ((X.astype(np.float32) - 127) / 128)[:, None])
+
+
+def run_onnx(path, x):
+    session = onnxruntime.InferenceSession(path)
+    (inputs,), (outputs,) = session.get_inputs(), session.get_outputs()
+    assert (inputs.name, outputs.name) == ("X", "embeddings")
+    assert inputs.shape == ["n", *x.shape[1:]]
+    return session.run(["embeddings"], {"X": x.numpy()})[0]
+
+
+ONNX = [
+    (RAWEmbedder, "images", {}),
+    (HDCEmbedder, "images", {}),
+    (BIEREmbedder, "vectors", {"normalize": False}),
+]
+
+
+@pytest.mark.parametrize(("cls", "kind", "params"), ONNX, ids=str)
+def test_to_onnx(cls, kind, params, blobs, images, tmp_path):
+    X, y = blobs if kind == "vectors" else images
+    embedder = fast(cls, **params).fit(X, y)
+    embedder.to_onnx(tmp_path / "model.onnx")
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    x = network_rows(X)
+    Z = embedder.transform(X)
+    for n in (1, 2, len(X)):
+        np.testing.assert_allclose(run_onnx(tmp_path / "model.onnx", x[:n]), Z[:n], rtol=0, atol=1e-5)
+
+
+def test_to_onnx_of_zero_rows(blobs, tmp_path):
+    """A row that the layers map to zero stays zero."""
+    X, y = blobs
+    embedder = fast(RAWEmbedder, precision="bfloat16").fit(sparse.csr_array(X), y)
+    for name, parameter in embedder.network_.named_parameters():
+        if name.endswith("bias"):
+            parameter.data.zero_()
+    embedder.to_onnx(tmp_path / "model.onnx")
+    assert embedder.network_.precision == "bfloat16"
+    Z = run_onnx(tmp_path / "model.onnx", torch.cat([torch.zeros(1, 6), torch.from_numpy(X)]))
+    np.testing.assert_array_equal(Z[0], 0)
+    embedder.network_.precision = "float32"
+    np.testing.assert_allclose(Z[1:], embedder.transform(X), rtol=0, atol=1e-5)
+
+
+def test_to_onnx_needs_packages(blobs, tmp_path, monkeypatch):
+    embedder = fast(RAWEmbedder, max_epochs=1).fit(*blobs)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "onnxscript", None)
+        with pytest.raises(ImportError, match=r"pip install 'skdml\[onnx\]'"):
+            embedder.to_onnx(tmp_path / "model.onnx")
+    monkeypatch.setattr(torch.onnx, "export", lambda model, args, f, dynamo=False: None)
+    with pytest.raises(ImportError, match=r"to_onnx needs torch 2.5 or newer; this is torch"):
+        embedder.to_onnx(tmp_path / "model.onnx")
+    assert not os.listdir(tmp_path)
+
+
+# ---- skops
+
+
+def test_pipeline(blobs):
+    X, y = blobs
+    pipeline = make_pipeline(StandardScaler(), fast(RAWEmbedder), KNeighborsClassifier(3)).fit(X, y)
+    read = skops.io.loads(skops.io.dumps(pipeline), trusted=TRUSTED_TYPES)
+    np.testing.assert_array_equal(read.predict_proba(X), pipeline.predict_proba(X))
+
+
+def test_trusted_types_are_data():
+    """Only what holds data when it is built: the embedders, devices and classes of optimizers."""
+    embedders = {f"{cls.__module__}.{cls.__name__}" for cls in EMBEDDERS}
+    assert embedders <= set(TRUSTED_TYPES)
+    assert all(name.startswith(("skdml._", "torch.optim.")) or name == "torch.device" for name in TRUSTED_TYPES)
+
+
+def test_nothing_else_needs_trust(saved):
+    embedder, _ = saved
+    file = skops.io.dumps(embedder)
+    assert skops.io.get_untrusted_types(data=file) == ["skdml._soft_triple.SoftTripleEmbedder"]
+    with pytest.raises(skops.io.exceptions.UntrustedTypesFoundException):
+        skops.io.loads(file)
