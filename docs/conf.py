@@ -48,4 +48,4 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": [],
 }
-html_sidebars = {"install": [], "evaluation": [], "datasets": [], "engine": []}
+html_sidebars = dict.fromkeys(["install", "evaluation", "engine", "datasets", "saving"], [])
