@@ -301,9 +301,15 @@ def build(embedder):
     """Return ``network_`` and ``criterion_`` as the parameters make them, in eval mode, with other weights."""
     maker = object.__new__(type(embedder))  # what building notes down stays off the embedder
     vars(maker).update(vars(embedder))
-    with seeded(0, torch.device("cpu")):
-        network = maker._make_network(network_input(embedder))
+    cpu = torch.device("cpu")
+    # The default networks hold nothing that is not saved, so they need no first weights.
+    device = torch.device("meta") if embedder.backbone is None else cpu
+    with seeded(0, cpu):
+        with device:
+            network = maker._make_network(network_input(embedder).to(device))
         criterion = maker._make_loss(len(embedder.classes_), network.n_components)
+    if device != cpu:
+        network.to_empty(device=cpu)
     return {"network_": network.eval(), "criterion_": criterion.eval()}
 
 
