@@ -168,9 +168,9 @@ def read_folder(path):
         raise ValueError(
             f"{path} is a file, and no folder that an embedder's save wrote. Read a pickle with pickle or joblib."
         )
-    about = _read(path / "params.json")
+    params = _read(path / "params.json")
     try:
-        about = json.loads(about)
+        about = json.loads(params)
     except ValueError as error:
         raise ValueError(f"{path / 'params.json'} is damaged, it is no JSON: {error}") from error
     version = about.get("format") if isinstance(about, dict) else None
@@ -182,12 +182,11 @@ def read_folder(path):
             f"{FORMAT}: update skdml."
         )
     sums = _read(path / "SHA256SUMS").decode(errors="replace").split()
-    if sums[1::2] != list(HASHED):
+    if len(sums) != 2 * len(HASHED) or sums[1::2] != list(HASHED):
         raise ValueError(f"{path / 'SHA256SUMS'} is damaged: it must hold the sums of {', '.join(HASHED)}.")
-    contents = {}
-    for file, digest in zip(HASHED, sums[::2], strict=True):
-        contents[file] = _read(path / file)
-        if _sha256(contents[file]) != digest:
+    contents = {"params.json": params, **{file: _read(path / file) for file in MODULES.values()}}
+    for (file, content), digest in zip(contents.items(), sums[::2], strict=True):
+        if _sha256(content) != digest:
             raise ValueError(
                 f"{path / file} is damaged or was changed: its SHA-256 is not the one in SHA256SUMS. Save the embedder "
                 "again, or copy the folder again."

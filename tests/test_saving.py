@@ -575,7 +575,7 @@ def test_missing_file(file, saved):
 
 
 @pytest.mark.parametrize("file", FILES)
-@pytest.mark.parametrize("size", [0, 100])
+@pytest.mark.parametrize("size", [0, 100, -3])
 def test_truncated_file(file, size, saved):
     _, path = saved
     (path / file).write_bytes((path / file).read_bytes()[:size])
