@@ -230,7 +230,7 @@ def _check_tensor(X, dtype):
 
 def _check_vectors(estimator, X, reset):
     if not reset and estimator._input["kind"] != "vectors":
-        raise ValueError(f"X has shape {np.shape(X)}, but {_expected(estimator)}")
+        raise ValueError(f"X has shape {np.shape(X)}, but {expected(estimator)}")
     if is_dispatched(X):
         validate_data(estimator, X, reset=reset, skip_check_array=True)
         X = _check_tensor(X, torch.float32)
@@ -276,7 +276,7 @@ def _check_arrays(estimator, X, reset, pixel_scale):
             _refuse_image_parameters(estimator, f"X has shape {X.shape}")
             _remember(estimator, kind, X.shape[1:], None, None)
         elif X.shape[1:] != tuple(estimator._input["shape"]) or estimator._input["kind"] != kind:
-            raise ValueError(f"X has shape {X.shape} and dtype {X.dtype}, but {_expected(estimator)}")
+            raise ValueError(f"X has shape {X.shape} and dtype {X.dtype}, but {expected(estimator)}")
         return Rows(X)
 
     if reset:
@@ -289,7 +289,7 @@ def _check_arrays(estimator, X, reset, pixel_scale):
         # What was fitted on files takes decoded images, too.
         same_kind = estimator._input["kind"] in (("uint8 images", "files") if kind == "uint8 images" else (kind,))
         if not same_kind or (X.shape[1:] != tuple(estimator._input["shape"]) and estimator._input["kind"] != "files"):
-            raise ValueError(f"X has shape {X.shape} and dtype {X.dtype}, but {_expected(estimator)}")
+            raise ValueError(f"X has shape {X.shape} and dtype {X.dtype}, but {expected(estimator)}")
         settings = fitted_preprocessing(estimator)
     _check_crop(settings, *image_shape(X)[1:])
     data = Images(X, settings)
@@ -302,7 +302,7 @@ def _check_arrays(estimator, X, reset, pixel_scale):
 
 def _check_files(estimator, X, reset, training, pixel_scale):
     if not reset and estimator._input["kind"] not in ("files", "uint8 images"):
-        raise ValueError(f"X holds file paths, but {_expected(estimator)}")
+        raise ValueError(f"X holds file paths, but {expected(estimator)}")
     paths = check_paths(X)
     settings = preprocessing(estimator, "files", pixel_scale) if reset else fitted_preprocessing(estimator)
     files = ImageFiles(paths, settings.resize, cache=estimator.cache, n_jobs=estimator.n_jobs)
@@ -393,7 +393,7 @@ def _check_like_fit(estimator, X, data):
     """Refuse images that reach the network in another shape than those of fit."""
     if data.sample_shape != tuple(estimator._input["network_shape"]):
         raise ValueError(
-            f"X holds images that reach the network in shape {data.sample_shape}, but {_expected(estimator)}"
+            f"X holds images that reach the network in shape {data.sample_shape}, but {expected(estimator)}"
         )
 
 
@@ -448,7 +448,8 @@ def _check_channels(X):
         )
 
 
-def _expected(estimator):
+def expected(estimator):
+    """Return a sentence that says what the estimator was fitted on."""
     kind, shape = estimator._input["kind"], estimator._input["shape"]
     name = type(estimator).__name__
     if kind == "files":

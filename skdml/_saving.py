@@ -21,7 +21,8 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from ._data import Images, Rows, _expected
+from ._backbones import load_backbone
+from ._data import expected
 from ._json import decode, encode, type_name
 from ._training import seeded
 
@@ -53,7 +54,7 @@ def save(embedder, path, measures):
             passed[key] = type_name(value)
     fitted = {}
     for key, value in vars(embedder).items():
-        if key in params or key in passed or key in MODULES:
+        if key in params or key in passed or key in MODULES or key == "_skl_callbacks":
             continue
         try:
             fitted[key] = encode(value)
@@ -292,8 +293,8 @@ def _instance(key, value):
 
 def network_input(embedder):
     """Return two rows as the fitted network gets them."""
-    kind, dtype = (Images, np.uint8) if embedder._uint8_images else (Rows, np.float32)
-    return kind(np.zeros((2, *embedder._sample_shape), dtype)).batch(slice(0, 2))
+    seen = embedder._input
+    return torch.zeros(2, *seen.get("network_shape", seen["shape"]))
 
 
 def build(embedder):
@@ -301,14 +302,19 @@ def build(embedder):
     maker = object.__new__(type(embedder))  # what building notes down stays off the embedder
     vars(maker).update(vars(embedder))
     cpu = torch.device("cpu")
+    backbone = embedder.backbone
+    if isinstance(backbone, str):
+        backbone, _ = load_backbone(backbone, None, embedder.pooling)
     # The default networks hold nothing that is not saved, so they need no first weights.
-    device = torch.device("meta") if embedder.backbone is None else cpu
+    device = torch.device("meta") if backbone is None else cpu
     with seeded(0, cpu):
         with device:
-            network = maker._make_network(network_input(embedder).to(device))
+            network = maker._make_network(backbone, network_input(embedder).to(device))
         criterion = maker._make_loss(len(embedder.classes_), network.n_components)
     if device != cpu:
         network.to_empty(device=cpu)
+    if embedder.freeze == "batchnorm":
+        network.freeze_batchnorm()
     return {"network_": network.eval(), "criterion_": criterion.eval()}
 
 
@@ -401,7 +407,8 @@ def compact_state(embedder, state):
     are pickled as they are, and so is what the parameters no longer make.
     """
     is_own = not type(embedder).__module__.startswith("skdml.") or any(
-        isinstance(value, nn.Module) for value in embedder.get_params(deep=False).values()
+        isinstance(value, nn.Module) or (name == "backbone" and value is not None)
+        for name, value in embedder.get_params(deep=False).items()
     )
     if not MODULES.keys() <= state.keys() or is_own or any(frozen(embedder).values()) or changed(embedder):
         return state
@@ -469,7 +476,7 @@ def model_card(embedder, passed, measures):
         "",
         doc.partition("\n")[0],
         "",
-        f"- Data: {_expected(embedder)}",
+        f"- Data: {expected(embedder)}",
         f"- Embeddings: {embedder._n_features_out} components, {length}.",
         f"- Training: {n_classes} classes ({labels}), {embedder.n_iter_} epochs.",
         f"- Versions: {', '.join(f'{package} {version}' for package, version in _versions().items())}.",
