@@ -27,7 +27,7 @@ from skdml.inspection import (
 )
 
 parser = argparse.ArgumentParser(description="The displays of skdml.inspection on kanji.")
-parser.add_argument("--epochs", type=int, default=8, help="epochs of each embedder (default: %(default)s)")
+parser.add_argument("--epochs", type=int, default=6, help="epochs of each embedder (default: %(default)s)")
 args = parser.parse_args()
 
 kanji = load_kanji()
