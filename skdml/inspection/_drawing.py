@@ -10,6 +10,8 @@ import textwrap
 import numpy as np
 from scipy import sparse
 
+from .._files import decode
+
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe and Ito: for all eyes
 LINE_STYLES = ["-", "--", "-.", ":"]
 MARKERS = ["o", "s", "^", "v", "D", "P", "X", "*"]  # more than colors, and coprime: 56 pairs before one comes again
@@ -20,7 +22,7 @@ _CROSS = [
     (0, 0.25), (0.45, 0.7), (0.7, 0.45), (0.25, 0), (0.7, -0.45), (0.45, -0.7),
     (0, -0.25), (-0.45, -0.7), (-0.7, -0.45), (-0.25, 0), (-0.7, 0.45), (-0.45, 0.7),
 ]  # fmt: skip
-_MAX_PIXELS = 256  # of an image file, in height and width: more than a tile shows
+_SHORTER_SIDE = 128  # of an image file, in pixels: what a tile shows
 
 
 def new_axes(display, figsize=None):
@@ -133,11 +135,10 @@ def _stretch(image):
 
 
 def _read(path):
-    from PIL import Image, ImageOps  # matplotlib depends on it
-
-    with Image.open(path) as image:
-        image.thumbnail((_MAX_PIXELS, _MAX_PIXELS))
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    image = decode(path, _SHORTER_SIDE)
+    if isinstance(image, str):
+        raise ValueError(f"{path} {image}.")
+    return image
 
 
 def draw_tile(ax, x, y, tile, *, side=1.0, color="black", linestyle="-", linewidth=2.0):
