@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ._base import PairEmbedder
 from ._constraints import Interval, check_constraints
-from ._pairs import MINING_CONSTRAINTS, PairLoss
+from ._pairs import MINING_CONSTRAINTS, PairLoss, weighted_mean
 
 
 class AngularLoss(PairLoss):
@@ -78,7 +78,7 @@ class AngularLoss(PairLoss):
         self.angle = angle
         check_constraints(self, vars(self))
 
-    def pair_loss(self, S, positive, negative):
+    def pair_loss(self, S, positive, negative, sample_weight=None):
         """Return the mean over the positive pairs of the batch as a function of similarities.
 
         Parameters
@@ -89,6 +89,8 @@ class AngularLoss(PairLoss):
             The pairs (a, p); those beyond the batch do not count.
         negative : bool tensor of shape (B, M)
             N_a as rows.
+        sample_weight : tensor of shape (B,) or None, default=None
+            Weight of each anchor's positive pairs, >= 0. None: ones.
 
         Returns
         -------
@@ -105,7 +107,7 @@ class AngularLoss(PairLoss):
         counts = positive & negative.any(dim=1, keepdim=True)  # (B, B)
         total = torch.where(counts, anchor_part @ positive_part.T, 1)  # (B, B), the sum over n, scaled
         f = total.log() + anchor_top + positive_top.T - 2 * (1 + t) * S[:, :B]
-        return torch.where(counts, F.softplus(f), 0).sum() / positive.sum().clamp(min=1)
+        return weighted_mean(torch.where(counts, F.softplus(f), 0), sample_weight, positive)
 
 
 def _exponentials(z, mask):

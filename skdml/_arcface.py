@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ._base import ProxyEmbedder
 from ._constraints import POSITIVE, POSITIVE_INT, Interval, check_constraints
 from ._networks import unit_rows
-from ._pairs import check_batch
+from ._pairs import check_batch, weighted_mean
 
 
 class ArcFaceLoss(nn.Module):
@@ -112,7 +112,7 @@ class ArcFaceLoss(nn.Module):
         bound = (n_classes * n_centers) ** -0.5
         self.centers = nn.Parameter(torch.empty(n_classes, n_centers, n_components).uniform_(-bound, bound))
 
-    def forward(self, embeddings, y):
+    def forward(self, embeddings, y, sample_weight=None):
         """Return the loss of a batch.
 
         Parameters
@@ -121,13 +121,15 @@ class ArcFaceLoss(nn.Module):
             Taken as they are, never normalised here.
         y : int64 tensor of shape (B,)
             The class of each row, in [0, n_classes).
+        sample_weight : tensor of shape (B,) or None, default=None
+            Weight of each row's term in the mean, >= 0: an integer equals repeated rows. None: ones.
 
         Returns
         -------
         tensor of shape ()
             The loss; 0 for an empty batch.
         """
-        check_batch(embeddings, y)
+        check_batch(embeddings, y, sample_weight)
         if len(y) == 0:
             return embeddings.sum() + 0 * self.centers.sum()
         w = unit_rows(self.centers)  # (C, K, D)
@@ -135,7 +137,8 @@ class ArcFaceLoss(nn.Module):
         own_center = w[y, nearest.gather(1, y[:, None])[:, 0]]  # (B, D)
         own = _psi(embeddings, own_center, self.margin)  # (B,)
         is_own = y[:, None] == torch.arange(self.n_classes, device=y.device)  # (B, C)
-        return F.cross_entropy(self.scale * torch.where(is_own, own[:, None], s), y)
+        logits = self.scale * torch.where(is_own, own[:, None], s)  # (B, C)
+        return weighted_mean(F.cross_entropy(logits, y, reduction="none"), sample_weight)
 
 
 def _psi(x, w, margin):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ._base import BalancedEmbedder
 from ._constraints import FINITE, NON_NEGATIVE, POSITIVE, POSITIVE_INT, check_constraints
 from ._networks import PartsNetwork, build_network
-from ._pairs import check_batch, dot_products, pair_masks
+from ._pairs import check_batch, dot_products, pair_masks, pair_shares, weighted_mean
 
 N_HIDDEN = 512  # of a regressor of A-BIER
 PENALTY = 100.0  # weight of the bounds on the regressors
@@ -157,7 +157,7 @@ class BIERLoss(nn.Module):
             [_regressor(larger, smaller) for smaller, larger in combinations(self._sizes, 2)] if adversarial else []
         )
 
-    def forward(self, embeddings, y):
+    def forward(self, embeddings, y, sample_weight=None):
         """Return the loss of a batch.
 
         Parameters
@@ -166,27 +166,29 @@ class BIERLoss(nn.Module):
             Taken as they are, never normalised here.
         y : int tensor of shape (B,)
             The class of each row.
+        sample_weight : tensor of shape (B,) or None, default=None
+            Weight of each anchor's pairs, and of its row in the adversarial term; >= 0. None: ones.
 
         Returns
         -------
         tensor of shape ()
             The loss; 0 for an empty batch.
         """
-        check_batch(embeddings, y)
+        check_batch(embeddings, y, sample_weight)
         if len(y) == 0:
             return embeddings.sum() + sum(0 * p.sum() for p in self.parameters())
         groups = [
             (self.n_components / size) ** 0.5 * x
             for x, size in zip(embeddings.split(self._sizes, dim=1), self._sizes, strict=True)
         ]
-        loss = self._boosted(groups, y)
+        loss = self._boosted(groups, y, sample_weight)
         if self.adversarial:
-            loss = loss + self.diversity_weight * self._dependence(groups)
+            loss = loss + self.diversity_weight * self._dependence(groups, sample_weight)
         return loss
 
-    def _boosted(self, groups, y):
+    def _boosted(self, groups, y, sample_weight):
         positive, negative = (mask.to(groups[0].dtype) for mask in pair_masks(y))  # (B, B)
-        weight = positive / positive.sum().clamp(min=1) + negative / negative.sum().clamp(min=1)
+        weight = pair_shares(positive, sample_weight) + pair_shares(negative, sample_weight)  # (B, B)
         cost = positive - self.negative_cost * negative
         loss, r, boost = 0, 0, 1
         for m, f in enumerate(groups, start=1):
@@ -197,10 +199,11 @@ class BIERLoss(nn.Module):
             boost = torch.sigmoid(-r)
         return loss
 
-    def _dependence(self, groups):
+    def _dependence(self, groups, sample_weight):
         loss = 0
         for (smaller, larger), g in zip(combinations(groups, 2), self.regressors, strict=True):
-            loss = loss - (_Reverse.apply(smaller) * g(_Reverse.apply(larger))).square().mean()
+            squares = (_Reverse.apply(smaller) * g(_Reverse.apply(larger))).square().mean(dim=1)  # (B,)
+            loss = loss - weighted_mean(squares, sample_weight)
             for layer in (g[0], g[2]):
                 loss = loss + PENALTY * (layer.weight.square().sum(dim=0) - 1).square().mean()
                 loss = loss + PENALTY * (layer.bias.square().sum() - 1).clamp(min=0)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ._base import PairEmbedder
 from ._constraints import FINITE, POSITIVE, check_constraints
-from ._pairs import MINING_CONSTRAINTS, PairLoss
+from ._pairs import MINING_CONSTRAINTS, PairLoss, weighted_mean
 
 
 class BinomialDevianceLoss(PairLoss):
@@ -80,7 +80,7 @@ class BinomialDevianceLoss(PairLoss):
         self.threshold = threshold
         check_constraints(self, vars(self))
 
-    def pair_loss(self, S, positive, negative):
+    def pair_loss(self, S, positive, negative, sample_weight=None):
         """Return Eq. (12) / B over the pairs in two masks.
 
         Parameters
@@ -89,6 +89,8 @@ class BinomialDevianceLoss(PairLoss):
             Similarities, dot products.
         positive, negative : bool tensor of shape (B, M)
             P_i and N_i as rows.
+        sample_weight : tensor of shape (B,) or None, default=None
+            Weight of each anchor's terms, >= 0. None: ones.
 
         Returns
         -------
@@ -97,7 +99,7 @@ class BinomialDevianceLoss(PairLoss):
         """
         pull = _row_means(F.softplus(self.alpha * (self.threshold - S)), positive)  # (B,)
         push = _row_means(F.softplus(self.beta * (S - self.threshold)), negative)  # (B,)
-        return (pull + push).mean()
+        return weighted_mean(pull + push, sample_weight)
 
 
 def _row_means(values, mask):

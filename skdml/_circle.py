@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ._base import PairEmbedder
 from ._constraints import NON_NEGATIVE, POSITIVE, check_constraints
-from ._pairs import MINING_CONSTRAINTS, PairLoss, log_sum_exp
+from ._pairs import MINING_CONSTRAINTS, PairLoss, log_sum_exp, weighted_mean
 
 
 class CircleLoss(PairLoss):
@@ -77,7 +77,7 @@ class CircleLoss(PairLoss):
         self.scale = scale
         check_constraints(self, vars(self))
 
-    def pair_loss(self, S, positive, negative):
+    def pair_loss(self, S, positive, negative, sample_weight=None):
         """Return the loss over the pairs in two masks.
 
         Parameters
@@ -86,6 +86,8 @@ class CircleLoss(PairLoss):
             Similarities, dot products.
         positive, negative : bool tensor of shape (B, M)
             P_i and N_i as rows.
+        sample_weight : tensor of shape (B,) or None, default=None
+            Weight of each anchor's terms, >= 0. None: ones.
 
         Returns
         -------
@@ -97,7 +99,7 @@ class CircleLoss(PairLoss):
         a_n = (S.detach() + m).clamp(min=0)  # (B, M)
         push, has_negative = log_sum_exp(self.scale * a_n * (S - m), negative)  # (B,)
         pull, has_positive = log_sum_exp(self.scale * a_p * (1 - m - S), positive)  # (B,)
-        return torch.where(has_positive & has_negative, F.softplus(push + pull), 0).mean()
+        return weighted_mean(torch.where(has_positive & has_negative, F.softplus(push + pull), 0), sample_weight)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

@@ -89,7 +89,7 @@ class ClusteringLoss(nn.Module):
         self.max_swap_rounds = max_swap_rounds
         check_constraints(self, vars(self))
 
-    def forward(self, embeddings, y):
+    def forward(self, embeddings, y, sample_weight=None):
         """Return the loss of a batch.
 
         Parameters
@@ -98,28 +98,34 @@ class ClusteringLoss(nn.Module):
             Taken as they are, never normalised here.
         y : int tensor of shape (B,)
             The class of each row.
+        sample_weight : tensor of shape (B,) or None, default=None
+            Factor of each row's distances, >= 0; what counts is its ratio to the batch's mean weight. The mutual
+            information is that of the rows alike. None: ones.
 
         Returns
         -------
         tensor of shape ()
             The loss; 0 for an empty batch.
         """
-        check_batch(embeddings, y)
-        if len(y) == 0:
-            return embeddings.sum()
+        check_batch(embeddings, y, sample_weight)
+        w = embeddings.new_ones(len(y)) if sample_weight is None else sample_weight.to(embeddings.dtype)  # (B,)
+        if not w.any():
+            return 0 * embeddings.sum()
+        w = w / w.mean()
         x = embeddings.detach().cpu().double().numpy()
-        search = _MedoidSearch(cdist(x, x), np.unique(y.cpu().numpy(), return_inverse=True)[1])
+        labels = np.unique(y.cpu().numpy(), return_inverse=True)[1]
+        search = _MedoidSearch(cdist(x, x), labels, None if sample_weight is None else w.cpu().numpy())
         medoids = search.best_medoids(self.gamma, self.max_swap_rounds)
         error = search.error(medoids)
-        F = _facility_location(embeddings, search.assign(medoids))
-        F_classes = _facility_location(embeddings, search.class_medoids())
+        F = _facility_location(embeddings, search.assign(medoids), w)
+        F_classes = _facility_location(embeddings, search.class_medoids(), w)
         return (F + self.gamma * error - F_classes).relu()
 
 
-def _facility_location(embeddings, medoid):
-    """Return minus the sum of the distances of the rows (B, D) to the rows that ``medoid`` (B,) names."""
+def _facility_location(embeddings, medoid, w):
+    """Return minus the sum of the distances of the rows (B, D) to the rows that ``medoid`` (B,) names, times w."""
     medoid = torch.from_numpy(medoid).to(embeddings.device)
-    return -torch.linalg.vector_norm(embeddings - embeddings[medoid], dim=1).sum()  # its gradient at 0 is 0
+    return -(w * torch.linalg.vector_norm(embeddings - embeddings[medoid], dim=1)).sum()  # its gradient at 0 is 0
 
 
 class _MedoidSearch:
@@ -129,20 +135,27 @@ class _MedoidSearch:
     ----------
     distance : ndarray of shape (B, B)
     y : ndarray of shape (B,), values 0..C-1, each present
+    w : ndarray of shape (B,) or None, default=None
+        Factors of the distances in F. None: ones.
     """
 
-    def __init__(self, distance, y):
+    def __init__(self, distance, y, w=None):
         self.distance = distance
         self.y = y
+        self.w = w
         self.n_classes = int(y.max()) + 1
         self.of_class = np.eye(self.n_classes)[y]  # (B, C)
         n = np.arange(len(y) + 1)
         self.n_log_n = n * np.log(np.maximum(n, 1))  # (B + 1,), for entropies: the counts are integers
 
+    def _total(self, distance):
+        """Return the sums of distances (B, J) over the samples, times their factors, (J,)."""
+        return (distance if self.w is None else self.w[:, None] * distance).sum(axis=0)
+
     def class_medoids(self):
         """Return for each sample the medoid of its class, (B,)."""
         same = self.y[:, None] == self.y
-        total = np.where(same, self.distance, 0).sum(axis=0)  # (B,)
+        total = self._total(np.where(same, self.distance, 0))  # (B,)
         medoid = np.where(self.of_class > 0, total[:, None], np.inf).argmin(axis=0)  # (C,), of equals the first
         return medoid[self.y]
 
@@ -187,7 +200,7 @@ class _MedoidSearch:
         nearest = self.assign(medoids) if len(medoids) else np.zeros(len(self.y), dtype=np.int64)
         reach = self.distance[np.arange(len(self.y)), nearest] if len(medoids) else np.inf  # (B,)
         to_candidate = self.distance[:, candidates]  # (B, J)
-        F = -np.minimum(to_candidate, np.reshape(reach, (-1, 1))).sum(axis=0)  # (J,)
+        F = -self._total(np.minimum(to_candidate, np.reshape(reach, (-1, 1))))  # (J,)
         # The error lies in [0, 1]: a candidate further behind cannot win. (Of NaN nothing is behind.)
         hopeful = ~((F + gamma < F.max(initial=-np.inf)) | (F + gamma <= value))
         if not hopeful.any():

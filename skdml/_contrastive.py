@@ -9,7 +9,7 @@ import torch
 
 from ._base import PairEmbedder
 from ._constraints import FINITE, POSITIVE, StrOptions, check_constraints
-from ._pairs import MINING_CONSTRAINTS, PairLoss, distance_similarities, distances, squared_distances
+from ._pairs import MINING_CONSTRAINTS, PairLoss, distance_similarities, distances, squared_distances, weighted_mean
 
 
 class ContrastiveLoss(PairLoss):
@@ -95,7 +95,7 @@ class ContrastiveLoss(PairLoss):
         self.margin = margin
         check_constraints(self, vars(self))
 
-    def pair_loss(self, S, positive, negative):
+    def pair_loss(self, S, positive, negative, sample_weight=None):
         """Return the loss over the pairs in two masks.
 
         Parameters
@@ -104,6 +104,8 @@ class ContrastiveLoss(PairLoss):
             Dot products, or 1 - d^2 / 2 with ``metric="euclidean"``.
         positive, negative : bool tensor of shape (B, M)
             P_i and N_i as rows.
+        sample_weight : tensor of shape (B,) or None, default=None
+            Weight of each anchor's terms, >= 0. None: ones.
 
         Returns
         -------
@@ -114,7 +116,8 @@ class ContrastiveLoss(PairLoss):
             pull, push = -S, (S - self.threshold).relu()  # (B, M)
         else:
             pull, push = squared_distances(S) / 2, (self.margin - distances(S)).relu().square() / 2  # (B, M)
-        return torch.where(positive, pull, torch.where(negative, push, 0)).sum(dim=1).mean()
+        losses = torch.where(positive, pull, torch.where(negative, push, 0)).sum(dim=1)  # (B,)
+        return weighted_mean(losses, sample_weight)
 
     def _similarities(self, embeddings, columns=None):
         if self.metric == "cosine":

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ._base import BalancedEmbedder
 from ._constraints import POSITIVE, check_constraints
 from ._networks import PartsNetwork, count_features, default_cnn, default_mlp
-from ._pairs import check_batch, distance_similarities, pair_masks, squared_distances
+from ._pairs import check_batch, distance_similarities, pair_masks, squared_distances, weighted_mean
 
 
 class HDCLoss(nn.Module):
@@ -108,7 +108,7 @@ class HDCLoss(nn.Module):
                 f"each of hard_fractions. Got {level_sizes!r} instead."
             )
 
-    def forward(self, embeddings, y):
+    def forward(self, embeddings, y, sample_weight=None):
         """Return the loss of a batch.
 
         Parameters
@@ -117,13 +117,15 @@ class HDCLoss(nn.Module):
             Taken as they are, never normalised here.
         y : int tensor of shape (B,)
             The class of each row.
+        sample_weight : tensor of shape (B,) or None, default=None
+            Weight of each row, >= 0: a pair has the mean of its two. None: ones.
 
         Returns
         -------
         tensor of shape ()
             The loss; 0 for an empty batch.
         """
-        check_batch(embeddings, y)
+        check_batch(embeddings, y, sample_weight)
         n_levels = len(self.hard_fractions)
         sizes = level_sizes(embeddings.shape[1], n_levels) if self.level_sizes is None else list(self.level_sizes)
         if sum(sizes) != embeddings.shape[1] or min(sizes) < 1:
@@ -134,6 +136,7 @@ class HDCLoss(nn.Module):
         if len(y) == 0:
             return embeddings.sum()
         positive, negative = (mask.triu(diagonal=1) for mask in pair_masks(y))  # (B, B), each pair once
+        pair_weight = None if sample_weight is None else ((sample_weight[:, None] + sample_weight) / 2).flatten()
         loss = 0
         for x, fraction in zip((n_levels**0.5 * embeddings).split(sizes, dim=1), self.hard_fractions, strict=True):
             d2 = squared_distances(distance_similarities(x))  # (B, B)
@@ -142,7 +145,8 @@ class HDCLoss(nn.Module):
             terms = torch.where(positive, d2, 0) + torch.where(
                 negative, self.negative_factor * (self.margin - d2).clamp(min=0), 0
             )
-            loss = loss + terms.sum() / (terms > 0).sum().clamp(min=1)
+            terms = terms.flatten()
+            loss = loss + weighted_mean(terms, pair_weight, terms > 0)
         return loss
 
 

@@ -5,11 +5,9 @@ Axes: B samples of a batch, M samples the anchors are compared with, R nodes of 
 
 from dataclasses import dataclass
 
-import torch
-
 from ._base import PairEmbedder
 from ._constraints import POSITIVE_INT, check_constraints
-from ._pairs import MINING_CONSTRAINTS, PairLoss
+from ._pairs import MINING_CONSTRAINTS, PairLoss, pair_shares
 
 
 class HistogramLoss(PairLoss):
@@ -37,7 +35,7 @@ class HistogramLoss(PairLoss):
     -----
     Shape: embeddings (B, D) float, taken as they are (unit rows expected); y (B,) integers; returns a scalar in [0, 1],
     a sum over pairs of one positive and one negative pair, not only those with an anchor in common. Each pair stands in
-    S twice, which leaves a histogram as it is; with mining or a memory the selected pairs (anchor, sample) count.
+    S twice, which leaves a histogram as it is; with weights, mining or a memory the pairs (anchor, sample) count.
     Without positives or without negatives the loss is 0 with zero gradient, and so when all positives are a bin and
     more above all negatives.
 
@@ -71,7 +69,7 @@ class HistogramLoss(PairLoss):
         self.n_bins = n_bins
         check_constraints(self, vars(self))
 
-    def pair_loss(self, S, positive, negative):
+    def pair_loss(self, S, positive, negative, sample_weight=None):
         """Return the overlap of the histograms of two sets of pairs.
 
         Parameters
@@ -80,6 +78,8 @@ class HistogramLoss(PairLoss):
             Similarities, cosines.
         positive, negative : bool tensor of shape (B, M)
             The pairs of either histogram.
+        sample_weight : tensor of shape (B,) or None, default=None
+            Weight of each anchor's pairs in both histograms, >= 0. None: ones.
 
         Returns
         -------
@@ -89,8 +89,8 @@ class HistogramLoss(PairLoss):
         place = (S.clamp(min=-1, max=1) + 1) * (self.n_bins / 2)  # (B, M), from 0 to R - 1
         node = place.detach().long().clamp(max=self.n_bins - 1)  # (B, M), the node below; s = 1 is in the last bin
         share = place - node  # (B, M), of the node above
-        sizes = torch.stack([positive.sum(), negative.sum()]).clamp(min=1).to(share.dtype)
-        weight = torch.where(positive, 1 / sizes[0], torch.where(negative, 1 / sizes[1], 0))  # (B, M)
+        positive, negative = positive.to(S.dtype), negative.to(S.dtype)
+        weight = pair_shares(positive, sample_weight) + pair_shares(negative, sample_weight)  # (B, M)
         # Both histograms, as rows, in one sum. Not by scatter_add, which on a GPU adds in any order.
         row = negative.long()  # (B, M)
         h = share.new_zeros(2, self.n_bins + 1)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ._base import BalancedEmbedder
 from ._batches import BalancedBatches
 from ._constraints import NON_NEGATIVE, POSITIVE_INT, check_constraints
-from ._pairs import check_batch, distance_similarities, pair_masks, squared_distances
+from ._pairs import check_batch, distance_similarities, pair_masks, squared_distances, weighted_mean
 
 
 class HTLLoss(nn.Module):
@@ -75,7 +75,7 @@ class HTLLoss(nn.Module):
         self.margin = margin
         check_constraints(self, vars(self))
 
-    def forward(self, embeddings, y, margins=None):
+    def forward(self, embeddings, y, margins=None, sample_weight=None):
         """Return the loss of a batch.
 
         Parameters
@@ -87,13 +87,15 @@ class HTLLoss(nn.Module):
         margins : tensor of shape (B, B) or None, default=None
             Alpha, the margin of each anchor (row) and negative (column), of any sign. Other entries do not count. None:
             ``margin`` for all.
+        sample_weight : tensor of shape (B,) or None, default=None
+            Weight of each anchor's triplets, >= 0. None: ones.
 
         Returns
         -------
         tensor of shape ()
             The loss; 0 for an empty batch.
         """
-        check_batch(embeddings, y)
+        check_batch(embeddings, y, sample_weight)
         if margins is not None and margins.shape != (len(y), len(y)):
             raise ValueError(f"Got margins of shape {tuple(margins.shape)} for {len(y)} rows; need (B, B).")
         if len(y) == 0:
@@ -102,8 +104,8 @@ class HTLLoss(nn.Module):
         positive, negative = pair_masks(y)
         threshold = distance - (self.margin if margins is None else margins)
         number, total = sums_above(distance, distance.detach(), positive, threshold.detach())
-        n_triplets = (positive.sum(dim=1) * negative.sum(dim=1)).sum()
-        return torch.where(negative, total - number * threshold, 0).sum() / (2 * n_triplets.clamp(min=1))
+        n_triplets = positive.sum(dim=1) * negative.sum(dim=1)  # (B,)
+        return weighted_mean(torch.where(negative, total - number * threshold, 0), sample_weight, n_triplets) / 2
 
 
 def sums_above(values, keys, mask, thresholds):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ._base import ProxyEmbedder
 from ._constraints import NON_NEGATIVE, POSITIVE_INT, check_constraints
 from ._networks import unit_rows
-from ._pairs import check_batch
+from ._pairs import check_batch, weighted_mean
 
 
 class LargeMarginSoftmaxLoss(nn.Module):
@@ -126,7 +126,7 @@ class LargeMarginSoftmaxLoss(nn.Module):
         self.proxies = nn.Parameter(torch.empty(n_classes, n_components).uniform_(-bound, bound))
         self.register_buffer("n_steps", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, embeddings, y):
+    def forward(self, embeddings, y, sample_weight=None):
         """Return the loss of a batch, and in training mode count a step.
 
         Parameters
@@ -135,13 +135,15 @@ class LargeMarginSoftmaxLoss(nn.Module):
             Taken as they are, never normalised here.
         y : int64 tensor of shape (B,)
             The class of each row, in [0, n_classes).
+        sample_weight : tensor of shape (B,) or None, default=None
+            Weight of each row's term in the mean, >= 0: an integer equals repeated rows. None: ones.
 
         Returns
         -------
         tensor of shape ()
             The loss; 0 for an empty batch.
         """
-        check_batch(embeddings, y)
+        check_batch(embeddings, y, sample_weight)
         if len(y) == 0:
             return embeddings.sum() + 0 * self.proxies.sum()
         w = self.proxies[y]  # (B, D)
@@ -153,7 +155,7 @@ class LargeMarginSoftmaxLoss(nn.Module):
             self.n_steps = self.n_steps + 1
         is_own = y[:, None] == torch.arange(self.n_classes, device=y.device)  # (B, C)
         logits = torch.where(is_own, (length * phi)[:, None], embeddings @ self.proxies.T)  # (B, C)
-        return F.cross_entropy(logits, y)
+        return weighted_mean(F.cross_entropy(logits, y, reduction="none"), sample_weight)
 
     def _annealing(self, dtype):
         """Return lambda at the present step, a tensor of shape ()."""

@@ -10,7 +10,7 @@ import torch
 
 from ._base import PairEmbedder
 from ._constraints import FINITE, StrOptions, check_constraints
-from ._pairs import MINING_CONSTRAINTS, PairLoss, distance_similarities, distances, log_sum_exp
+from ._pairs import MINING_CONSTRAINTS, PairLoss, distance_similarities, distances, log_sum_exp, weighted_mean
 
 
 class LiftedStructureLoss(PairLoss):
@@ -101,7 +101,7 @@ class LiftedStructureLoss(PairLoss):
         self.form = form
         check_constraints(self, vars(self))
 
-    def pair_loss(self, S, positive, negative):
+    def pair_loss(self, S, positive, negative, sample_weight=None):
         """Return the loss over the pairs in two masks.
 
         Parameters
@@ -110,6 +110,8 @@ class LiftedStructureLoss(PairLoss):
             1 - d^2 / 2, or dot products with ``metric="cosine"``.
         positive, negative : bool tensor of shape (B, M)
             P_i and N_i as rows. "original" takes no positives beyond column B.
+        sample_weight : tensor of shape (B,) or None, default=None
+            Weight of each anchor's term, with "original" of each of its positive pairs; >= 0. None: ones.
 
         Returns
         -------
@@ -120,12 +122,12 @@ class LiftedStructureLoss(PairLoss):
         push, has_negative = log_sum_exp(self.margin - d, negative)  # (B,)
         if self.form == "generalized":
             pull, has_positive = log_sum_exp(d, positive)  # (B,)
-            return torch.where(has_positive & has_negative, (pull + push).relu(), 0).mean()
+            return weighted_mean(torch.where(has_positive & has_negative, (pull + push).relu(), 0), sample_weight)
         positive, d = positive[:, : len(S)], d[:, : len(S)]  # (B, B)
         # The least number for the log of 0: infinity would be subtracted from itself where neither end has negatives.
         push = push.where(has_negative, torch.finfo(push.dtype).min)
         J = d + torch.logaddexp(push[:, None], push)  # (B, B)
-        return torch.where(positive, J.relu().square() / 2, 0).sum() / positive.sum().clamp(min=1)
+        return weighted_mean(torch.where(positive, J.relu().square() / 2, 0), sample_weight, positive)
 
     def _similarities(self, embeddings, columns=None):
         if self.metric == "cosine":

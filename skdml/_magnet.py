@@ -13,7 +13,7 @@ from torch import nn
 
 from ._base import BaseEmbedder
 from ._constraints import POSITIVE, POSITIVE_INT, Interval, check_constraints
-from ._pairs import check_batch, distance_similarities, log_sum_exp, squared_distances
+from ._pairs import check_batch, distance_similarities, log_sum_exp, squared_distances, weighted_mean
 
 
 class MagnetLoss(nn.Module):
@@ -72,7 +72,7 @@ class MagnetLoss(nn.Module):
         self.alpha = alpha
         check_constraints(self, vars(self))
 
-    def forward(self, embeddings, y, clusters=None):
+    def forward(self, embeddings, y, clusters=None, sample_weight=None):
         """Return the loss of a batch.
 
         Parameters
@@ -83,15 +83,20 @@ class MagnetLoss(nn.Module):
             The class of each row.
         clusters : int tensor of shape (B,) or None, default=None
             The cluster of each row within its class. None: each class is one cluster.
+        sample_weight : tensor of shape (B,) or None, default=None
+            Weight of each row's term in the mean, >= 0; the means and the variance are those of all rows. None: ones.
 
         Returns
         -------
         tensor of shape ()
             The loss; 0 for an empty batch.
         """
-        check_batch(embeddings, y)
-        if clusters is not None and clusters.shape != y.shape:
-            raise ValueError(f"Got clusters of shape {tuple(clusters.shape)} for {len(y)} rows; need (B,).")
+        check_batch(embeddings, y, sample_weight)
+        if clusters is not None and (clusters.shape != y.shape or clusters.is_floating_point()):
+            raise ValueError(
+                f"Got clusters of shape {tuple(clusters.shape)} for {len(y)} rows, of {clusters.dtype}; need (B,) "
+                "integers. Weights go by name, sample_weight=."
+            )
         if len(y) == 0:
             return embeddings.sum()
         impostor = y[:, None] != y  # (B, B)
@@ -105,7 +110,7 @@ class MagnetLoss(nn.Module):
         others = squared_distances(distance_similarities(centered, means))  # (B, B)
         log_sum, _ = log_sum_exp(-others / (2 * variance) - sizes.log(), impostor)
         terms = (own / (2 * variance) + self.alpha + log_sum).relu()
-        return terms.where(impostor.any(dim=1), 0).mean()
+        return weighted_mean(terms.where(impostor.any(dim=1), 0), sample_weight)
 
 
 class MagnetBatches:

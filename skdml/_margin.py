@@ -11,7 +11,15 @@ from torch import nn
 
 from ._base import PairEmbedder
 from ._constraints import NON_NEGATIVE, POSITIVE, POSITIVE_INT, check_constraints
-from ._pairs import MINING_CONSTRAINTS, PairLoss, distance_similarities, distance_weighted, distances, pair_masks
+from ._pairs import (
+    MINING_CONSTRAINTS,
+    PairLoss,
+    distance_similarities,
+    distance_weighted,
+    distances,
+    pair_masks,
+    weighted_mean,
+)
 
 
 class MarginLoss(PairLoss):
@@ -120,9 +128,9 @@ class MarginLoss(PairLoss):
         check_constraints(self, vars(self))
         self.betas = nn.Parameter(torch.full((n_classes,), float(beta)))
 
-    def _compare(self, S, y, columns_y, n_components):
+    def _compare(self, S, y, columns_y, n_components, sample_weight=None):
         selected = self.mine(S.detach(), *pair_masks(y, columns_y), n_components)
-        return self.pair_loss(S, *selected, self.betas[y])
+        return self.pair_loss(S, *selected, self.betas[y], sample_weight)
 
     def mine(self, S, positive, negative, n_components):
         """Select the pairs that count; "distance_weighted" with the limits of this loss.
@@ -146,7 +154,7 @@ class MarginLoss(PairLoss):
             return distance_weighted(S, positive, negative, n_components, **limits)
         return super().mine(S, positive, negative, n_components)
 
-    def pair_loss(self, S, positive, negative, beta=None):
+    def pair_loss(self, S, positive, negative, beta=None, sample_weight=None):
         """Return the mean over active pairs as a function of similarities.
 
         Parameters
@@ -157,6 +165,8 @@ class MarginLoss(PairLoss):
             P_a and N_a as rows.
         beta : tensor of shape (B,), default=None
             The boundary of each row's anchor. None: what the boundaries start at.
+        sample_weight : tensor of shape (B,) or None, default=None
+            Weight of each anchor's pairs, >= 0, in the mean of the boundaries, too. None: ones.
 
         Returns
         -------
@@ -166,10 +176,10 @@ class MarginLoss(PairLoss):
         beta = S.new_full((len(S),), self.beta) if beta is None else beta
         beyond = distances(S) - beta[:, None]  # (B, M)
         terms = torch.where(positive, self.margin + beyond, 0) + torch.where(negative, self.margin - beyond, 0)
-        loss = terms.relu().sum() / (terms > 0).sum().clamp(min=1)
+        loss = weighted_mean(terms.relu(), sample_weight, terms > 0)
         if self.nu > 0:
             n_pairs = (positive | negative).sum(dim=1)  # (B,)
-            loss = loss + self.nu * (n_pairs * beta).sum() / n_pairs.sum().clamp(min=1)
+            loss = loss + self.nu * weighted_mean(n_pairs * beta, sample_weight, n_pairs)
         return loss
 
     def _similarities(self, embeddings, columns=None):

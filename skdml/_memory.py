@@ -41,16 +41,19 @@ class CrossBatchMemory(nn.Module):
         self.n_rows = 0  # seen in all; the ring's next place is this modulo its size
         self.embeddings = self.y = None
 
-    def forward(self, embeddings, y):
-        """Return the loss of a batch (B, D) with labels (B,), with itself and with the memory."""
-        loss = self.loss(embeddings, y)
+    def forward(self, embeddings, y, sample_weight=None):
+        """Return the loss of a batch (B, D) with labels and weights (B,), with itself and with the memory."""
+        loss = self.loss(embeddings, y, sample_weight)
         if self.n_batches >= self.memory_start and len(y):
-            loss = loss + self.memory_loss(embeddings, y)
+            loss = loss + self.memory_loss(embeddings, y, sample_weight)
         self._remember(embeddings.detach(), y)
         return loss
 
-    def memory_loss(self, embeddings, y):
-        """Return the loss between a batch and the memory, which is the batch and what earlier ones left."""
+    def memory_loss(self, embeddings, y, sample_weight=None):
+        """Return the loss between a batch and the memory, which is the batch and what earlier ones left.
+
+        Weights are those of the batch, whose samples are the anchors.
+        """
         n_kept = min(self.n_rows, max(0, self.memory_size - len(y)))
         columns, columns_y = embeddings.detach(), y
         if n_kept:
@@ -58,7 +61,7 @@ class CrossBatchMemory(nn.Module):
             columns = torch.cat([columns, self.embeddings[place]])  # (M, D), the batch first
             columns_y = torch.cat([columns_y, self.y[place]])  # (M,)
         S = self.loss._similarities(embeddings, columns)  # (B, M)
-        return self.loss._compare(S, y, columns_y, embeddings.shape[1])
+        return self.loss._compare(S, y, columns_y, embeddings.shape[1], sample_weight)
 
     def _remember(self, embeddings, y):
         if self.embeddings is None:

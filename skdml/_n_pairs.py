@@ -9,7 +9,7 @@ import torch
 
 from ._base import PairEmbedder
 from ._constraints import NON_NEGATIVE, check_constraints
-from ._pairs import MINING_CONSTRAINTS, PairLoss, log1p_sum_exp
+from ._pairs import MINING_CONSTRAINTS, PairLoss, log1p_sum_exp, weighted_mean
 
 
 class NPairsLoss(PairLoss):
@@ -72,7 +72,7 @@ class NPairsLoss(PairLoss):
         self.l2 = l2
         check_constraints(self, vars(self))
 
-    def pair_loss(self, S, positive, negative):
+    def pair_loss(self, S, positive, negative, sample_weight=None):
         """Return the mean over the pairs that the positive mask forms.
 
         Parameters
@@ -84,6 +84,8 @@ class NPairsLoss(PairLoss):
             batch, its partner.
         negative : bool tensor of shape (B, M)
             Which partners, and samples of the memory, the anchor is compared with.
+        sample_weight : tensor of shape (B,) or None, default=None
+            Weight of each anchor's pair, >= 0; those of the partners do not count. None: ones.
 
         Returns
         -------
@@ -101,7 +103,7 @@ class NPairsLoss(PairLoss):
         if self.l2 > 0:
             squared_length = S.diagonal()  # (B,)
             losses = losses + self.l2 * (squared_length + squared_length[partner])
-        return torch.where(is_anchor, losses, 0).sum() / is_anchor.sum().clamp(min=1)
+        return weighted_mean(torch.where(is_anchor, losses, 0), sample_weight, is_anchor)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

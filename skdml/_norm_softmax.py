@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ._base import ProxyEmbedder
 from ._constraints import POSITIVE, POSITIVE_INT, check_constraints
 from ._networks import unit_rows
-from ._pairs import check_batch
+from ._pairs import check_batch, weighted_mean
 
 
 class NormSoftmaxLoss(nn.Module):
@@ -82,7 +82,7 @@ class NormSoftmaxLoss(nn.Module):
         bound = n_classes**-0.5
         self.proxies = nn.Parameter(torch.empty(n_classes, n_components).uniform_(-bound, bound))
 
-    def forward(self, embeddings, y):
+    def forward(self, embeddings, y, sample_weight=None):
         """Return the loss of a batch.
 
         Parameters
@@ -91,16 +91,19 @@ class NormSoftmaxLoss(nn.Module):
             Taken as they are, never normalised here.
         y : int64 tensor of shape (B,)
             The class of each row, in [0, n_classes).
+        sample_weight : tensor of shape (B,) or None, default=None
+            Weight of each row's term in the mean, >= 0: an integer equals repeated rows. None: ones.
 
         Returns
         -------
         tensor of shape ()
             The loss; 0 for an empty batch.
         """
-        check_batch(embeddings, y)
+        check_batch(embeddings, y, sample_weight)
         if len(y) == 0:
             return embeddings.sum() + 0 * self.proxies.sum()
-        return F.cross_entropy(self.scale * embeddings @ unit_rows(self.proxies).T, y)
+        logits = self.scale * embeddings @ unit_rows(self.proxies).T  # (B, C)
+        return weighted_mean(F.cross_entropy(logits, y, reduction="none"), sample_weight)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

@@ -40,7 +40,7 @@ class PairLoss(nn.Module):
     A subclass writes its formula once, as ``pair_loss(S, positive, negative)``, a scalar that autograd differentiates
     in S. This class makes S and the two masks and lets ``mining`` thin the masks, so that every mining rule goes with
     every loss, and with a memory of earlier batches. A batch without a pair that counts must give 0, connected to the
-    graph, with a zero gradient.
+    graph, with a zero gradient. To be trained with weights it also takes ``sample_weight`` (B,), or None, by name.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class PairLoss(nn.Module):
             text = textwrap.indent(MINING_DOC.replace("{mining}", shown), "    ").strip()
             cls.__doc__ = cls.__doc__.replace("MINING_PARAMETERS", text)
 
-    def forward(self, embeddings, y):
+    def forward(self, embeddings, y, sample_weight=None):
         """Return the loss of a batch.
 
         Parameters
@@ -70,20 +70,25 @@ class PairLoss(nn.Module):
             Taken as they are, never normalised here.
         y : int tensor of shape (B,)
             The class of each row.
+        sample_weight : tensor of shape (B,) or None, default=None
+            Weight of each row's terms as an anchor, >= 0: as if its row of similarities stood there so often, and its
+            column once. None: ones.
 
         Returns
         -------
         tensor of shape ()
             The loss; 0 for an empty batch.
         """
-        check_batch(embeddings, y)
+        check_batch(embeddings, y, sample_weight)
         if len(y) == 0:
             return embeddings.sum() + sum(0 * p.sum() for p in self.parameters())
-        return self._compare(self._similarities(embeddings), y, y, embeddings.shape[1])
+        return self._compare(self._similarities(embeddings), y, y, embeddings.shape[1], sample_weight)
 
-    def _compare(self, S, y, columns_y, n_components):
-        """Return the loss from similarities (B, M), the classes (B,) and (M,) of rows and columns, and D."""
-        return self.pair_loss(S, *self.mine(S.detach(), *pair_masks(y, columns_y), n_components))
+    def _compare(self, S, y, columns_y, n_components, sample_weight=None):
+        """Return the loss from similarities (B, M), the classes (B,) and (M,) of rows and columns, D and weights."""
+        selected = self.mine(S.detach(), *pair_masks(y, columns_y), n_components)
+        weights = {} if sample_weight is None else {"sample_weight": sample_weight}
+        return self.pair_loss(S, *selected, **weights)
 
     def mine(self, S, positive, negative, n_components):
         """Select the pairs that count.
@@ -116,7 +121,7 @@ class PairLoss(nn.Module):
             case rule:
                 return rule(S, positive, negative)
 
-    def pair_loss(self, S, positive, negative):
+    def pair_loss(self, S, positive, negative, sample_weight=None):
         """Return the loss as a function of similarities, over the pairs in two masks.
 
         Parameters
@@ -125,6 +130,8 @@ class PairLoss(nn.Module):
             Similarities, see ``_similarities``. Of a batch alone M is B.
         positive, negative : bool tensor of shape (B, M)
             Which pairs count, the row being the anchor. No self pairs.
+        sample_weight : tensor of shape (B,) or None, default=None
+            Weight of each anchor, >= 0. None: ones.
 
         Returns
         -------
@@ -141,13 +148,56 @@ class PairLoss(nn.Module):
         return dot_products(embeddings, columns)
 
 
-def check_batch(embeddings, y):
-    """Raise a ValueError unless the shapes are (B, D) and (B,): labels (B, 1) would broadcast to wrong pairs."""
+def check_batch(embeddings, y, sample_weight=None):
+    """Raise a ValueError unless the shapes are (B, D), (B,) and (B,): labels (B, 1) would broadcast to wrong pairs."""
     if embeddings.ndim != 2 or y.shape != embeddings.shape[:1]:
         raise ValueError(
             f"Got embeddings of shape {tuple(embeddings.shape)} and y of shape {tuple(y.shape)}; need (B, D) and (B,). "
             "Give one row of embeddings a sample; flatten y with y.flatten()."
         )
+    if sample_weight is not None and sample_weight.shape != y.shape:
+        raise ValueError(
+            f"Got sample_weight of shape {tuple(sample_weight.shape)} for {len(y)} rows; need (B,), one weight a row."
+        )
+
+
+def weighted_mean(terms, sample_weight=None, counted=None):
+    """Return the mean of the terms of all anchors, each with its anchor's weight.
+
+    Parameters
+    ----------
+    terms : tensor of shape (B, ...)
+        The terms of each anchor, 0 where they do not count.
+    sample_weight : tensor of shape (B,) or None, default=None
+        None: ones.
+    counted : bool or int tensor of shape (B, ...) or None, default=None
+        Which terms count, or how many of an anchor; not necessarily of the shape of the terms. None: the terms are one
+        an anchor, (B,), and all count.
+
+    Returns
+    -------
+    tensor of shape ()
+        0 with zero gradient where nothing counts, or only with weight 0.
+    """
+    if sample_weight is None:
+        return terms.mean() if counted is None else terms.sum() / counted.sum().clamp(min=1)
+    w = sample_weight.to(terms.dtype)
+    total = w.sum() if counted is None else w @ _row_sums(counted).to(terms.dtype)
+    return w @ _row_sums(terms) / total.where(total > 0, 1)
+
+
+def _row_sums(terms):
+    return terms.reshape(len(terms), -1).sum(dim=1)
+
+
+def pair_shares(mask, sample_weight=None):
+    """Return the share of each pair in the sum over the mask (B, M) where a pair has its anchor's weight, (B, M).
+
+    The shares sum to 1, or to 0 where no pair counts. The mask holds floats.
+    """
+    weights = mask if sample_weight is None else sample_weight[:, None].to(mask.dtype) * mask
+    total = weights.sum()
+    return weights / total.where(total > 0, 1)
 
 
 def pair_masks(y, columns_y=None):

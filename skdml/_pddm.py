@@ -127,7 +127,7 @@ class PDDMLoss(nn.Module):
         self.joint_layer = nn.Linear(2 * H, H)
         self.score_layer = nn.Linear(H, 1)
 
-    def forward(self, embeddings, y):
+    def forward(self, embeddings, y, sample_weight=None):
         """Return the loss of a batch.
 
         Parameters
@@ -136,13 +136,15 @@ class PDDMLoss(nn.Module):
             Taken as they are, never normalised here.
         y : int tensor of shape (B,)
             The class of each row.
+        sample_weight : tensor of shape (B,) or None, default=None
+            Weight of each row, >= 0: of the two terms at its end of a positive pair, in the mean. None: ones.
 
         Returns
         -------
         tensor of shape ()
             The loss; 0 for an empty batch.
         """
-        check_batch(embeddings, y)
+        check_batch(embeddings, y, sample_weight)
         if len(y) == 0:
             return embeddings.sum() + sum(0 * p.sum() for p in self.parameters())
         positive, negative = pair_masks(y)  # (B, B)
@@ -151,13 +153,19 @@ class PDDMLoss(nn.Module):
         s, d = self._compare(embeddings[row], embeddings[column])  # (P,)
         s_negative, d_negative = self._compare(embeddings, embeddings[hardest])  # (B,)
 
+        w = torch.ones_like(d_negative) if sample_weight is None else sample_weight.to(d.dtype)  # (B,)
         terms = 0
         for end in (row, column):
-            terms = terms + (self.score_margin + s_negative[end] - s).relu()
-            terms = terms + self.distance_weight * (self.distance_margin + d - d_negative[end]).relu()  # (P,)
+            scores = (self.score_margin + s_negative[end] - s).relu()
+            terms = terms + w[end] * (
+                scores + self.distance_weight * (self.distance_margin + d - d_negative[end]).relu()
+            )
+        weights = (w[row] + w[column]) / 2  # (P,), as are the terms
         if self.n_quadruplets is not None:
-            terms = terms[s.detach().argsort(stable=True)[: self.n_quadruplets]]  # (Q,)
-        return terms.sum() / max(1, len(terms))
+            lowest = s.detach().argsort(stable=True)[: self.n_quadruplets]  # (Q,)
+            terms, weights = terms[lowest], weights[lowest]
+        total = weights.sum()
+        return terms.sum() / total.where(total > 0, 1)
 
     def _compare(self, a, b):
         """Return the scores and the distances of pairs of rows (P, D)."""

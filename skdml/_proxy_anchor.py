@@ -89,7 +89,7 @@ class ProxyAnchorLoss(nn.Module):
         check_constraints(self, vars(self))
         self.proxies = nn.Parameter(torch.randn(n_classes, n_components) * (2 / n_classes) ** 0.5)
 
-    def forward(self, embeddings, y):
+    def forward(self, embeddings, y, sample_weight=None):
         """Return the loss of a batch.
 
         Parameters
@@ -98,25 +98,32 @@ class ProxyAnchorLoss(nn.Module):
             Taken as they are, never normalised here.
         y : int64 tensor of shape (B,)
             The class of each row, in [0, n_classes).
+        sample_weight : tensor of shape (B,) or None, default=None
+            Factor of each row's exponentials, >= 0: an integer equals repeated rows. A class whose rows have weight 0
+            is not in P+. Other than in a mean, the scale of the weights matters. None: ones.
 
         Returns
         -------
         tensor of shape ()
             The loss; 0 for an empty batch.
         """
-        check_batch(embeddings, y)
+        check_batch(embeddings, y, sample_weight)
         if len(y) == 0:
             return embeddings.sum() + 0 * self.proxies.sum()
         s = embeddings @ unit_rows(self.proxies).T  # (B, C)
         is_own = y[:, None] == torch.arange(self.n_classes, device=y.device)  # (B, C)
-        pull = _log1p_sum_exp(-self.alpha * (s - self.margin), is_own)  # (C,), 0 for a class outside the batch
-        push = _log1p_sum_exp(self.alpha * (s + self.margin), ~is_own)  # (C,)
-        return pull.sum() / is_own.any(dim=0).sum() + push.mean()
+        pull = _log1p_sum_exp(-self.alpha * (s - self.margin), is_own, sample_weight)  # (C,), 0 outside the batch
+        push = _log1p_sum_exp(self.alpha * (s + self.margin), ~is_own, sample_weight)  # (C,)
+        counts = is_own if sample_weight is None else is_own & (sample_weight > 0)[:, None]  # (B, C)
+        return pull.sum() / counts.any(dim=0).sum().clamp(min=1) + push.mean()
 
 
-def _log1p_sum_exp(z, mask):
-    """Return log(1 + sum of e^z over the rows in the mask) for every column: a row of zeros stands for the 1."""
-    return F.pad(z.masked_fill(~mask, -torch.inf), (0, 0, 1, 0)).logsumexp(dim=0)
+def _log1p_sum_exp(z, mask, sample_weight):
+    """Return log(1 + sum of w e^z over the rows in the mask) for every column: a row of zeros stands for the 1."""
+    z = z.masked_fill(~mask, -torch.inf)
+    if sample_weight is not None:
+        z = z + sample_weight.to(z.dtype).log()[:, None]
+    return F.pad(z, (0, 0, 1, 0)).logsumexp(dim=0)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

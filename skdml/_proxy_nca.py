@@ -12,7 +12,7 @@ from torch import nn
 from ._base import ProxyEmbedder
 from ._constraints import POSITIVE, POSITIVE_INT, Interval, check_constraints
 from ._networks import unit_rows
-from ._pairs import check_batch
+from ._pairs import check_batch, weighted_mean
 
 
 class ProxyNCALoss(nn.Module):
@@ -102,7 +102,7 @@ class ProxyNCALoss(nn.Module):
         check_constraints(self, vars(self))
         self.proxies = nn.Parameter(torch.randn(n_classes, n_components) / 8)
 
-    def forward(self, embeddings, y):
+    def forward(self, embeddings, y, sample_weight=None):
         """Return the loss of a batch.
 
         Parameters
@@ -111,13 +111,15 @@ class ProxyNCALoss(nn.Module):
             Taken as they are, never normalised here.
         y : int64 tensor of shape (B,)
             The class of each row, in [0, n_classes).
+        sample_weight : tensor of shape (B,) or None, default=None
+            Weight of each row's term in the mean, >= 0: an integer equals repeated rows. None: ones.
 
         Returns
         -------
         tensor of shape ()
             The loss; 0 for an empty batch and for one class.
         """
-        check_batch(embeddings, y)
+        check_batch(embeddings, y, sample_weight)
         if len(y) == 0 or self.n_classes == 1:
             return 0 * (embeddings.sum() + self.proxies.sum())
         # -d up to the squared lengths, which cancel.
@@ -126,7 +128,7 @@ class ProxyNCALoss(nn.Module):
         others = self.label_smoothing / (self.n_classes - 1)
         numerator = torch.where(is_own, (1 - self.label_smoothing) * z, others * z).sum(dim=1)  # (B,)
         denominator = (z if self.positive_in_denominator else z.masked_fill(is_own, -torch.inf)).logsumexp(dim=1)
-        return (denominator - numerator).mean()
+        return weighted_mean(denominator - numerator, sample_weight)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

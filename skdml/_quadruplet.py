@@ -69,7 +69,7 @@ class QuadrupletLoss(PairLoss):
         self.margin = margin
         check_constraints(self, vars(self))
 
-    def pair_loss(self, S, positive, negative):
+    def pair_loss(self, S, positive, negative, sample_weight=None):
         """Return the mean over active quadruplets as a function of similarities.
 
         Parameters
@@ -78,12 +78,16 @@ class QuadrupletLoss(PairLoss):
             1 - d^2 / 2, which for unit rows are dot products.
         positive, negative : bool tensor of shape (B, M)
             P and N.
+        sample_weight : tensor of shape (B,) or None, default=None
+            Weight of each anchor's pairs, >= 0; a quadruplet has the product of those of its two pairs. None: ones.
 
         Returns
         -------
         tensor of shape ()
             The loss.
         """
+        if sample_weight is not None:
+            positive, negative = sample_weight[:, None] * positive, sample_weight[:, None] * negative
         # As if all pairs had one anchor, they are a triplet loss.
         distance, positive, negative = (t.reshape(1, -1) for t in (squared_distances(S), positive, negative))
         return mean_active_hinge(distance, positive, negative, self.margin)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ._base import PairEmbedder
 from ._constraints import FINITE, POSITIVE, check_constraints
-from ._pairs import MINING_CONSTRAINTS, PairLoss, log1p_sum_exp
+from ._pairs import MINING_CONSTRAINTS, PairLoss, log1p_sum_exp, weighted_mean
 
 
 class RAWLoss(PairLoss):
@@ -79,7 +79,7 @@ class RAWLoss(PairLoss):
         self.threshold = threshold
         check_constraints(self, vars(self))
 
-    def pair_loss(self, S, positive, negative):
+    def pair_loss(self, S, positive, negative, sample_weight=None):
         """Return Eq. (17) over the pairs in two masks.
 
         Parameters
@@ -88,6 +88,8 @@ class RAWLoss(PairLoss):
             Similarities, dot products.
         positive, negative : bool tensor of shape (B, M)
             P_i and N_i as rows.
+        sample_weight : tensor of shape (B,) or None, default=None
+            Weight of each anchor's terms, >= 0. None: ones.
 
         Returns
         -------
@@ -96,7 +98,7 @@ class RAWLoss(PairLoss):
         """
         pull = log1p_sum_exp(S, positive, -self.alpha, self.threshold) / self.alpha  # (B,)
         push = log1p_sum_exp(S, negative, self.beta, self.threshold) / self.beta  # (B,)
-        return (pull + push).mean()
+        return weighted_mean(pull + push, sample_weight)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from ._base import PairEmbedder
 from ._constraints import POSITIVE, POSITIVE_INT, check_constraints
-from ._pairs import MINING_CONSTRAINTS, PairLoss, most
+from ._pairs import MINING_CONSTRAINTS, PairLoss, most, weighted_mean
 
 NEGLIGIBLE = 37  # e^-37 is half a unit in the last place of 1 in float64
 
@@ -86,7 +86,7 @@ class RecallSurrogateLoss(PairLoss):
         check_constraints(self, vars(self))
         _check_ks(self)
 
-    def pair_loss(self, S, positive, negative):
+    def pair_loss(self, S, positive, negative, sample_weight=None):
         """Return the loss over the pairs in two masks.
 
         Parameters
@@ -95,6 +95,8 @@ class RecallSurrogateLoss(PairLoss):
             Similarities, dot products.
         positive, negative : bool tensor of shape (B, M)
             P_q and N_q as rows.
+        sample_weight : tensor of shape (B,) or None, default=None
+            Weight of each query, >= 0. None: ones.
 
         Returns
         -------
@@ -111,7 +113,7 @@ class RecallSurrogateLoss(PairLoss):
             found = torch.where(is_target, torch.sigmoid((k - rank) / self.tau2), 0).sum(dim=1)  # (B,)
             recall = recall + found.clamp(max=k) / n_positives.clamp(min=1, max=k)
         is_query = n_positives > 0
-        return torch.where(is_query, 1 - recall / len(self.ks), 0).sum() / is_query.sum().clamp(min=1)
+        return weighted_mean(torch.where(is_query, 1 - recall / len(self.ks), 0), sample_weight, is_query)
 
     def _n_targets(self, n_positives, S):
         """Return T, as many of a query's nearest positives as can add anything to the loss."""

@@ -13,7 +13,15 @@ from torch import nn
 from ._base import BaseEmbedder
 from ._constraints import FRACTION, NON_NEGATIVE, POSITIVE, POSITIVE_INT, Interval, check_constraints
 from ._htl import sums_above
-from ._pairs import check_batch, distance_similarities, distances, pair_masks, squared_distances
+from ._pairs import (
+    check_batch,
+    distance_similarities,
+    distances,
+    pair_masks,
+    pair_shares,
+    squared_distances,
+    weighted_mean,
+)
 
 
 class SmartMiningLoss(nn.Module):
@@ -82,7 +90,7 @@ class SmartMiningLoss(nn.Module):
         self.mean_margin = mean_margin
         check_constraints(self, vars(self))
 
-    def forward(self, embeddings, y, triplets=None):
+    def forward(self, embeddings, y, triplets=None, sample_weight=None):
         """Return the loss of a batch.
 
         Parameters
@@ -93,13 +101,15 @@ class SmartMiningLoss(nn.Module):
             The class of each row. Not used where the triplets are given.
         triplets : int tensor of shape (T, 3) or None, default=None
             Rows of the batch: anchor, positive, negative. None: all triplets of the batch.
+        sample_weight : tensor of shape (B,) or None, default=None
+            Weight of each anchor's triplets, >= 0, in the means and variances, too. None: ones.
 
         Returns
         -------
         tensor of shape ()
             The loss; 0 for an empty batch.
         """
-        check_batch(embeddings, y)
+        check_batch(embeddings, y, sample_weight)
         if triplets is not None and (triplets.ndim != 2 or triplets.shape[1] != 3):
             raise ValueError(f"Got triplets of shape {tuple(triplets.shape)}; need (T, 3), the rows a, p and n.")
         if len(y) == 0:
@@ -108,20 +118,22 @@ class SmartMiningLoss(nn.Module):
             S = distance_similarities(embeddings)  # (B, B)
             positive, negative = (mask.to(S.dtype) for mask in pair_masks(y))
             positives = negatives = S
-            ratio = torch.where(negative > 0, self._ratios(distances(S), positive > 0), 0).sum()
+            ratios = torch.where(negative > 0, self._ratios(distances(S), positive > 0), 0)  # (B, B)
             # In how many triplets a pair is: as many as its anchor has of the other kind.
             n_positive = positive * negative.sum(dim=1, keepdim=True)
             n_negative = negative * positive.sum(dim=1, keepdim=True)
         else:
             anchor, *others = embeddings[triplets.T]  # (T, D) each
-            positives, negatives = (1 - (anchor - other).square().sum(dim=1) / 2 for other in others)  # (T,)
-            ratio = (1 - distances(negatives) / (distances(positives) + self.margin)).relu().sum()
+            positives, negatives = (1 - (anchor - x).square().sum(dim=1, keepdim=True) / 2 for x in others)  # (T, 1)
+            ratios = (1 - distances(negatives) / (distances(positives) + self.margin)).relu()
             n_positive = n_negative = torch.ones_like(positives)
-        n_triplets = n_positive.sum().clamp(min=1)
-        mean_positive, variance_positive = _moments(squared_distances(positives) / 4, n_positive / n_triplets)
-        mean_negative, variance_negative = _moments(squared_distances(negatives) / 4, n_negative / n_triplets)
-        means = (mean_positive - mean_negative + self.mean_margin).relu().where(n_positive.sum() > 0, 0)
-        return ratio / n_triplets + variance_positive + variance_negative + self.mean_weight * means
+            sample_weight = None if sample_weight is None else sample_weight[triplets[:, 0]]
+        ratio = weighted_mean(ratios, sample_weight, n_positive)
+        share_positive, share_negative = (pair_shares(n, sample_weight) for n in (n_positive, n_negative))
+        mean_positive, variance_positive = _moments(squared_distances(positives) / 4, share_positive)
+        mean_negative, variance_negative = _moments(squared_distances(negatives) / 4, share_negative)
+        means = (mean_positive - mean_negative + self.mean_margin).relu().where(share_positive.sum() > 0, 0)
+        return ratio + variance_positive + variance_negative + self.mean_weight * means
 
     def _ratios(self, distance, positive):
         """Return for every pair (a, n) the sum of [1 - d_an / (d_ap + m)]+ over the positives p of a, (B, B)."""

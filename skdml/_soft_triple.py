@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ._base import BaseEmbedder
 from ._constraints import NON_NEGATIVE, POSITIVE, POSITIVE_INT, check_constraints
 from ._networks import unit_rows
-from ._pairs import check_batch
+from ._pairs import check_batch, weighted_mean
 
 
 class SoftTripleLoss(nn.Module):
@@ -116,7 +116,7 @@ class SoftTripleLoss(nn.Module):
         bound = (n_classes * n_centers) ** -0.5
         self.centers = nn.Parameter(torch.empty(n_classes, n_centers, n_components).uniform_(-bound, bound))
 
-    def forward(self, embeddings, y):
+    def forward(self, embeddings, y, sample_weight=None):
         """Return the loss of a batch.
 
         Parameters
@@ -125,20 +125,22 @@ class SoftTripleLoss(nn.Module):
             Taken as they are, never normalised here.
         y : int64 tensor of shape (B,)
             The class of each row, in [0, n_classes).
+        sample_weight : tensor of shape (B,) or None, default=None
+            Weight of each row's term in the mean, >= 0: an integer equals repeated rows. None: ones.
 
         Returns
         -------
         tensor of shape ()
             The loss; 0 for an empty batch.
         """
-        check_batch(embeddings, y)
+        check_batch(embeddings, y, sample_weight)
         if len(y) == 0:
             return embeddings.sum() + 0 * self.centers.sum()
         s, gram = _Cosines.apply(embeddings, self.centers)  # (B, C, K), (C, K, K)
         similarity = _relaxed_similarity(s, self.gamma)  # (B, C)
         is_own = y[:, None] == torch.arange(self.n_classes, device=y.device)  # (B, C)
         logits = self.scale * torch.where(is_own, similarity - self.margin, similarity)  # (B, C)
-        loss = F.cross_entropy(logits, y)
+        loss = weighted_mean(F.cross_entropy(logits, y, reduction="none"), sample_weight)
         if self.n_centers > 1 and self.tau > 0:
             loss = loss + self.tau * _half_mean_distance(gram)
         return loss

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ._base import BaseEmbedder, PairMixin
 from ._batches import LocalBatches
 from ._constraints import POSITIVE_INT, check_constraints
-from ._pairs import MINING_CONSTRAINTS, PairLoss, distance_similarities, squared_distances
+from ._pairs import MINING_CONSTRAINTS, PairLoss, distance_similarities, squared_distances, weighted_mean
 
 
 class SSTLoss(PairLoss):
@@ -74,7 +74,7 @@ class SSTLoss(PairLoss):
         self.n_targets = n_targets
         check_constraints(self, vars(self))
 
-    def pair_loss(self, S, positive, negative):
+    def pair_loss(self, S, positive, negative, sample_weight=None):
         """Return the mean over triplets as a function of similarities.
 
         Parameters
@@ -85,6 +85,8 @@ class SSTLoss(PairLoss):
             The nearest ``n_targets`` of a row, within the batch, are the targets of its anchor.
         negative : bool tensor of shape (B, M)
             The samples that form a triplet with each target of the row's anchor.
+        sample_weight : tensor of shape (B,) or None, default=None
+            Weight of each anchor's triplets, >= 0. None: ones.
 
         Returns
         -------
@@ -96,7 +98,7 @@ class SSTLoss(PairLoss):
         target, is_target = _nearest(distance[:, :B].detach(), positive[:, :B], self.n_targets)  # (B, K)
         z = distance.gather(1, target)[:, :, None] - (distance[:, None, :] + distance[target]) / 2  # (B, K, M)
         is_triplet = is_target[:, :, None] & negative[:, None, :]  # (B, K, M)
-        return torch.where(is_triplet, F.softplus(z), 0).sum() / is_triplet.sum().clamp(min=1)
+        return weighted_mean(torch.where(is_triplet, F.softplus(z), 0), sample_weight, is_triplet)
 
     def _similarities(self, embeddings, columns=None):
         return distance_similarities(embeddings, columns)

@@ -9,7 +9,7 @@ import torch
 
 from ._base import PairEmbedder
 from ._constraints import POSITIVE, check_constraints
-from ._pairs import MINING_CONSTRAINTS, PairLoss, log_sum_exp
+from ._pairs import MINING_CONSTRAINTS, PairLoss, log_sum_exp, weighted_mean
 
 
 class SupConLoss(PairLoss):
@@ -80,7 +80,7 @@ class SupConLoss(PairLoss):
         self.base_temperature = base_temperature
         check_constraints(self, vars(self))
 
-    def pair_loss(self, S, positive, negative):
+    def pair_loss(self, S, positive, negative, sample_weight=None):
         """Return the loss over the pairs in two masks.
 
         Parameters
@@ -89,6 +89,8 @@ class SupConLoss(PairLoss):
             Similarities, dot products.
         positive, negative : bool tensor of shape (B, M)
             P_i and N_i as rows.
+        sample_weight : tensor of shape (B,) or None, default=None
+            Weight of each anchor's terms, >= 0. None: ones.
 
         Returns
         -------
@@ -98,7 +100,8 @@ class SupConLoss(PairLoss):
         n_positives = positive.sum(dim=1)  # (B,)
         mean_positive = torch.where(positive, S, 0).sum(dim=1) / n_positives.clamp(min=1)
         log_total, _ = log_sum_exp(S / self.temperature, positive | negative)
-        loss = torch.where(n_positives > 0, log_total - mean_positive / self.temperature, 0).mean()
+        losses = torch.where(n_positives > 0, log_total - mean_positive / self.temperature, 0)  # (B,)
+        loss = weighted_mean(losses, sample_weight)
         return loss if self.base_temperature is None else self.temperature / self.base_temperature * loss
 
 

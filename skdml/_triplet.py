@@ -21,6 +21,7 @@ from ._pairs import (
     most,
     semihard_negatives,
     squared_distances,
+    weighted_mean,
 )
 
 
@@ -110,7 +111,7 @@ class TripletLoss(PairLoss):
         self.soft_margin = soft_margin
         check_constraints(self, vars(self))
 
-    def pair_loss(self, S, positive, negative):
+    def pair_loss(self, S, positive, negative, sample_weight=None):
         """Return the mean over triplets as a function of similarities.
 
         Parameters
@@ -119,6 +120,8 @@ class TripletLoss(PairLoss):
             1 - d^2 / 2, which for unit rows are dot products.
         positive, negative : bool tensor of shape (B, M)
             The pairs of the row's anchor that form triplets.
+        sample_weight : tensor of shape (B,) or None, default=None
+            Weight of each anchor's triplets, >= 0. None: ones.
 
         Returns
         -------
@@ -127,10 +130,11 @@ class TripletLoss(PairLoss):
         """
         distance = squared_distances(S) if self.squared else distances(S)  # (B, M)
         if self.mining in ("semihard", "hard"):
-            return self._one_negative_a_pair(distance, positive, negative)
+            return self._one_negative_a_pair(distance, positive, negative, sample_weight)
         if self.soft_margin:
-            n_triplets = (positive.sum(dim=1) * negative.sum(dim=1)).sum()
-            return _SoftplusSum.apply(distance, positive, negative) / n_triplets.clamp(min=1)
+            n_triplets = positive.sum(dim=1) * negative.sum(dim=1)  # (B,)
+            return weighted_mean(_SoftplusSums.apply(distance, positive, negative), sample_weight, n_triplets)
+        positive = positive if sample_weight is None else sample_weight[:, None] * positive
         return mean_active_hinge(distance, positive, negative, self.margin)
 
     def mine(self, S, positive, negative, n_components):
@@ -154,7 +158,7 @@ class TripletLoss(PairLoss):
             return positive, negative
         return super().mine(S, positive, negative, n_components)
 
-    def _one_negative_a_pair(self, distance, positive, negative):
+    def _one_negative_a_pair(self, distance, positive, negative, sample_weight):
         order = -distance.detach()
         counts = positive & negative.any(dim=1, keepdim=True)  # (B, M)
         column = counts.byte().topk(most(counts.sum(dim=1), counts.shape[1]), dim=1).indices  # (B, K), of the positives
@@ -165,7 +169,7 @@ class TripletLoss(PairLoss):
             chosen = torch.where(negative, order, -torch.inf).argmax(dim=1, keepdim=True)  # (B, 1)
         z = distance.gather(1, column) - distance.gather(1, chosen)  # (B, K)
         terms = F.softplus(z) if self.soft_margin else F.relu(z + self.margin)
-        return torch.where(counts, terms, 0).sum() / counts.sum().clamp(min=1)
+        return weighted_mean(torch.where(counts, terms, 0), sample_weight, counts)
 
     def _similarities(self, embeddings, columns=None):
         return distance_similarities(embeddings, columns)
@@ -179,7 +183,8 @@ def mean_active_hinge(distance, positive, negative, margin):
     Parameters
     ----------
     distance : tensor of shape (R, M)
-    positive, negative : bool tensor of shape (R, M)
+    positive, negative : tensor of shape (R, M)
+        Boolean masks, or weights >= 0: a term has the weight of its p times that of its n.
     margin : float
 
     Returns
@@ -187,31 +192,36 @@ def mean_active_hinge(distance, positive, negative, margin):
     tensor of shape ()
         0 with zero gradient where nothing is active.
     """
-    weights, n_active = active_counts(distance.detach(), positive, negative, margin)
+    counts, n_active = active_counts(distance.detach(), positive, negative, margin)
     # The terms, each once: the distances times how often they stand in one, which is the gradient, too.
-    weights = weights.to(distance.dtype) / n_active.clamp(min=1)
-    return (weights * distance).sum() + margin * (n_active > 0).to(distance.dtype)
+    shares = counts / n_active.where(n_active > 0, 1)
+    return (shares * distance).sum() + margin * (n_active > 0).to(distance.dtype)
 
 
 def active_counts(distance, positive, negative, margin):
     """Count the active terms of each positive and, with minus, of each negative (R, M), and of all ().
 
-    A term, of p and n of one row, is active if d_p > d_n - margin. By sorting the positives, as they are few, in
-    O(R M log M).
+    A term, of p and n of one row, is active if d_p > d_n - margin; given weights, it counts with those of p and n
+    multiplied. By sorting the positives, as they are few, in O(R M log M).
     """
-    n_positive = positive.sum(dim=1, keepdim=True)
-    K = most(n_positive, distance.shape[1])
-    ranked, index = torch.where(positive, distance, torch.inf).topk(K, dim=1, largest=False)  # (R, K), rising
+    is_positive = positive > 0
+    K = most(is_positive.sum(dim=1), distance.shape[1])
+    ranked, index = torch.where(is_positive, distance, torch.inf).topk(K, dim=1, largest=False)  # (R, K), rising
     n_inactive = torch.searchsorted(ranked, distance - margin, right=True)  # (R, M), of a negative's positives
-    n_farther = (n_positive - n_inactive).where(negative, 0)
-    histogram = n_inactive.new_zeros(len(ranked), K + 1).scatter_add_(1, n_inactive, negative.to(n_inactive.dtype))
+    positive, negative = positive.to(distance.dtype), negative.to(distance.dtype)
+    # Sums from the active end, small where few are active, so that weights lose no digits to a difference.
+    sums = positive.gather(1, index).flip(1).cumsum(dim=1).flip(1)  # (R, K), over the ranks from r on
+    farther = F.pad(sums, (0, 1)).gather(1, n_inactive) * negative  # (R, M)
+    # Not by scatter_add, which on a GPU adds in any order.
+    row = torch.arange(len(distance), device=distance.device)[:, None]
+    histogram = distance.new_zeros(len(distance), K + 1).index_put((row, n_inactive), negative, accumulate=True)
     # The positive of rank r, from 0, is active with the negatives that have at most r inactive positives.
-    n_nearer = torch.zeros_like(n_inactive).scatter_(1, index, histogram.cumsum(dim=1)[:, :-1]).where(positive, 0)
-    return n_nearer - n_farther, n_farther.sum()
+    nearer = torch.zeros_like(distance).scatter_(1, index, histogram.cumsum(dim=1)[:, :-1]) * positive
+    return nearer - farther, farther.sum()
 
 
-class _SoftplusSum(Function):
-    """The sum of log(1 + e^(d_p - d_n)) over a row's positives p and negatives n, over all rows.
+class _SoftplusSums(Function):
+    """The sums (B,) of log(1 + e^(d_p - d_n)) over a row's positives p and negatives n.
 
     A few rows at a time, and with the gradient at once, so that no more than O(B M) numbers are ever kept.
     """
@@ -220,19 +230,19 @@ class _SoftplusSum(Function):
     def forward(ctx, distance, positive, negative):
         B, M = distance.shape
         size = max(1, 8 * B // M)
-        total, grads = distance.new_zeros(()), []
+        sums, grads = [], []
         for d, p, n in zip(distance.split(size), positive.split(size), negative.split(size), strict=True):
             z = (d[:, :, None] - d[:, None, :]).masked_fill_(~(p[:, :, None] & n[:, None, :]), -torch.inf)  # (b, M, M)
-            total = total + F.softplus(z).sum()
+            sums.append(F.softplus(z).sum(dim=(1, 2)))
             z.sigmoid_()
             grads.append(z.sum(dim=2) - z.sum(dim=1))
         ctx.save_for_backward(torch.cat(grads))
-        return total
+        return torch.cat(sums)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        return grad * ctx.saved_tensors[0], None, None
+        return grad[:, None] * ctx.saved_tensors[0], None, None
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

@@ -72,6 +72,9 @@ WAITS = {"ClusteringLoss", "PDDMLoss"}
 # Distances in units of their own spread; ranks, which steep sigmoids count.
 SCALE_FREE = {"MagnetLoss", "RecallSurrogateLoss"}
 
+# Sums under a logarithm that weights multiply into: the loss of many samples, not their mean.
+SUMS_WEIGHTS = {"ProxyAnchorLoss"}
+
 LOSSES = [
     pytest.param(name, settings, id=f"{name}({', '.join(f'{k}={v}' for k, v in settings.items())})")
     for name in losses.__all__
@@ -107,26 +110,69 @@ def make_batch(n=12, *, n_classes=C, dtype=torch.float64, device="cpu", seed=0):
     return x.requires_grad_(), torch.arange(n, device=device) % n_classes
 
 
-def gradients(loss, x, y):
+def make_weights(n=12, *, dtype=torch.float64, device="cpu"):
+    """Return weights (B,) from 0 to 2, every fifth of them 0."""
+    w = 2 * torch.rand(n, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    w[::5] = 0
+    return w.to(device, dtype)
+
+
+def gradients(loss, x, y, sample_weight=None):
     """Return the value and the gradients in the embeddings and in each learned parameter."""
-    value = loss(x, y)
+    value = loss(x, y, sample_weight=sample_weight)
     return value, *torch.autograd.grad(value, [x, *loss.parameters()])
 
 
+@pytest.mark.parametrize("w", [None, make_weights(9)], ids=["", "weighted"])
 @pytest.mark.parametrize(("name", "settings"), without(HOLDS_WEIGHTS))
-def test_gradient_is_that_of_the_value(name, settings):
+def test_gradient_is_that_of_the_value(name, settings, w):
     loss = make_loss(name, settings)
     x, y = make_batch(9)
     names, parameters = zip(*loss.named_parameters(), strict=True) if list(loss.parameters()) else ((), ())
 
     def value(x, *parameters):
-        return functional_call(loss, dict(zip(names, parameters, strict=True)), (x, y))
+        return functional_call(loss, dict(zip(names, parameters, strict=True)), (x, y), {"sample_weight": w})
 
     assert torch.autograd.gradcheck(value, (x, *parameters))
 
 
 @pytest.mark.parametrize(("name", "settings"), LOSSES)
-def test_order_of_the_batch_does_not_matter(name, settings):
+def test_weights_of_one_are_no_weights(name, settings):
+    loss = make_loss(name, settings)
+    x, y = make_batch()
+    torch.testing.assert_close(gradients(loss, x, y, torch.ones(12, dtype=x.dtype)), gradients(loss, x, y))
+
+
+@pytest.mark.parametrize(("name", "settings"), without(SUMS_WEIGHTS))
+def test_scale_of_the_weights_does_not_matter(name, settings):
+    loss = make_loss(name, settings)
+    x, y = make_batch()
+    w = make_weights()
+    weighted = gradients(loss, x, y, w)
+    for factor in (2.0, 0.01):
+        torch.testing.assert_close(gradients(loss, x, y, factor * w), weighted)
+    assert weighted[0].item() != pytest.approx(loss(x, y).item(), rel=1e-3)
+
+
+@pytest.mark.parametrize(("name", "settings"), LOSSES)
+def test_weights_of_zero_leave_no_gradient(name, settings):
+    x, y = make_batch()
+    value, grad_x, *_ = gradients(make_loss(name, settings), x, y, torch.zeros(12, dtype=x.dtype))
+    assert value.isfinite()
+    assert grad_x.abs().sum() == 0
+
+
+@pytest.mark.parametrize(("name", "settings"), LOSSES)
+def test_weights_of_the_wrong_shape_are_refused(name, settings):
+    x, y = make_batch()
+    for w in (torch.ones(12, 1), torch.ones(11), torch.ones(())):
+        with pytest.raises(ValueError, match=r"sample_weight of shape \(.*\) for 12 rows; need \(B,\)"):
+            make_loss(name, settings)(x, y, sample_weight=w)
+
+
+@pytest.mark.parametrize("w", [None, make_weights()], ids=["", "weighted"])
+@pytest.mark.parametrize(("name", "settings"), LOSSES)
+def test_order_of_the_batch_does_not_matter(name, settings, w):
     loss = make_loss(name, settings)
     x, y = make_batch()
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(1))
@@ -135,8 +181,10 @@ def test_order_of_the_batch_does_not_matter(name, settings):
         for c in range(C):
             place[y == c] = place[y == c].sort().values
         order = place.argsort()
-    value, grad_x, *grads = gradients(loss, x, y)
-    permuted_value, permuted_grad_x, *permuted_grads = gradients(loss, x[order].detach().requires_grad_(), y[order])
+    value, grad_x, *grads = gradients(loss, x, y, w)
+    permuted_value, permuted_grad_x, *permuted_grads = gradients(
+        loss, x[order].detach().requires_grad_(), y[order], None if w is None else w[order]
+    )
     torch.testing.assert_close([permuted_value, permuted_grad_x, *permuted_grads], [value, grad_x[order], *grads])
 
 
@@ -168,8 +216,9 @@ DEGENERATE = [pytest.param(x, y, id=case) for case, x, y in degenerate_batches()
 @pytest.mark.parametrize(("name", "settings"), LOSSES)
 def test_value_and_gradient_are_finite(name, settings, x, y, dtype):
     loss = make_loss(name, settings, dtype=dtype)
-    for result in gradients(loss, x.to(dtype).requires_grad_(), y):
-        assert result.isfinite().all()
+    for w in (None, make_weights(len(y), dtype=dtype)):
+        for result in gradients(loss, x.to(dtype).requires_grad_(), y, w):
+            assert result.isfinite().all()
 
 
 @pytest.mark.parametrize("length", [0.0, 1e-30, 1e-6, 1e6])
@@ -223,7 +272,8 @@ def test_dtype_and_device_are_kept(name, settings, dtype, device):
     x, y = make_batch(dtype=dtype, device=device)
     value, *grads = gradients(loss, x, y)
     assert value.shape == ()
-    for result in (value, *grads):
+    other = torch.float32 if dtype == torch.float64 else torch.float64
+    for result in (value, *grads, *gradients(loss, x, y, make_weights(dtype=other, device=device))):
         assert result.dtype == dtype
         assert result.device.type == device
     expected, *_ = gradients(make_loss(name, settings), *make_batch())
@@ -234,9 +284,10 @@ def test_dtype_and_device_are_kept(name, settings, dtype, device):
 def test_no_step_waits_for_a_value(name, settings):
     """Tensors on the meta device have no values: what asks for one, as ``.item()`` or a mask as index does, fails."""
     loss = make_loss(name, settings, device="meta")
-    x, y = (tensor.to("meta") for tensor in make_batch())
-    for result in gradients(loss, x.detach().requires_grad_(), y):
-        assert result.is_meta
+    x, y, w = (tensor.to("meta") for tensor in (*make_batch(), make_weights()))
+    for sample_weight in (None, w):
+        for result in gradients(loss, x.detach().requires_grad_(), y, sample_weight):
+            assert result.is_meta
 
 
 @pytest.mark.parametrize(("name", "settings"), without(SCALE_FREE))
