@@ -14,7 +14,7 @@ from numbers import Integral, Real
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils import assert_all_finite, check_consistent_length, check_random_state, column_or_1d
+from sklearn.utils import assert_all_finite, check_array, check_consistent_length, check_random_state, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
@@ -160,8 +160,8 @@ _SHARED_DOCS = {
     criterion_ : torch.nn.Module
         The loss, with its learned tensors; on the CPU.
     history_ : list of dict
-        One an epoch: "epoch", "loss" (mean over the samples), "duration" in seconds, "validation_recall_at_1" with
-        ``early_stopping``, and what callbacks recorded.
+        One an epoch: "epoch", "loss" (mean over the samples, by their weights), "duration" in seconds,
+        "validation_recall_at_1" with ``early_stopping``, and what callbacks recorded.
     n_iter_ : int
         Epochs run.
     n_features_in_ : int
@@ -256,6 +256,10 @@ class BaseEmbedder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Transf
         "verbose": ["verbose"],
     }
 
+    # The request of sample_weight stands here, since fit names it in no signature: scikit-learn's checks would ask of fits
+    # with weights and with repeated rows, in another order, that they agree to 1e-7, and float32 does not.
+    __metadata_request__fit = {"sample_weight": None}
+
     # scikit-learn's HTML shows what parameters mean where there is a link to a manual; skdml's has no address.
     _doc_link_module = "skdml"
     _doc_link_template = "#"
@@ -304,7 +308,7 @@ class BaseEmbedder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Transf
         return criterion
 
     @with_callbacks
-    def fit(self, X, y):
+    def fit(self, X, y, **params):
         """Train the network.
 
         Parameters
@@ -317,6 +321,9 @@ class BaseEmbedder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Transf
             needs a ``backbone``.
         y : array-like of shape (n_samples,)
             Class labels, at least two distinct ones.
+        **params : dict
+            ``sample_weight``, array-like of shape (n_samples,), float or None: the weight of each sample's term in the
+            loss of a batch, >= 0, not all 0; see :ref:`sample_weight`. None: ones.
 
         Returns
         -------
@@ -326,16 +333,21 @@ class BaseEmbedder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Transf
         Raises
         ------
         ValueError
-            For a hyperparameter, X or y out of range (the message says what is needed), for a backbone that does not
-            fit X, for files that cannot be used, and when the loss is no longer finite.
+            For a hyperparameter, X, y or sample_weight out of range (the message says what is needed), for a backbone
+            that does not fit X, for files that cannot be used, and when the loss is no longer finite.
         RuntimeError
             When a process that decodes files dies.
+        TypeError
+            For another name among the params.
         """
         self._check_params()
-        return self._fit(X, y, goes_on=self.warm_start and hasattr(self, "network_"))
+        sample_weight = params.pop("sample_weight", None)
+        if params:
+            raise TypeError(f"fit() got an unexpected keyword argument {next(iter(params))!r}; it takes sample_weight.")
+        return self._fit(X, y, sample_weight, goes_on=self.warm_start and hasattr(self, "network_"))
 
     @with_callbacks
-    def partial_fit(self, X, y, classes=None):
+    def partial_fit(self, X, y, classes=None, sample_weight=None):
         """Train the network for one epoch, going on from where it stands.
 
         Proxies and centers of new classes are added to those learned so far. The learning rates are constant, the
@@ -349,6 +361,8 @@ class BaseEmbedder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Transf
             Class labels, known ones or new ones.
         classes : array-like of shape (n_classes,) or None, default=None
             Classes to come, so that they have proxies from now on; those of y are added.
+        sample_weight : array-like of shape (n_samples,), float or None, default=None
+            As in fit.
 
         Returns
         -------
@@ -366,9 +380,9 @@ class BaseEmbedder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Transf
                 "partial_fit trains for one epoch at constant learning rates. Set early_stopping=False and "
                 "lr_schedule='auto' or None, or use fit."
             )
-        return self._fit(X, y, goes_on=hasattr(self, "network_"), partial=True, more_classes=classes)
+        return self._fit(X, y, sample_weight, goes_on=hasattr(self, "network_"), partial=True, more_classes=classes)
 
-    def _fit(self, X, y, *, goes_on, partial=False, more_classes=None):
+    def _fit(self, X, y, sample_weight, *, goes_on, partial=False, more_classes=None):
         device = self._find_device()
         max_epochs = 1 if partial else self.max_epochs
         backbone, pixel_scale = self.backbone, None
@@ -380,9 +394,10 @@ class BaseEmbedder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Transf
 
         rng = check_random_state(self.random_state)
         seed = int(rng.randint(2**31 - 1)) + (len(earlier) if partial else 0)  # other batches in each partial_fit
-        train_rows, valid_rows = (
-            hold_out(labels, self.validation_fraction, rng) if self.early_stopping else (None, None)
-        )
+        train_rows = valid_rows = None
+        if self.early_stopping:
+            train_rows, valid_rows = hold_out(labels, self.validation_fraction, rng)
+        weights = self._check_sample_weight(sample_weight, y, data.kept, train_rows)
         # Batch rules number the classes that there are; part of the data need not hold all.
         present = np.unique(labels, return_inverse=True)[1] if partial else labels
         batches = self._make_batches(present if train_rows is None else present[train_rows])
@@ -419,14 +434,17 @@ class BaseEmbedder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Transf
             tasks = []
             if hasattr(self, "_init_callback_context"):
                 context = self._init_callback_context(max_subtasks=max_epochs)
-                context.call_on_fit_task_begin(estimator=self, X=X, y=y)
+                arguments = {"X": X, "y": y, "metadata": {} if weights is None else {"sample_weight": sample_weight}}
+                context.call_on_fit_task_begin(estimator=self, **arguments)
                 tasks = [
-                    EpochTasks(self, context, X, y, lambda h: fitted(epochs(h), *copy.deepcopy((network, criterion))))
+                    EpochTasks(
+                        self, context, arguments, lambda h: fitted(epochs(h), *copy.deepcopy((network, criterion)))
+                    )
                 ]
             history = train(
                 trained,
                 self._training_loss(criterion),
-                TrainingSet(data, labels, train_rows),
+                TrainingSet(data, labels, train_rows, weights),
                 batches,
                 valid_set=TrainingSet(data, labels, valid_rows) if self.early_stopping else None,
                 max_epochs=max_epochs,
@@ -447,7 +465,7 @@ class BaseEmbedder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Transf
         for name, value in fitted(history, network, criterion).items():
             setattr(self, name, value)
         if tasks:
-            context.call_on_fit_task_end(estimator=self, X=X, y=y, reconstruction_attributes={})
+            context.call_on_fit_task_end(estimator=self, **arguments, reconstruction_attributes={})
         return self
 
     def _grow_loss(self, criterion, classes):
@@ -712,6 +730,35 @@ class BaseEmbedder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Transf
                 )
             classes = np.union1d(classes, others)
         return classes
+
+    def _check_sample_weight(self, sample_weight, y, kept, train_rows):
+        """Return the weights as float32 of the rows that are kept, or None."""
+        if sample_weight is None:
+            return None
+        if is_dispatched(sample_weight):
+            sample_weight = sample_weight.cpu().numpy()
+        n_samples = len(y)
+        if isinstance(sample_weight, Real):
+            sample_weight = np.full(n_samples, sample_weight)
+        with np.errstate(over="ignore"):  # a number too large for float32 is an error a moment later
+            weights = check_array(
+                sample_weight, ensure_2d=False, dtype=np.float32, copy=True, input_name="sample_weight"
+            )
+        if weights.shape != (n_samples,):
+            raise ValueError(
+                f"sample_weight must hold one weight a sample, shape ({n_samples},), or be a number; got shape "
+                f"{weights.shape}."
+            )
+        if (weights < 0).any():
+            raise ValueError(
+                f"sample_weight must be >= 0; its least value is {weights.min():g}. Set it to 0 for samples that shall "
+                "not count."
+            )
+        weights = weights if kept is None else weights[kept]
+        if not (weights if train_rows is None else weights[train_rows]).any():
+            held_out = "" if train_rows is None else " but those that early_stopping holds out"
+            raise ValueError(f"sample_weight is zero for all samples{held_out}. Give others a weight > 0.")
+        return weights
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

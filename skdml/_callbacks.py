@@ -21,15 +21,16 @@ class EpochTasks(Callback):
     estimator : BaseEmbedder
     context : sklearn.callback.CallbackContext
         Of the fit.
-    X, y : the arguments of fit
+    arguments : dict
+        What the callbacks are told of the data: X, y, metadata.
     fitted : callable
         Returns, for skorch's history so far, the attributes that make ``estimator`` a fitted one: copies.
     """
 
-    def __init__(self, estimator, context, X, y, fitted):
+    def __init__(self, estimator, context, arguments, fitted):
         self.estimator = estimator
         self.context = context
-        self.arguments = {"X": X, "y": y}
+        self.arguments = arguments
         self.fitted = fitted
 
     def __deepcopy__(self, memo):

@@ -1,6 +1,7 @@
 """An embedder for any loss."""
 
 import copy
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from torch import nn
 from ._base import BalancedEmbedder
 from ._batches import LocalBatches, ShuffledBatches
 from ._constraints import POSITIVE, StrOptions
+from ._pairs import PairLoss
 from ._raw import RAWLoss
 
 
@@ -25,7 +27,8 @@ class MetricEmbedder(BalancedEmbedder):
     ----------
     loss : torch.nn.Module, callable or None, default=None
         Maps embeddings (B, D) and classes (B,), numbered from 0 in the order of ``classes_``, to a scalar. It is
-        copied, never changed. None: :class:`skdml.losses.RAWLoss` with its defaults.
+        copied, never changed. None: :class:`skdml.losses.RAWLoss` with its defaults. One with a parameter
+        ``sample_weight`` (B,) can be fitted with weights.
     miner : callable or None, default=None
         Maps embeddings and classes to what the loss takes as its third argument: a miner of pytorch-metric-learning.
         For the losses of skdml use their ``mining``.
@@ -116,6 +119,20 @@ class MetricEmbedder(BalancedEmbedder):
     def _loss_learning_rate(self):
         return self.loss_learning_rate
 
+    def _check_sample_weight(self, sample_weight, n_samples, train_rows):
+        if sample_weight is not None and self.loss is not None and not _takes_weights(self.loss):
+            raise ValueError(
+                f"sample_weight goes to the loss, but {self.loss!r} has no parameter of that name. Give it one, the "
+                "weights (B,) of a batch, or fit without weights."
+            )
+        return super()._check_sample_weight(sample_weight, n_samples, train_rows)
+
+
+def _takes_weights(loss):
+    if isinstance(loss, nn.Module):
+        loss = loss.pair_loss if isinstance(loss, PairLoss) else loss.forward
+    return "sample_weight" in inspect.signature(loss).parameters
+
 
 class _FunctionLoss(nn.Module):
     """A function as a module."""
@@ -124,8 +141,8 @@ class _FunctionLoss(nn.Module):
         super().__init__()
         self.function = function
 
-    def forward(self, embeddings, y):
-        return self.function(embeddings, y)
+    def forward(self, embeddings, y, **weights):
+        return self.function(embeddings, y, **weights)
 
 
 class _MinedLoss(nn.Module):
@@ -136,5 +153,5 @@ class _MinedLoss(nn.Module):
         self.loss = loss
         self.miner = miner
 
-    def forward(self, embeddings, y):
-        return self.loss(embeddings, y, self.miner(embeddings, y))
+    def forward(self, embeddings, y, **weights):
+        return self.loss(embeddings, y, self.miner(embeddings, y), **weights)

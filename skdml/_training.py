@@ -52,7 +52,7 @@ def train(
     ----------
     network, criterion : nn.Module
         On the device of the data. ``criterion(network(inputs), labels)`` is the loss; what a batch rule gives beside
-        the indices follows the labels.
+        the indices follows the labels. Weights, if there are any, go by name, ``sample_weight=``.
     train_set, valid_set : TrainingSet
         With a ``valid_set`` training stops when its Recall@1 has not risen for ``n_iter_no_change`` epochs, and the
         weights of the best epoch are put back. None: no early stopping.
@@ -129,10 +129,12 @@ class TrainingSet(Dataset):
     y : ndarray of shape (n_samples,), values 0..C-1
     rows : ndarray of int or None
         None: all.
+    sample_weight : float32 ndarray of shape (n_samples,) or None
     """
 
-    def __init__(self, data, y, rows=None):
+    def __init__(self, data, y, rows=None, sample_weight=None):
         self.data = data
+        self.sample_weight = None if sample_weight is None else torch.from_numpy(sample_weight).to(data.index_device)
         self.y = torch.from_numpy(y).to(data.index_device)
         self.rows = None if rows is None else torch.from_numpy(rows).to(data.index_device)
         self.sample_shape = data.sample_shape
@@ -146,7 +148,14 @@ class TrainingSet(Dataset):
 
     def labels(self, index):
         """Return the labels for an index tensor or a slice."""
-        return self.y[index if self.rows is None else self.rows[index]].to(self.data.device)
+        return self._of_rows(self.y, index)
+
+    def weights(self, index):
+        """Return the weights for an index tensor or a slice, or None."""
+        return None if self.sample_weight is None else self._of_rows(self.sample_weight, index)
+
+    def _of_rows(self, values, index):
+        return values[index if self.rows is None else self.rows[index]].to(self.data.device)
 
 
 @torch.no_grad()
@@ -320,7 +329,7 @@ class EmbeddingNet(NeuralNet):
             for parameter in self.backbone_parameters_:
                 parameter.requires_grad_(len(self.history) > self.warmup_epochs)
         total = torch.zeros((), device=self.device)
-        n_samples = 0
+        total_weight = 0
         inputs = iterator.batches([index for index, *_ in batches], self.augment_generator)
         for i, ((index, *others), X) in enumerate(zip(batches, inputs, strict=True)):
             if self.lr_schedule == "one_cycle":
@@ -330,24 +339,28 @@ class EmbeddingNet(NeuralNet):
                     if "betas" in group:  # Adam's momentum; of plain SGD nobody asked one
                         group["betas"] = (momentum, group["betas"][1])
             batch = X, iterator.labels(index), *others
+            weights = iterator.weights(index)
             self.notify("on_batch_begin", batch=batch, training=True)
-            loss = step_fn(batch)
-            total += loss * len(index)
-            n_samples += len(index)
+            loss = step_fn(batch, **({} if weights is None else {"sample_weight": weights}))
+            weight = len(index) if weights is None else weights.sum()
+            total += loss * weight
+            total_weight += weight
             self.notify("on_batch_end", batch=batch, training=True)
-        loss = total.item() / max(n_samples, 1)  # the one synchronisation of the epoch
+        # The one synchronisation of the epoch.
+        total, total_weight = torch.stack([total, torch.as_tensor(total_weight, device=self.device)]).tolist()
+        loss = total / (total_weight or 1)
         if not math.isfinite(loss):
             raise ValueError(self.diverged(f"The mean loss ({loss})"))
         self._record("train_loss", loss, larger_is_better=False)
 
-    def train_step(self, batch, **kwargs):
+    def train_step(self, batch, **weights):
         X, *targets = batch
         self.optimizer_.zero_grad()
         if self.chunk_size is None or len(X) <= self.chunk_size:
-            loss = self.criterion_(self.module_(X), *targets)
+            loss = self.criterion_(self.module_(X), *targets, **weights)
             loss.backward()
         else:
-            loss = self.backward_in_chunks(X, targets)
+            loss = self.backward_in_chunks(X, targets, **weights)
         self.notify(
             "on_grad_computed",
             named_parameters=TeeGenerator(self.get_all_learnable_params()),
@@ -358,7 +371,7 @@ class EmbeddingNet(NeuralNet):
         self.optimizer_.step()
         return loss.detach()
 
-    def backward_in_chunks(self, X, targets):
+    def backward_in_chunks(self, X, targets, **weights):
         """Gradient caching [1]_: as one backward pass, but for layers that mix rows, which see a chunk.
 
         References
@@ -374,7 +387,7 @@ class EmbeddingNet(NeuralNet):
                 states.append(generator_states(device))
                 embeddings.append(self.module_(chunk))
         embeddings = torch.cat(embeddings).requires_grad_()
-        loss = self.criterion_(embeddings, *targets)
+        loss = self.criterion_(embeddings, *targets, **weights)
         loss.backward()
         after = generator_states(device)
         for chunk, state, grad in zip(chunks, states, embeddings.grad.split(self.chunk_size), strict=True):

@@ -305,7 +305,8 @@ def test_silent_by_default_and_no_bar_without_a_terminal(blobs, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_one_synchronisation_an_epoch(blobs, monkeypatch):
+@pytest.mark.parametrize("sample_weight", [None, np.arange(60)], ids=["", "weighted"])
+def test_one_synchronisation_an_epoch(blobs, monkeypatch, sample_weight):
     """Nothing but the epoch's loss is read back: each read of a tensor's value is counted."""
     reads = []
     for name in ("item", "tolist", "__bool__", "__float__", "__int__", "nonzero"):
@@ -319,7 +320,7 @@ def test_one_synchronisation_an_epoch(blobs, monkeypatch):
     counts = []
     for epochs in (2, 6):
         reads.clear()
-        embedder(max_epochs=epochs, batch_size=10).fit(*blobs)
+        embedder(max_epochs=epochs, batch_size=10).fit(*blobs, sample_weight)
         counts.append(len(reads))
     assert counts[1] - counts[0] == 4, reads
 
