@@ -135,11 +135,11 @@ def load(path, **params):
     contents = read_folder(path)
     about = contents["params.json"]
     name = about["embedder"]
-    if not (isinstance(name, str) and name in skdml.__all__ and name.endswith("Embedder")):
+    cls = getattr(skdml, name) if isinstance(name, str) and name in skdml.__all__ else None
+    if not (isinstance(cls, type) and issubclass(cls, skdml._base.BaseEmbedder)):
         raise ValueError(
             f"{path / 'params.json'} names the embedder {name!r}, which skdml {skdml.__version__} has not."
         )
-    cls = getattr(skdml, name)
     _check_passed(path, cls, about["passed"], params)
     _warn_of_versions(path, about["versions"])
     try:

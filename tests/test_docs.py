@@ -17,13 +17,14 @@ from numpydoc.docscrape import ClassDoc
 from numpydoc.validate import validate
 
 import skdml
+from skdml._base import BaseEmbedder
 
 ROOT = Path(__file__).parents[1]
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 MODULES = ["skdml", *(module.name for module in pkgutil.walk_packages(skdml.__path__, "skdml."))]
 PUBLIC_MODULES = [name for name in MODULES if not name.split(".")[-1].startswith("_")]
 EMBEDDERS = [
-    name for name in skdml.__all__ if name.endswith("Embedder") and not inspect.isabstract(getattr(skdml, name))
+    name for name in skdml.__all__ if name.endswith("Embedder") and issubclass(getattr(skdml, name), BaseEmbedder)
 ]
 LOSSES = [name for name in skdml.losses.__all__ if inspect.isclass(getattr(skdml.losses, name))]
 METHODS = (ROOT / "docs" / "methods.rst").read_text(encoding="utf-8")
@@ -81,7 +82,10 @@ def test_readme_runs():
 def test_docstring_is_numpydoc(path):
     # An embedder documents what is its own first; its signature begins with what is shared. All are keyword-only.
     not_asked = NOT_ASKED | {"PR03"} if path.endswith("Embedder") else NOT_ASKED
-    assert not {code: text for code, text in validate(path)["errors"] if code not in not_asked}
+    errors = {code: text for code, text in validate(path)["errors"] if code not in not_asked}
+    if path.endswith("Embedder.fit") and "sample_weight" in errors.get("PR02", ""):
+        del errors["PR02"]  # an argument that the signature does not show, see BaseEmbedder
+    assert not errors
 
 
 @pytest.mark.parametrize("name", EMBEDDERS)
@@ -100,7 +104,7 @@ def test_help_documents_every_parameter_with_its_default(name):
 @pytest.mark.parametrize("name", EMBEDDERS)
 def test_shared_parameters_read_alike(name):
     first, this = ({p.name: p.desc for p in ClassDoc(getattr(skdml, n))["Parameters"]} for n in (EMBEDDERS[0], name))
-    shared = [field for field in first if field in this and field in skdml._base.BaseEmbedder.__dataclass_fields__]
+    shared = [field for field in first if field in this and field in BaseEmbedder.__dataclass_fields__]
     assert len(shared) > 10
     for field in shared:
         assert this[field] == first[field], field
