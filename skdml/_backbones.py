@@ -7,9 +7,6 @@ from torch import nn
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of torchvision's weights
 
-# Where torchvision's models keep their classifier; what stands before it gives the features.
-_CLASSIFIERS = ("fc", "classifier", "heads", "head")
-
 
 def load_backbone(name, weights, pooling):
     """Return a network without its classifier, and the mean and standard deviation of its images.
@@ -65,13 +62,20 @@ def _import(library):
 def _timm(model, weights, pooling):
     timm = _import("timm")
     options = {"num_classes": 0} if pooling == "avg" else {"num_classes": 0, "global_pool": ""}
-    if model.partition(".")[0] not in timm.list_models():
+    architecture, _, tag = model.partition(".")
+    if architecture not in timm.list_models():
         raise ValueError(f"timm {timm.__version__} has no network {model!r}; timm.list_models() names those it has.")
-    is_file = weights not in ("pretrained", None)
+    known = timm.list_pretrained(f"{architecture}.*")
+    if (tag and model not in known) or (weights == "pretrained" and not known):
+        raise ValueError(
+            f"timm {timm.__version__} has no weights for {model!r}, but for {', '.join(known) or 'none of its kind'}. "
+            "backbone_weights=None starts from random ones, or may be a file."
+        )
     backbone = timm.create_model(model, pretrained=weights == "pretrained", **options)
-    if is_file:
-        _load_file(backbone, weights, classifier=(backbone.pretrained_cfg["classifier"],))
     config = backbone.pretrained_cfg
+    if weights not in ("pretrained", None):
+        classifier = config["classifier"]
+        _load_file(backbone, weights, (classifier,) if isinstance(classifier, str) else classifier)
     return backbone, (tuple(config["mean"]), tuple(config["std"]))
 
 
@@ -81,7 +85,7 @@ def _torchvision(model, weights, pooling):
         raise ValueError(
             f"torchvision has no classifier {model!r}; torchvision.models.list_models() names its networks."
         )
-    is_file = weights is not None and os.path.exists(weights)
+    is_file = weights not in ("pretrained", None) and os.path.exists(weights)
     if is_file or weights is None:
         backbone = models.get_model(model, weights=None)
     else:
@@ -92,10 +96,12 @@ def _torchvision(model, weights, pooling):
                 f"backbone_weights={weights!r} is neither a file nor the name of weights that torchvision has for "
                 f"{model}: {', '.join(models.get_model_weights(model).__members__)}."
             ) from error
-    name = next(name for name in _CLASSIFIERS if hasattr(backbone, name))
+    # The last layer classifies: fc, heads.head, classifier.6 ...; in SqueezeNet it is a convolution.
+    last = [name for name, layer in backbone.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)][-1]
     if is_file:
-        _load_file(backbone, weights, classifier=(name,))
-    setattr(backbone, name, nn.Identity())
+        _load_file(backbone, weights, (last,))
+    parent, _, child = last.rpartition(".")
+    setattr(backbone.get_submodule(parent), child, nn.Identity())
     if getattr(backbone, "aux_logits", False):  # further classifiers of GoogLeNet and Inception
         backbone.aux_logits = False
     if pooling != "avg":
@@ -110,7 +116,7 @@ def _torchvision(model, weights, pooling):
 
 
 def _load_file(backbone, path, classifier):
-    """Load a state dict, whose classifier need not fit."""
+    """Load a state dict, whose layers named in ``classifier`` need not fit."""
     if not os.path.isfile(path):
         raise ValueError(f"backbone_weights={path!r}: there is no such file.")
     try:

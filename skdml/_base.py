@@ -380,15 +380,15 @@ class BaseEmbedder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Transf
     def _fit(self, X, y, sample_weight, *, goes_on, partial=False, more_classes=None):
         device = self._find_device()
         max_epochs = 1 if partial else self.max_epochs
-        backbone, pixel_scale = self.backbone, None
-        if isinstance(backbone, str) and not goes_on:
-            backbone, pixel_scale = load_backbone(backbone, self.backbone_weights, self.pooling)
-        data = check_data(self, X, reset=not goes_on, training=True, pixel_scale=pixel_scale)
-        classes, labels = self._check_classes(X, y, data.kept, goes_on, partial, more_classes)
         earlier = self.history_ if goes_on else []
-
         rng = check_random_state(self.random_state)
         seed = int(rng.randint(2**31 - 1)) + (len(earlier) if partial else 0)  # other batches in each partial_fit
+        backbone, pixel_scale = self.backbone, None
+        if isinstance(backbone, str) and not goes_on:
+            with seeded(seed, device):
+                backbone, pixel_scale = load_backbone(backbone, self.backbone_weights, self.pooling)
+        data = check_data(self, X, reset=not goes_on, training=True, pixel_scale=pixel_scale)
+        classes, labels = self._check_classes(X, y, data.kept, goes_on, partial, more_classes)
         train_rows = valid_rows = None
         if self.early_stopping:
             train_rows, valid_rows = hold_out(labels, self.validation_fraction, rng)

@@ -65,7 +65,8 @@ class Rows:
 
     def _gather(self, index):
         if isinstance(self.X, torch.Tensor):
-            return self.X[index] if isinstance(index, slice) else self.X.index_select(0, index)
+            # Copies both: a network may change its input in place.
+            return self.X[index].clone() if isinstance(index, slice) else self.X.index_select(0, index)
         rows = self.X[index if isinstance(index, slice) else index.numpy()]
         return _as_tensor(rows).to(self.device, non_blocking=True)
 
@@ -92,12 +93,7 @@ class Images(Rows):
         super().__init__(X)
         self.preprocessing = preprocessing
         n_channels, height, width = image_shape(X)
-        for name, values in (("image_mean", preprocessing.mean), ("image_std", preprocessing.std)):
-            if len(values) not in (1, n_channels):
-                raise ValueError(
-                    f"{name} has {len(values)} values (its own or the backbone's), but the images have {n_channels} "
-                    f"channels: X has shape {X.shape}."
-                )
+        _check_scale(preprocessing, n_channels)
         self.sample_shape = (n_channels, *preprocessing.output_size(height, width))
 
     def to_input(self, rows, generator):
@@ -112,6 +108,7 @@ class Files(Rows):
     def __init__(self, files, preprocessing):
         self.files = files
         self.preprocessing = replace(preprocessing, resize=None)
+        _check_scale(preprocessing, 3)
         self.sample_shape = (3, *self.preprocessing.output_size(*files.sizes[0].tolist()))
         self.device = self.index_device = torch.device("cpu")
 
@@ -199,12 +196,12 @@ def ndim(X):
 
 
 def holds_paths(X):
-    """Return whether X is a 1-D sequence with a str or a path in it."""
-    if isinstance(X, list | tuple):
-        return any(isinstance(x, str | os.PathLike) for x in X)
-    if getattr(X, "ndim", None) != 1 or getattr(getattr(X, "dtype", None), "kind", "O") not in "OUT":
-        return False
-    return any(isinstance(x, str | os.PathLike) for x in X)
+    """Return whether X is a 1-D sequence with a str, bytes or a path in it."""
+    if not isinstance(X, list | tuple):
+        shape = getattr(X, "shape", ())
+        if len(shape) != 1 or getattr(X.dtype, "kind", "O") not in "OSTU":
+            return False
+    return any(isinstance(x, str | bytes | os.PathLike) for x in X)
 
 
 def image_shape(X):
@@ -389,6 +386,15 @@ def _remember(estimator, kind, shape, data, settings):
         del estimator.feature_names_in_
 
 
+def _check_scale(settings, n_channels):
+    """Refuse a mean or standard deviation of another number of channels."""
+    for name, values in (("image_mean", settings.mean), ("image_std", settings.std)):
+        if len(values) not in (1, n_channels):
+            raise ValueError(
+                f"{name} (None: the backbone's) has {len(values)} values, but the images have {n_channels} channels."
+            )
+
+
 def _check_like_fit(estimator, X, data):
     """Refuse images that reach the network in another shape than those of fit."""
     if data.sample_shape != tuple(estimator._input["network_shape"]):
@@ -423,8 +429,9 @@ _IMAGE_PARAMETERS = ("resize", "crop_size", "augment", "image_mean", "image_std"
 
 
 def _refuse_image_parameters(estimator, what):
-    fields = type(estimator).__dataclass_fields__
-    given = [name for name in _IMAGE_PARAMETERS if getattr(estimator, name) not in (fields[name].default, None)]
+    default = {name: field.default for name, field in type(estimator).__dataclass_fields__.items()}
+    values = {name: getattr(estimator, name) for name in _IMAGE_PARAMETERS}
+    given = [name for name, v in values.items() if v is not None and not (isinstance(v, str) and v == default[name])]
     if given:
         raise ValueError(f"{', '.join(given)} must be left at the default, since {what}: they are for images.")
 

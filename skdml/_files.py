@@ -9,12 +9,13 @@ import json
 import os
 import uuid
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from joblib import effective_n_jobs
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 
 N_SHOWN = 5  # offenders in an error message
@@ -54,17 +55,17 @@ def decode(path, resize):
         Pixels of the shorter side. JPEG files of at least twice that are decoded at a fraction of their size.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.filterwarnings("ignore", category=UserWarning)  # of odd metadata; the pixels are there or not
-            with Image.open(path) as image:
-                _refuse_bomb(image)
-                if resize is not None:
-                    image.draft("RGB", (resize, resize))
-                image = _rgb(ImageOps.exif_transpose(image))
-            if resize is not None and min(image.size) != resize:
-                image = image.resize(_resized(image.size, resize), Image.Resampling.BILINEAR)
-            return np.asarray(image)
+        with _open(path) as image:
+            size = image.size
+            if resize is not None:
+                image.draft("RGB", (resize, resize))
+            upright = ImageOps.exif_transpose(image)
+            if upright.size != image.size:
+                size = size[::-1]
+            upright = _rgb(upright)
+        if resize is not None and upright.size != _resized(size, resize):
+            upright = upright.resize(_resized(size, resize), Image.Resampling.BILINEAR)
+        return np.asarray(upright)
     except Exception as error:  # Pillow's plugins raise whatever a broken file makes them
         return _what_is_wrong(path, error)
 
@@ -72,24 +73,31 @@ def decode(path, resize):
 def read_header(path, resize):
     """Return the (height, width) that `decode` will give, or, as a str, what is wrong with the file."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.filterwarnings("ignore", category=UserWarning)
-            with Image.open(path) as image:
-                _refuse_bomb(image)
-                size = image.size
-                # Of a PNG file getexif() would decode all of it.
-                if image.format == "JPEG" or "exif" in image.info:
-                    orientation = image.getexif().get(0x0112, 1)
-                    size = size[::-1] if orientation in (5, 6, 7, 8) else size
-                ending = _ENDS.get(image.format)
-            if ending is not None and not _tail(path).rstrip(b"\0").endswith(ending):
-                # Cut off, or with something harmless behind its end.
-                decoded = decode(path, resize)
-                return decoded if isinstance(decoded, str) else decoded.shape[:2]
+        with _open(path) as image:
+            size = image.size
+            # Of a PNG file getexif() would decode all of it.
+            if image.format == "JPEG" or "exif" in image.info:
+                orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+                size = size[::-1] if orientation in (5, 6, 7, 8) else size
+            ending = _ENDS.get(image.format)
+        if ending is not None and not _tail(path).rstrip(b"\0").endswith(ending):
+            # Cut off, or with something harmless behind its end.
+            decoded = decode(path, resize)
+            return decoded if isinstance(decoded, str) else decoded.shape[:2]
         return (size if resize is None else _resized(size, resize))[::-1]
     except Exception as error:
         return _what_is_wrong(path, error)
+
+
+@contextmanager
+def _open(path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        warnings.filterwarnings("ignore", category=UserWarning)  # of odd metadata; the pixels are there or not
+        with Image.open(path) as image:
+            if image.mode == "F":
+                raise ValueError("it holds floating-point pixels, whose range is unknown")
+            yield image
 
 
 def _resized(size, resize):
@@ -103,18 +111,9 @@ def _tail(path):
         return file.read()
 
 
-def _refuse_bomb(image):
-    if 0 in image.size:
-        raise ValueError("has 0 pixels")
-    if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-        raise Image.DecompressionBombError
-
-
 def _rgb(image):
     if image.mode.startswith("I;16") or image.mode == "I":  # 16 bits of grey
         return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("holds floating-point pixels, whose range is unknown")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -137,7 +136,7 @@ def _what_is_wrong(path, error):
         return "is empty"
     if isinstance(error, UnidentifiedImageError):
         return "is not an image that Pillow can read"
-    return f"cannot be decoded: {error}"
+    return f"cannot be decoded: {error or type(error).__name__}"
 
 
 class Decoder(Dataset):
@@ -161,23 +160,25 @@ def run_workers(function, paths, resize, chunks, n_jobs):
         When a worker process dies.
     """
     n_workers = effective_n_jobs(n_jobs)
-    loader = DataLoader(
-        Decoder(function, paths, resize),
-        batch_size=None,
-        sampler=chunks,
-        num_workers=0 if n_workers == 1 else min(n_workers, len(chunks)),
-        collate_fn=_as_it_is,  # arrays, through a pipe: containers often have little shared memory for tensors
-        generator=torch.Generator(),  # else it would draw from the global one
-    )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="This DataLoader will create")  # more processes than cores, as asked
+        # Of Python 3.12 about any fork after torch has started its threads, none of which a worker needs.
+        warnings.filterwarnings("ignore", message=".*is multi-threaded, use of fork", category=DeprecationWarning)
+        loader = DataLoader(
+            Decoder(function, paths, resize),
+            batch_size=None,
+            sampler=chunks,
+            num_workers=0 if n_workers == 1 else min(n_workers, len(chunks)),
+            collate_fn=_as_it_is,  # arrays, through a pipe: containers often have little shared memory for tensors
+            generator=torch.Generator(),  # else it would draw from the global one
+        )
         iterator = iter(loader)
     for _ in chunks:
         try:
             item = next(iterator)
         except RuntimeError as error:
             raise RuntimeError(
-                f"A process that decodes images died: {error} Lack of memory is the usual reason; lower n_jobs or "
+                f"A process that decodes images died ({error}). Lack of memory is the usual reason; lower n_jobs or "
                 "batch_size."
             ) from error
         yield item
@@ -305,6 +306,11 @@ class Cache:
     paths : list of str
         Files are named by row, their place in this list.
     resize : int or None
+
+    Raises
+    ------
+    ValueError
+        If the folder holds a .json file that is no list of a cache, or a list without its pixels.
     """
 
     def __init__(self, folder, paths, resize):
@@ -312,25 +318,36 @@ class Cache:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.resize = resize
         self.keys = [_key(path) for path in paths]
-        self.places = {}  # row -> (shard, offset, height, width)
-        self.reserved = {}  # likewise, and the number in the own shard; not yet written
-        rows = {key: row for row, key in enumerate(self.keys) if key is not None}
-        for index in sorted(self.folder.glob("*.json")):
-            content = json.loads(index.read_text())
-            if content["resize"] != resize:
-                continue
-            done = np.fromfile(index.with_suffix(".done"), dtype=np.uint8)
-            pixels = None
-            for (*key, offset, height, width), is_done in zip(content["images"], done, strict=True):
-                row = rows.get(tuple(key))
-                if is_done and row is not None:
-                    if pixels is None:
-                        pixels = np.memmap(index.with_suffix(".bin"), mode="r")
-                    self.places[row] = pixels, offset, height, width
-        # A path may stand in several rows.
+        self.places = {}  # row -> (pixels of the shard, offset, height, width)
+        self.reserved = {}  # likewise, with the shard and the number in it; not yet written
+        rows = {}  # a path may stand in several
         for row, key in enumerate(self.keys):
-            if key is not None and rows[key] in self.places:
-                self.places[row] = self.places[rows[key]]
+            if key is not None:
+                rows.setdefault(key, []).append(row)
+        for index in sorted(self.folder.glob("*.json")):
+            try:
+                self._read_shard(index, rows)
+            except (OSError, ValueError, TypeError, LookupError) as error:
+                raise ValueError(
+                    f"cache={os.fspath(folder)!r}: {index.name} is damaged or no part of a cache of images. Give "
+                    f"cache= a folder of its own, or delete {index.stem}.*. ({type(error).__name__}: {error})"
+                ) from error
+
+    def _read_shard(self, index, rows):
+        content = json.loads(index.read_text())
+        images = content["images"]
+        if content["resize"] != self.resize or not images:
+            return
+        done = np.fromfile(index.with_suffix(".done"), dtype=np.uint8)
+        *_, offset, height, width = images[-1]
+        if len(done) != len(images) or index.with_suffix(".bin").stat().st_size != offset + 3 * height * width:
+            raise ValueError("files of the wrong length")
+        pixels = None
+        for (*key, offset, height, width), is_done in zip(images, done.tolist(), strict=True):
+            for row in rows.get(tuple(key), []) if is_done else []:
+                if pixels is None:  # a shard that is not needed stays closed
+                    pixels = np.memmap(index.with_suffix(".bin"), mode="r")
+                self.places[row] = pixels, offset, height, width
 
     def __contains__(self, row):
         return row in self.places
@@ -354,27 +371,31 @@ class Cache:
             return
         lengths = 3 * sizes[rows].prod(axis=1)
         offsets = np.cumsum(lengths) - lengths
-        name = self.folder / uuid.uuid4().hex
-        pixels = np.memmap(f"{name}.bin", mode="w+", shape=int(lengths.sum()))
-        self.done = np.memmap(f"{name}.done", mode="w+", shape=len(rows))
+        shard = self.folder / uuid.uuid4().hex
+        for suffix, length in ((".bin", lengths.sum()), (".done", len(rows))):
+            with open(shard.with_suffix(suffix), "wb") as file:
+                file.truncate(length)
+        pixels = np.memmap(shard.with_suffix(".bin"), mode="r")
         images = []
         for i, (row, offset) in enumerate(zip(rows, offsets.tolist(), strict=True)):
             height, width = sizes[row].tolist()
-            self.reserved[row] = (pixels, offset, height, width), i
+            self.reserved[row] = (pixels, offset, height, width), shard, i
             images.append([*self.keys[row], offset, height, width])
         # Last, and at once: whoever finds the list finds the rest.
-        Path(f"{name}.tmp").write_text(json.dumps({"resize": self.resize, "images": images}))
-        os.replace(f"{name}.tmp", f"{name}.json")
+        shard.with_suffix(".tmp").write_text(json.dumps({"resize": self.resize, "images": images}))
+        os.replace(shard.with_suffix(".tmp"), shard.with_suffix(".json"))
 
     def write(self, row, image):
         """Keep the image; one whose size is not that of its header stays out."""
-        place, i = self.reserved.get(row, (None, None))
+        place, shard, i = self.reserved.pop(row, (None, None, None))
         if place is None or image.shape[:2] != place[2:]:
             return
+        # Not through the memory map: on a full disk that ends the process, and this raises.
+        for suffix, offset, content in ((".bin", place[1], image), (".done", i, b"\1")):
+            with open(shard.with_suffix(suffix), "r+b") as file:
+                file.seek(offset)
+                file.write(content)
         self.places[row] = place
-        self.read(row)[:] = image
-        self.done[i] = 1
-        del self.reserved[row]
 
     def keep(self, rows):
         """Return the cache of these rows alone, numbered anew."""

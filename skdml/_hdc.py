@@ -343,6 +343,11 @@ class HDCEmbedder(BalancedEmbedder):
     def _check_params(self):
         super()._check_params()
         _check_fractions(self)
+        if self.pooling != "avg":
+            raise ValueError(
+                f"HDCEmbedder takes features (B, f) of each level: pooling={self.pooling!r} has no maps to pool. Pool "
+                "in the backbone and leave pooling at 'avg'."
+            )
 
     def _make_network(self, backbone, sample):
         network = build_level_network(
@@ -354,6 +359,11 @@ class HDCEmbedder(BalancedEmbedder):
             normalize=self.normalize,
             precision=self.precision,
         )
+        if self.freeze == "backbone" and len(network.sizes) > 1:
+            raise ValueError(
+                "freeze='backbone' keeps one tensor of features, but the backbone gives those of several levels. Set "
+                "freeze='none', or give a backbone of one level."
+            )
         self._level_sizes = tuple(network.sizes)  # for the loss: how many levels there are, the backbone alone tells
         return network
 

@@ -66,8 +66,10 @@ class Preprocessing:
         if generator is not None and self.augment == "standard":
             sizes = torch.tensor(images.shape[2:]).expand(len(images), 2)
             return self.random_crop(images, *self.draw(sizes, generator), size)
-        images = self._centered(images, size)
-        return self.normalized(images if generator is None else self.augmented(images))
+        centered = self._centered(images, size)
+        if generator is not None and self.augment is not None:
+            centered = self.augmented(centered, unit=255 if images.dtype == torch.uint8 else 1)
+        return self.normalized(centered)
 
     def draw(self, sizes, generator):
         """Return the random boxes (B, 4) and flips (B,) of images of these sizes (B, 2)."""
@@ -76,29 +78,27 @@ class Preprocessing:
 
     def random_crop(self, images, boxes, flip, size):
         """Return the boxes (B, 4) of the images, scaled to one size, mirrored where ``flip`` (B,) says so."""
+        # Not through torch.tensor(..., device=), here and below: a copy that the host need not wait for.
+        boxes, flip = (t.to(images.device, non_blocking=True) for t in (boxes, flip))
         rows, columns = filters(boxes, images.shape[2:], size)
         columns = torch.where(flip[:, None, None], columns.flip(1), columns)
         return self.normalized(resample(images, rows, columns))
 
-    def augmented(self, images):
-        """Pass the images, in [0, 1] if they are uint8, through the user's augmentation."""
-        if not callable(self.augment):
-            return images
-        is_uint8 = images.dtype == torch.uint8
-        result = self.augment(images.float() / 255 if is_uint8 else images)
+    def augmented(self, images, unit):
+        """Pass the images, of pixels up to ``unit`` then in [0, 1], through the user's augmentation."""
+        result = self.augment(images.float() / unit)
         if not isinstance(result, torch.Tensor) or result.shape[:2] != images.shape[:2] or result.ndim != 4:
             got = tuple(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
             raise ValueError(
                 f"augment must return a tensor of shape (B, C, h, w) for one of {tuple(images.shape)}; got {got}."
             )
-        return result * 255 if is_uint8 else result
+        return result * unit
 
     def normalized(self, images):
         """Return (images - mean) / std, float32."""
         if self.mean == (0.0,) and self.std == (1.0,):
             return images.float()
-        # A new tensor unless they are float already, and then they are the crop's.
-        return images.to(torch.float32, copy=True).sub_(_channels(self.mean, images)).div_(_channels(self.std, images))
+        return (images.float() - _channels(self.mean, images)).div_(_channels(self.std, images))
 
     def _centered(self, images, size):
         height, width = images.shape[2:]
@@ -106,7 +106,7 @@ class Preprocessing:
         window = [slice(start := round((r - s) / 2), start + s) for r, s in zip(resized, size, strict=True)]
         if resized == (height, width):
             return images[:, :, *window]
-        whole = torch.tensor([[0, 0, height, width]])
+        whole = torch.tensor([[0, 0, height, width]]).to(images.device, non_blocking=True)
         rows, columns = filters(whole, (height, width), resized)
         return resample(images, rows[:, window[0]], columns[:, window[1]])
 
@@ -114,7 +114,6 @@ class Preprocessing:
 def _channels(values, images):
     if len(values) == 1:
         return values[0]
-    # Not through torch.tensor(..., device=): a copy that the host need not wait for.
     return torch.tensor(values).to(images.device, non_blocking=True)[:, None, None]
 
 
@@ -177,8 +176,8 @@ def filters(boxes, source, size):
 def _triangles(start, length, n_pixels, n_out):
     """Return the triangle filter that maps pixels start...start+length to n_out pixels, (B, n_out, n_pixels)."""
     scale = (length / n_out)[:, None]  # (B, 1)
-    center = start[:, None] + (torch.arange(n_out) + 0.5) * scale  # (B, n_out)
-    pixel = torch.arange(n_pixels) + 0.5
+    center = start[:, None] + (torch.arange(n_out, device=start.device) + 0.5) * scale  # (B, n_out)
+    pixel = torch.arange(n_pixels, device=start.device) + 0.5
     weights = 1 - (pixel - center[:, :, None]).abs() / scale.clamp(min=1)[:, :, None]
     inside = (pixel > start[:, None]) & (pixel < (start + length)[:, None])  # (B, n_pixels)
     weights = weights.clamp_(min=0).mul_(inside[:, None])
@@ -187,5 +186,4 @@ def _triangles(start, length, n_pixels, n_out):
 
 def resample(images, rows, columns):
     """Apply the filters, those of each image or one pair for all: (B, C, H, W) to float32 (B, C, h, w)."""
-    rows, columns = (m.to(images.device, non_blocking=True)[:, None] for m in (rows, columns))
-    return rows @ (images.float() @ columns.mT)
+    return rows[:, None] @ (images.float() @ columns[:, None].mT)

@@ -7,7 +7,7 @@ vectors: the DataLoader, the optimizer closure and reading the loss after each b
 import copy
 import math
 import warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -165,11 +165,12 @@ def embed(network, data, device):
     size = min(8192, max(32, 2**18 // math.prod(data.sample_shape)))  # keeps the activations small
     parts = [slice(start, start + size) for start in range(0, len(data), size)]
     outputs = None
-    for part, inputs in zip(parts, data.batches(parts), strict=True):
-        output = network(inputs)
-        if outputs is None:
-            outputs = torch.empty(len(data), output.shape[1], device=device)
-        outputs[part] = output
+    with closing(data.batches(parts)) as batches:  # an error leaves no worker process behind
+        for part, inputs in zip(parts, batches, strict=True):
+            output = network(inputs)
+            if outputs is None:
+                outputs = torch.empty(len(data), output.shape[1], device=device)
+            outputs[part] = output
     return outputs
 
 
@@ -330,22 +331,22 @@ class EmbeddingNet(NeuralNet):
                 parameter.requires_grad_(len(self.history) > self.warmup_epochs)
         total = torch.zeros((), device=self.device)
         total_weight = 0
-        inputs = iterator.batches([index for index, *_ in batches], self.augment_generator)
-        for i, ((index, *others), X) in enumerate(zip(batches, inputs, strict=True)):
-            if self.lr_schedule == "one_cycle":
-                factor, momentum = one_cycle((len(self.history) - 1 + i / len(batches)) / self.max_epochs)
-                for group, lr in zip(self.optimizer_.param_groups, self.peak_lrs_, strict=True):
-                    group["lr"] = lr * factor
-                    if "betas" in group:  # Adam's momentum; of plain SGD nobody asked one
-                        group["betas"] = (momentum, group["betas"][1])
-            batch = X, iterator.labels(index), *others
-            weights = iterator.weights(index)
-            self.notify("on_batch_begin", batch=batch, training=True)
-            loss = step_fn(batch, **({} if weights is None else {"sample_weight": weights}))
-            weight = len(index) if weights is None else weights.sum()
-            total += loss * weight
-            total_weight += weight
-            self.notify("on_batch_end", batch=batch, training=True)
+        with closing(iterator.batches([index for index, *_ in batches], self.augment_generator)) as inputs:
+            for i, ((index, *others), X) in enumerate(zip(batches, inputs, strict=True)):
+                if self.lr_schedule == "one_cycle":
+                    factor, momentum = one_cycle((len(self.history) - 1 + i / len(batches)) / self.max_epochs)
+                    for group, lr in zip(self.optimizer_.param_groups, self.peak_lrs_, strict=True):
+                        group["lr"] = lr * factor
+                        if "betas" in group:  # Adam's momentum; of plain SGD nobody asked one
+                            group["betas"] = (momentum, group["betas"][1])
+                batch = X, iterator.labels(index), *others
+                weights = iterator.weights(index)
+                self.notify("on_batch_begin", batch=batch, training=True)
+                loss = step_fn(batch, **({} if weights is None else {"sample_weight": weights}))
+                weight = len(index) if weights is None else weights.sum()
+                total += loss * weight
+                total_weight += weight
+                self.notify("on_batch_end", batch=batch, training=True)
         # The one synchronisation of the epoch.
         total, total_weight = torch.stack([total, torch.as_tensor(total_weight, device=self.device)]).tolist()
         loss = total / (total_weight or 1)

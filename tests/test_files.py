@@ -1,0 +1,676 @@
+"""Image files: what is read, what is refused, worker processes, the cache."""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image, ImageOps
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV, cross_validate
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from skorch.callbacks import Callback
+
+from skdml import (
+    ClassKFold,
+    HTLEmbedder,
+    MagnetEmbedder,
+    RAWEmbedder,
+    RecallAtK,
+    SmartMiningEmbedder,
+    SoftTripleEmbedder,
+    SSTEmbedder,
+    _files,
+    class_train_test_split,
+)
+from skdml._files import Cache, ImageFiles, decode, read_header, run_workers
+
+Y = np.repeat(np.arange(4), 5)
+FORMATS = ("jpg", "png", "webp")
+
+
+def picture(seed, width=60, height=40):
+    """Return smooth colors, which JPEG keeps nearly as they are."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def paths(tmp_path):
+    """Twenty files, in three formats: a class is a picture, its samples differ in size."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    paths = [str(folder / f"{i}.{FORMATS[i % 3]}") for i in range(20)]
+    for i, path in enumerate(paths):
+        picture(Y[i], 60 - i, 40 + i).save(path, quality=95)
+    return paths
+
+
+def embedder(cls=SoftTripleEmbedder, **params):
+    common = {"max_epochs": 2, "batch_size": 8, "resize": 20, "crop_size": 16, "n_components": 8}
+    return cls(**common | {"random_state": 0, "device": "cpu"} | params)
+
+
+def bare_png(width, height):
+    """Return a PNG file that says it has this size, and holds nothing."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+DAMAGES = {  # what the file holds then, and what the error says
+    "empty": (b"", "is empty"),
+    "text": (b"no image", "is not an image that Pillow can read"),
+    "no pixels": (bare_png(0, 5), "is not an image that Pillow can read"),
+    "bomb": (bare_png(20_000, 20_000), "limit PIL.Image.MAX_IMAGE_PIXELS = 89,478,485 against decompression bombs"),
+    "truncated": (None, "cannot be decoded: "),
+    "missing": (None, "does not exist"),
+    "folder": (None, "is a folder"),
+}
+
+
+def damage(path, how):
+    """Make the file unusable; return what the error says of it."""
+    path = Path(path)
+    content, reason = DAMAGES[how]
+    if how == "truncated":
+        content = path.read_bytes()[:-200]
+    path.unlink()
+    if how == "folder":
+        path.mkdir()
+    elif how != "missing":
+        path.write_bytes(content)
+    return reason
+
+
+def damage_late(path):
+    """Make the file, a GIF then, one that only decoding finds out."""
+    with Image.open(path) as image:
+        image.save(path, format="GIF")
+    content = Path(path).read_bytes()
+    Path(path).write_bytes(content[: len(content) // 2])
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Return the list of the paths that are decoded in this process from now on."""
+    seen = []
+
+    def counting(path, resize):
+        seen.append(path)
+        return decode(path, resize)
+
+    monkeypatch.setattr(_files, "decode", counting)
+    return seen
+
+
+# Decoding
+
+
+MODES = {
+    "png": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"],
+    "jpg": ["1", "L", "RGB", "CMYK"],
+    "webp": ["L", "LA", "P", "RGB", "RGBA"],
+    "gif": ["1", "L", "P", "RGB", "RGBA"],
+    "tiff": ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"],
+    "bmp": ["1", "L", "P", "RGB", "RGBA"],
+}
+
+
+@pytest.mark.parametrize(("extension", "mode"), [(extension, mode) for extension in MODES for mode in MODES[extension]])
+def test_any_mode_becomes_rgb_of_the_size_that_the_header_tells(tmp_path, mode, extension):
+    grey = np.linspace(0, 65535, 40 * 60).reshape(40, 60).astype(np.uint16)
+    image = Image.fromarray(grey) if mode == "I;16" else picture(0).convert(mode)
+    path = str(tmp_path / f"image.{extension}")
+    image.save(path)
+    for resize, shape in [(None, (40, 60, 3)), (16, (16, 24, 3)), (64, (64, 96, 3))]:
+        pixels = decode(path, resize)
+        assert pixels.dtype == np.uint8
+        assert pixels.shape == shape
+        assert read_header(path, resize) == shape[:2]
+
+
+def test_sixteen_bits_keep_the_upper_eight(tmp_path):
+    grey = (np.arange(40 * 60).reshape(40, 60) * 27).astype(np.uint16)
+    path = str(tmp_path / "image.png")
+    Image.fromarray(grey).save(path)
+    np.testing.assert_array_equal(decode(path, None), (grey >> 8)[:, :, None].repeat(3, axis=2))
+
+
+def test_transparency_is_on_white(tmp_path):
+    alpha = np.zeros((40, 60), dtype=np.uint8)
+    alpha[20:] = 255
+    image = picture(0)
+    image.putalpha(Image.fromarray(alpha))
+    path = str(tmp_path / "image.png")
+    image.save(path)
+    pixels = decode(path, None)
+    assert (pixels[:20] == 255).all()
+    np.testing.assert_array_equal(pixels[20:], np.asarray(picture(0))[20:])
+
+
+def test_transparent_color_of_a_palette_is_on_white(tmp_path):
+    image = Image.frombytes("P", (2, 2), bytes(range(4)))
+    image.putpalette([0, 0, 0, 10, 20, 30, 40, 50, 60, 70, 80, 90])
+    path = str(tmp_path / "image.png")
+    image.save(path, transparency=1)
+    expected = [[[0, 0, 0], [255, 255, 255]], [[40, 50, 60], [70, 80, 90]]]
+    np.testing.assert_array_equal(decode(path, None), expected)
+
+
+def test_cmyk_jpeg_has_the_colors_that_it_shows(tmp_path):
+    path = str(tmp_path / "image.jpg")
+    picture(0).convert("CMYK").save(path, quality=100)
+    assert np.abs(decode(path, None).astype(int) - np.asarray(picture(0))).max() < 20
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "webp", "tiff"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_turns_the_image(tmp_path, orientation, extension):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = str(tmp_path / f"image.{extension}")
+    picture(0).save(path, exif=exif, lossless=True, quality=100)
+    with Image.open(path) as image:
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+    size = (30, 45) if orientation > 4 else (45, 30)
+    np.testing.assert_array_equal(decode(path, None), upright)
+    np.testing.assert_array_equal(decode(path, 30), upright.resize(size, Image.Resampling.BILINEAR))
+    assert read_header(path, 30) == size[::-1]
+
+
+@pytest.mark.parametrize("size", [(1003, 755), (755, 1003), (513, 511), (97, 4000)])
+def test_large_jpeg_is_decoded_at_a_fraction_to_the_size_that_the_header_tells(tmp_path, size):
+    path = str(tmp_path / "image.jpg")
+    picture(0, *size).save(path, quality=95)
+    for resize in (31, 64, 96):
+        pixels = decode(path, resize)
+        assert pixels.shape[:2] == read_header(path, resize)
+        assert min(pixels.shape[:2]) == resize
+        with Image.open(path) as image:
+            whole = np.asarray(image.resize(pixels.shape[1::-1], Image.Resampling.BILINEAR)).astype(int)
+        assert np.abs(pixels - whole).mean() < 5  # another picture is 60 away
+
+
+def test_png_without_its_end_is_read_where_pillow_reads_it(tmp_path):
+    path = tmp_path / "image.png"
+    picture(0).save(path)
+    path.write_bytes(path.read_bytes()[:-12])
+    assert decode(str(path), None).shape == (40, 60, 3)
+    assert read_header(str(path), 20) == (20, 30)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_bad_files_are_listed_before_anything_is_decoded(paths, decoded, how):
+    reason = damage(paths[2], how)
+    damage(paths[11], how)
+    with pytest.raises(ValueError, match="2 of 20 files cannot be used") as error:
+        embedder().fit(paths, Y)
+    lines = str(error.value).splitlines()
+    assert lines[1].startswith(f"  {paths[2]} ")
+    assert reason in lines[1]
+    assert lines[2].startswith(f"  {paths[11]} ")
+    assert "on_error='skip'" in lines[3]
+    assert set(decoded) <= {paths[2], paths[11]}
+
+
+def test_five_of_many_bad_files_are_shown(paths):
+    for path in paths[3:17]:
+        damage(path, "empty")
+    with pytest.raises(ValueError, match="14 of 20 files cannot be used") as error:
+        embedder(n_jobs=2).fit(paths, Y)
+    assert [line.split()[0] for line in str(error.value).splitlines()[1:6]] == paths[3:8]
+    assert "and 9 more" in str(error.value)
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_what_no_header_tells_is_an_error_in_training(paths, n_jobs):
+    damage_late(paths[6])
+    with pytest.raises(ValueError, match=rf"(?s){paths[6]} cannot be decoded: .* no header told it"):
+        embedder(n_jobs=n_jobs).fit(paths, Y)
+
+
+def test_skip_leaves_out_and_warns_once(paths):
+    damage(paths[2], "empty")
+    damage_late(paths[6])
+    with pytest.warns(UserWarning, match="cannot be used") as record:
+        skipped = embedder(on_error="skip", early_stopping=True).fit(paths, Y)
+    assert [str(w.message) for w in record] == [
+        f"2 of 20 files cannot be used and are left out. The first: {paths[2]} is empty."
+    ]
+    good = [i for i in range(20) if i not in (2, 6)]
+    good_paths = [paths[i] for i in good]
+    without = embedder(early_stopping=True).fit(good_paths, Y[good])
+    np.testing.assert_array_equal(skipped.transform(good_paths), without.transform(good_paths))
+    with pytest.raises(ValueError, match="1 of 20 files cannot be used"):
+        skipped.transform(paths)
+    damage(paths[2], "missing")
+    with pytest.raises(ValueError, match="1 of 1 files cannot be used"):
+        skipped.transform(paths[6:7])
+
+
+def test_skip_needs_one_good_file_and_two_classes(paths):
+    for path in paths[5:]:
+        damage(path, "empty")
+    with pytest.warns(UserWarning, match="15 of 20"), pytest.raises(ValueError, match="y has 1 class"):
+        embedder(on_error="skip").fit(paths, Y)
+    for path in paths[:5]:
+        damage(path, "empty")
+    with pytest.raises(ValueError, match="20 of 20 files"):
+        embedder(on_error="skip").fit(paths, Y)
+
+
+@pytest.mark.parametrize(
+    ("element", "message"),
+    [
+        (3, "element 1 is 3, a int"),
+        (None, "element 1 is None"),
+        (float("nan"), "element 1 is nan, a float"),
+        (b"a.png", "element 1 is b'a.png', a bytes"),
+        (np.zeros((2, 2)), r"element 1 is array\("),
+    ],
+)
+def test_paths_are_strings(paths, element, message):
+    for X in (["a.png", element], pd.Series(["a.png", element], dtype=object)):
+        with pytest.raises(ValueError, match=f"all of which must be str or os.PathLike; {message}"):
+            embedder().fit(X, [0, 1])
+    with pytest.raises(ValueError, match=r"element 0 is .*b'a.png'"):
+        embedder().fit(np.array([b"a.png", b"b.png"]), [0, 1])
+
+
+def test_images_of_several_sizes_need_both_sizes(paths):
+    with pytest.raises(ValueError, match=r"different sizes \(height x width\): .*0.jpg has 40 x 60, .* has 41 x 59"):
+        embedder(resize=None, crop_size=None).fit(paths, Y)
+    with pytest.raises(ValueError, match=r"different sizes .* after resize"):
+        embedder(resize=20, crop_size=None).fit(paths, Y)
+    with pytest.raises(ValueError, match="crop_size=30 is larger than the images, whose shorter side has 20 pixels"):
+        embedder(crop_size=30).fit(paths, Y)
+    with pytest.raises(ValueError, match="crop_size=48 is larger than the images, whose shorter side has 40 pixels"):
+        embedder(resize=None, crop_size=48).fit(paths, Y)
+    embedder(resize=None, crop_size=40).fit(paths, Y)
+
+
+def test_files_do_not_stand_for_other_data(paths):
+    fitted = embedder().fit(paths, Y)
+    with pytest.raises(ValueError, match="was fitted on image files, which reach the network in shape"):
+        fitted.transform(np.zeros((3, 5)))
+    with pytest.raises(ValueError, match="was fitted on image files"):
+        fitted.transform(np.zeros((3, 3, 20, 20), dtype=np.float32))
+    vectors = SoftTripleEmbedder(max_epochs=1, device="cpu", batch_size=8).fit(np.arange(60.0).reshape(20, 3), Y)
+    with pytest.raises(ValueError, match=r"X holds file paths, but SoftTripleEmbedder was fitted on shape \(n, 3\)"):
+        vectors.transform(paths)
+
+
+def test_backbone_of_other_channels_is_an_error(paths):
+    with pytest.raises(ValueError, match=r"backbone does not take a batch of shape \(2, 3, 16, 16\)"):
+        embedder(backbone=torch.nn.Conv2d(1, 4, 3)).fit(paths, Y)
+    with pytest.raises(ValueError, match=r"image_mean .* has 4 values, but the images have 3 channels"):
+        embedder(image_mean=(0.1, 0.2, 0.3, 0.4)).fit(paths, Y)
+
+
+def test_a_relative_path_stays_as_it_is_in_the_message(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"\n  a\.png does not exist\n  b\.png does not exist"):
+        embedder().fit(["a.png", "b.png"], [0, 1])
+
+
+# In scikit-learn
+
+
+CONTAINERS = {
+    "list": list,
+    "tuple": tuple,
+    "Path": lambda paths: [Path(path) for path in paths],
+    "str array": np.array,
+    "object array": lambda paths: np.array(paths, dtype=object),
+    "series": pd.Series,
+    "object series": lambda paths: pd.Series(paths, dtype=object),
+}
+
+
+@pytest.fixture
+def expected(paths):
+    return embedder().fit(paths, Y).transform(paths)
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_any_sequence_of_paths_will_do(paths, expected, container):
+    X = CONTAINERS[container](paths)
+    fitted = embedder().fit(X, Y)
+    np.testing.assert_array_equal(fitted.transform(X), expected)
+    assert fitted.n_features_in_ == 3 * 16 * 16
+    assert fitted.score(X, Y) == fitted.score(paths, Y)
+
+
+def test_polars_series(paths, expected):
+    X = pytest.importorskip("polars").Series(paths)
+    np.testing.assert_array_equal(embedder().fit(X, Y).transform(X), expected)
+
+
+@pytest.mark.parametrize("container", ["list", "str array", "series"])
+def test_scikit_learn_takes_files(paths, container):
+    X = CONTAINERS[container](paths)
+    search = GridSearchCV(
+        embedder(), {"n_components": [2, 4]}, scoring=RecallAtK(1), cv=ClassKFold(2), error_score="raise"
+    ).fit(X, Y)
+    assert search.transform(X).shape == (20, search.best_params_["n_components"])
+    scores = cross_validate(embedder(), X, Y, cv=ClassKFold(2), error_score="raise")
+    assert scores["test_score"].shape == (2,)
+    pipeline = make_pipeline(embedder(max_epochs=10, augment=None), KNeighborsClassifier(1)).fit(X, Y)
+    assert pipeline.score(X, Y) > 0.9
+    train, test, y_train, y_test = class_train_test_split(X, Y)
+    assert type(train) is type(X)
+    assert embedder().fit(train, y_train).score(test, y_test) <= 1
+
+
+def test_pandas_output_has_the_index_of_the_column_and_none_of_a_list(paths):
+    fitted = embedder().set_output(transform="pandas").fit(paths, Y)
+    frame = pd.DataFrame({"path": paths}, index=[f"row {i}" for i in range(20)])
+    assert fitted.transform(frame["path"]).index.tolist() == frame.index.tolist()
+    output = fitted.transform(paths)
+    assert output.index.tolist() == list(range(20))
+    assert output.columns[0] == "softtripleembedder0"
+
+
+def test_pickle_and_clone(paths):
+    fitted = embedder().fit(paths, Y)
+    Z = fitted.transform(paths)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(fitted)).transform(paths), Z)
+    np.testing.assert_array_equal(clone(fitted).fit(paths, Y).transform(paths), Z)
+
+
+@pytest.mark.parametrize(
+    "cls", [SoftTripleEmbedder, RAWEmbedder, SSTEmbedder, HTLEmbedder, SmartMiningEmbedder, MagnetEmbedder]
+)
+def test_every_batch_rule_takes_files(tmp_path, paths, cls):
+    """Batches that are shuffled, balanced, or made from embeddings, with and without a cache and held-out samples."""
+    rule = embedder(cls).fit(paths, Y)
+    cached = embedder(cls, cache=tmp_path / "cache").fit(paths, Y)
+    np.testing.assert_array_equal(rule.transform(paths), cached.transform(paths))
+    stopped = embedder(cls, early_stopping=True).fit(paths, Y)
+    assert "validation_recall_at_1" in stopped.history_[0]
+
+
+def test_warm_start_goes_on(paths):
+    fitted = embedder(warm_start=True).fit(paths, Y)
+    before = fitted.transform(paths)
+    fitted.fit(paths, Y)
+    assert fitted.n_iter_ == 4
+    assert not np.allclose(fitted.transform(paths), before)
+
+
+def test_decoded_images_and_their_files_stand_for_each_other(tmp_path):
+    """Of one size and without loss in the file, both train the same network to the last bit."""
+    X = np.stack([np.asarray(picture(c, 24, 20)) for c in Y])
+    files = [str(tmp_path / f"{i}.png") for i in range(20)]
+    for path, image in zip(files, X, strict=True):
+        Image.fromarray(image).save(path)
+    for augment in (None, "standard"):
+        same = {"augment": augment, "resize": None, "crop_size": 16}
+        of_files = embedder(**same).fit(files, Y)
+        of_arrays = embedder(**same).fit(X, Y)
+        Z = of_files.transform(files)
+        np.testing.assert_array_equal(of_files.transform(X), Z)
+        np.testing.assert_allclose(of_arrays.transform(X), Z, rtol=0, atol=1e-4 if augment else 0)
+        np.testing.assert_array_equal(of_arrays.transform(files), of_arrays.transform(X))
+
+
+def test_rows_are_embedded_one_by_one(paths):
+    fitted = embedder().fit(paths, Y)
+    np.testing.assert_allclose(fitted.transform(paths[3:4])[0], fitted.transform(paths)[3], atol=1e-6)
+
+
+# Worker processes
+
+
+def test_any_number_of_workers_gives_the_same_fit(paths):
+    """Augmentation included; -1 is all cores."""
+    one, two, all_cores = (embedder(n_jobs=n, augment="standard").fit(paths, Y) for n in (None, 2, -1))
+    for other in (two, all_cores):
+        np.testing.assert_array_equal(one.transform(paths), other.transform(paths))
+
+
+def test_global_random_state_is_untouched(paths):
+    before = torch.get_rng_state()
+    embedder(n_jobs=2).fit(paths, Y).transform(paths)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def die(path, resize):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_late(path, resize):
+    if path.endswith("13.png"):
+        die(path, resize)
+    return decode(path, resize)
+
+
+WORKER_DIED = r"worker .* (is killed by signal|exited unexpectedly)"
+
+
+class KillingAWorker(Callback):
+    """Kills a process that decodes, in the middle of the first epoch."""
+
+    def on_batch_end(self, net, **kwargs):
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signal")
+@pytest.mark.parametrize(("method", "function"), [("fit", die), ("fit", die_late), ("transform", die_late)])
+def test_death_of_a_worker_is_an_error(paths, monkeypatch, method, function):
+    fitted = embedder(max_epochs=1).fit(paths, Y).set_params(n_jobs=2)
+    monkeypatch.setattr(_files, "decode", function)
+    run = {"fit": lambda: fitted.fit(paths, Y), "transform": lambda: fitted.transform(paths)}[method]
+    with pytest.raises(RuntimeError, match=WORKER_DIED):
+        run()
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signal")
+def test_killing_a_worker_is_an_error(paths):
+    with pytest.raises(RuntimeError, match=WORKER_DIED):
+        embedder(n_jobs=2, callbacks=[KillingAWorker()]).fit(paths * 10, np.tile(Y, 10))
+    assert not multiprocessing.active_children()
+
+
+def fail(images):
+    raise ZeroDivisionError
+
+
+def test_an_error_in_training_leaves_no_worker_behind(paths):
+    with pytest.raises(ZeroDivisionError) as error:
+        embedder(n_jobs=2, augment=fail).fit(paths * 10, np.tile(Y, 10))
+    assert not multiprocessing.active_children()
+    assert error.traceback
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no list of open files")
+def test_no_open_file_is_left(tmp_path, paths):
+    def fit():
+        embedder(n_jobs=2, cache=tmp_path / "cache").fit(paths, Y).transform(paths)
+
+    fit()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        fit()
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_decoding_is_one_batch_ahead_at_most(paths, decoded):
+    chunks = [[row] for row in range(20)]
+    batches = ImageFiles(paths, 20).images(chunks)
+    next(batches)
+    assert decoded == paths[:1]
+
+
+def test_files_come_in_the_order_asked_for(paths):
+    chunks = [[5, 3], [3], [19, 0, 1]]
+    for rows, images in zip(chunks, run_workers(decode, paths, 20, chunks, 3), strict=True):
+        for row, image in zip(rows, images, strict=True):
+            np.testing.assert_array_equal(image, decode(paths[row], 20))
+
+
+# The cache
+
+
+def all_images(paths, folder, resize=20):
+    files = ImageFiles(paths, resize, cache=folder)
+    return next(files.images([list(range(len(paths)))]))
+
+
+def test_cache_decodes_each_file_once(tmp_path, paths, decoded):
+    cached = embedder(cache=tmp_path / "cache", max_epochs=4).fit(paths, Y)
+    assert sorted(decoded) == sorted(paths)
+    cached.transform(paths)
+    assert clone(cached).set_params(random_state=1).fit(paths, Y).score(paths, Y) <= 1
+    assert len(decoded) == 20
+    plain = embedder(max_epochs=4).fit(paths, Y)
+    np.testing.assert_array_equal(plain.transform(paths), cached.transform(paths))
+
+
+class Deleting(Callback):
+    """Deletes the files when the first epoch is over."""
+
+    def __init__(self, paths):
+        self.paths = paths
+
+    def on_epoch_end(self, net, **kwargs):
+        for path in self.paths:
+            Path(path).unlink(missing_ok=True)
+
+
+def test_second_epoch_reads_no_file(tmp_path, paths):
+    params = {"callbacks": [Deleting(paths)], "max_epochs": 3}
+    assert embedder(cache=tmp_path / "cache", **params).fit(paths, Y).n_iter_ == 3
+    for i, path in enumerate(paths):
+        picture(Y[i], 60 - i, 40 + i).save(path, quality=95)
+    with pytest.raises(ValueError, match="does not exist"):
+        embedder(**params).fit(paths, Y)
+
+
+def test_changed_file_is_decoded_anew(tmp_path, paths, decoded):
+    all_images(paths, tmp_path / "cache")
+    picture(7, 60, 40).save(paths[4])
+    decoded.clear()
+    images = all_images(paths, tmp_path / "cache")
+    assert decoded == [paths[4]]
+    np.testing.assert_array_equal(images[4], decode(paths[4], 20))
+
+
+def test_another_resize_is_another_image(tmp_path, paths):
+    assert all_images(paths, tmp_path / "cache")[0].shape == (20, 30, 3)
+    assert all_images(paths, tmp_path / "cache", resize=10)[0].shape == (10, 15, 3)
+    assert all_images(paths, tmp_path / "cache", resize=None)[0].shape == (40, 60, 3)
+
+
+def test_a_path_may_stand_twice(tmp_path, paths, decoded):
+    twice = paths + paths[:3]
+    all_images(twice, tmp_path / "cache")
+    decoded.clear()
+    for image, path in zip(all_images(twice, tmp_path / "cache"), twice, strict=True):
+        np.testing.assert_array_equal(image, decode(path, 20))
+    assert not decoded
+
+
+def test_paths_are_the_same_from_any_folder(tmp_path, paths, decoded, monkeypatch):
+    all_images(paths, tmp_path / "cache")
+    decoded.clear()
+    monkeypatch.chdir(Path(paths[0]).parent)
+    all_images([Path(path).name for path in paths], tmp_path / "cache")
+    assert not decoded
+
+
+def read_all(paths, folder):
+    files = ImageFiles(paths, 20, cache=folder)
+    list(files.images([[row] for row in range(len(paths))]))
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_processes_share_a_folder(tmp_path, paths, decoded):
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=read_all, args=(paths[start:], tmp_path / "cache")) for start in (0, 3, 6)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    images = all_images(paths, tmp_path / "cache")
+    assert not decoded
+    for path, image in zip(paths, images, strict=True):
+        np.testing.assert_array_equal(image, decode(path, 20))
+
+
+def test_interrupted_fit_leaves_what_it_decoded(tmp_path, paths, decoded):
+    batches = ImageFiles(paths, 20, cache=tmp_path / "cache").images([[4, 2], [7, 1], [9]])
+    next(batches), next(batches)
+    batches.close()
+    decoded.clear()
+    images = all_images(paths, tmp_path / "cache")
+    assert sorted(decoded) == sorted(path for row, path in enumerate(paths) if row not in (4, 2, 7, 1))
+    for path, image in zip(paths, images, strict=True):
+        np.testing.assert_array_equal(image, decode(path, 20))
+
+
+def test_skipped_files_and_the_cache(tmp_path, paths, decoded):
+    """Rows are numbered anew when some are left out; their images must move with them."""
+    damage(paths[0], "empty")
+    damage_late(paths[6])
+    with pytest.warns(UserWarning, match="2 of 20"):
+        cached = embedder(on_error="skip", cache=tmp_path / "cache", max_epochs=3).fit(paths, Y)
+    assert decoded.count(paths[3]) == 1
+    good = [i for i in range(20) if i not in (0, 6)]
+    good_paths = [paths[i] for i in good]
+    plain = embedder(max_epochs=3).fit(good_paths, Y[good])
+    np.testing.assert_array_equal(cached.transform(good_paths), plain.transform(good_paths))
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["no json", "[]", '{"resize": 20}', '{"resize": 20, "images": [[1]]}', '{"resize": 20, "images": 3}', "\xff"],
+)
+def test_foreign_list_in_the_folder_is_named(tmp_path, paths, content):
+    (tmp_path / "settings.json").write_text(content, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"settings\.json is damaged or no part of a cache .* a folder of its own"):
+        embedder(cache=tmp_path).fit(paths, Y)
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".done"])
+@pytest.mark.parametrize("cut", [True, False])
+def test_shard_without_its_pixels_is_named(tmp_path, paths, suffix, cut):
+    all_images(paths, tmp_path / "cache")
+    (damaged,) = (tmp_path / "cache").glob(f"*{suffix}")
+    if cut:
+        damaged.write_bytes(damaged.read_bytes()[:-1])
+    else:
+        damaged.unlink()
+    with pytest.raises(ValueError, match=rf"{damaged.stem}.json is damaged .* delete {damaged.stem}\.\*"):
+        Cache(tmp_path / "cache", paths, 20)
+
+
+def test_cache_is_for_files(tmp_path):
+    with pytest.raises(ValueError, match=r"X is an array\. Set cache=None"):
+        embedder(cache=tmp_path).fit(np.zeros((20, 20, 20), dtype=np.uint8), Y)
+    with pytest.raises(ValueError, match="cache must be left at the default, since X holds vectors"):
+        SoftTripleEmbedder(cache="auto").fit(np.zeros((20, 5)), Y)
+
+
+def test_cache_folder_that_cannot_be_made(tmp_path, paths):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        embedder(cache=tmp_path / "file").fit(paths, Y)
