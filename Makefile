@@ -25,7 +25,7 @@ lint: .venv/installed-dev
 	$(BIN)/codespell
 
 bench: .venv/installed-bench
-	for name in losses all_losses metrics training saving; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in losses all_losses metrics training saving images; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("skdml needs Python >= 3.11 and this is %d.%d; try: make PYTHON=python3.11" % sys.version_info[:2])'
