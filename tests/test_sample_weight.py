@@ -341,7 +341,6 @@ def test_kinds_of_weights_agree(blobs, sample_weight, tmp_path):
         (np.zeros(60), "sample_weight is zero for all samples. Give others a weight > 0"),
         (0, "sample_weight is zero for all samples"),
     ],
-    ids=str,
 )
 @pytest.mark.parametrize("name", ["NormSoftmaxEmbedder", "RAWEmbedder", "MetricEmbedder"])
 def test_bad_weights(name, blobs, weights, message):
@@ -453,7 +452,9 @@ def test_a_loss_with_the_parameter_gets_the_weights(settings, blobs, sample_weig
     assert not np.allclose(embedder.fit(X, y).transform(X), Z)
 
 
-@pytest.mark.parametrize("loss", [contrast, nn.CosineEmbeddingLoss(), UnweightedPairs()], ids=repr)
+@pytest.mark.parametrize(
+    "loss", [contrast, nn.CosineEmbeddingLoss(), UnweightedPairs()], ids=["function", "module", "pairs"]
+)
 def test_a_loss_without_the_parameter_refuses_weights(loss, blobs, sample_weight):
     with pytest.raises(ValueError, match=r"sample_weight goes to the loss, but .* has no parameter of that name"):
         MetricEmbedder(loss=loss).fit(*blobs, sample_weight=sample_weight)
