@@ -391,10 +391,14 @@ class Cache:
         if place is None or image.shape[:2] != place[2:]:
             return
         # Not through the memory map: on a full disk that ends the process, and this raises.
-        for suffix, offset, content in ((".bin", place[1], image), (".done", i, b"\1")):
-            with open(shard.with_suffix(suffix), "r+b") as file:
-                file.seek(offset)
-                file.write(content)
+        try:
+            for suffix, offset, content in ((".bin", place[1], image), (".done", i, b"\1")):
+                with open(shard.with_suffix(suffix), "r+b") as file:
+                    file.seek(offset)
+                    file.write(content)
+        except OSError as error:
+            message = f"{error.strerror}. The folder cache={os.fspath(self.folder)!r} cannot be written to"
+            raise OSError(error.errno, message) from error
         self.places[row] = place
 
     def keep(self, rows):

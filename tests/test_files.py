@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import struct
 import zlib
@@ -668,6 +669,13 @@ def test_cache_is_for_files(tmp_path):
         embedder(cache=tmp_path).fit(np.zeros((20, 20, 20), dtype=np.uint8), Y)
     with pytest.raises(ValueError, match="cache must be left at the default, since X holds vectors"):
         SoftTripleEmbedder(cache="auto").fit(np.zeros((20, 5)), Y)
+
+
+def test_cache_folder_that_cannot_be_written_to(tmp_path, paths):
+    files = ImageFiles(paths, 20, cache=tmp_path / "cache")
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(OSError, match=r"The folder cache='.*cache' cannot be written to"):
+        next(files.images([[0]]))
 
 
 def test_cache_folder_that_cannot_be_made(tmp_path, paths):
