@@ -3,7 +3,7 @@
 An embedder trains a torch network so that samples of one class lie close together; ``transform`` gives the embeddings.
 """
 
-from . import datasets, inspection, losses, metrics, model_selection
+from . import datasets, inspection, losses, metrics, model_selection, verification
 from ._angular import AngularEmbedder
 from ._arcface import ArcFaceEmbedder
 from ._bier import BIEREmbedder
@@ -34,8 +34,9 @@ from ._soft_triple import SoftTripleEmbedder
 from ._sst import SSTEmbedder
 from ._sup_con import SupConEmbedder
 from ._triplet import TripletEmbedder
-from .metrics import MAPAtR, RecallAtK, RetrievalScorer, map_at_r, recall_at_k
+from .metrics import MAPAtR, RecallAtK, RetrievalScorer, map_at_r, recall_at_k, retrieval_report
 from .model_selection import ClassKFold, ClassShuffleSplit, class_train_test_split
+from .verification import PairVerifier, calibrate_threshold
 
 # isort: split
 from . import io  # lists the embedders above
@@ -65,6 +66,7 @@ __all__ = [
     "NPairsEmbedder",
     "NormSoftmaxEmbedder",
     "PDDMEmbedder",
+    "PairVerifier",
     "ProxyAnchorEmbedder",
     "ProxyNCAEmbedder",
     "QuadrupletEmbedder",
@@ -77,6 +79,7 @@ __all__ = [
     "SoftTripleEmbedder",
     "SupConEmbedder",
     "TripletEmbedder",
+    "calibrate_threshold",
     "class_train_test_split",
     "datasets",
     "inspection",
@@ -87,4 +90,6 @@ __all__ = [
     "metrics",
     "model_selection",
     "recall_at_k",
+    "retrieval_report",
+    "verification",
 ]

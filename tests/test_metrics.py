@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validate
 from sklearn.pipeline import make_pipeline
 
-from skdml import metrics
+from skdml.metrics import _retrieval, _rows
 from skdml.metrics import MAPAtR, RecallAtK, RetrievalScorer, map_at_r, recall_at_k
 
 METRICS = ["cosine", "euclidean"]
@@ -27,8 +27,8 @@ KS = [1, 2, 4, 1000]
 @pytest.fixture(params=[1, 3, 16, 1024])
 def tile(request, monkeypatch):
     """Size of a tile, from smaller to larger than the data."""
-    monkeypatch.setattr(metrics, "_CPU_TILE", request.param)
-    monkeypatch.setattr(metrics, "_GPU_TILE", request.param)
+    monkeypatch.setattr(_rows, "CPU_TILE", request.param)
+    monkeypatch.setattr(_rows, "GPU_TILE", request.param)
 
 
 def neighbours_correct(X, y, gallery=None, gallery_y=None, metric="cosine"):
@@ -88,7 +88,7 @@ def test_equals_definition(metric, data):
         queries |= {"gallery": X[n_queries:], "gallery_y": y[n_queries:]}
     arguments = [*queries.values()]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "_CPU_TILE", data.draw(st.sampled_from([1, 2, 7, 16, 1024])))
+        patch.setattr(_rows, "CPU_TILE", data.draw(st.sampled_from([1, 2, 7, 16, 1024])))
         recall = quiet(recall_at_k, k=KS, metric=metric, **queries)
         precision = quiet(map_at_r, metric=metric, **queries)
     if neighbours_correct(*arguments):
@@ -115,7 +115,7 @@ def test_tiles_of_any_size(tile, metric, n_classes):
 @pytest.mark.parametrize("k", [1, 7, 40, 900])
 def test_largest_are_those_of_a_full_sort(k):
     S = torch.tensor(np.random.default_rng(k).integers(0, 500, size=(6, 1003))).float()
-    assert_array_equal(metrics._largest(S, k), S.sort(dim=1, descending=True).values[:, :k])
+    assert_array_equal(_retrieval._largest(S, k), S.sort(dim=1, descending=True).values[:, :k])
 
 
 def test_map_at_r_by_hand():
@@ -463,7 +463,7 @@ def test_scorers_pickle_compare_and_print(scorer):
 def test_repr_of_scorers():
     assert repr(RecallAtK(2)) == "RecallAtK(k=2)"
     assert repr(MAPAtR()) == "MAPAtR()"
-    assert repr(RetrievalScorer(["map_at_r"])) == "RetrievalScorer(metrics=('map_at_r',))"
+    assert repr(RetrievalScorer(["map_at_r"])) == "RetrievalScorer(metrics=('map_at_r',), random_state=0)"
 
 
 @pytest.mark.parametrize("scorer", SCORERS, ids=repr)

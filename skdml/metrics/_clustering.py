@@ -1,0 +1,342 @@
+"""Clustering measures: k-means of the embeddings, held against their classes.
+
+Axis letters: N rows, D components, K clusters.
+"""
+
+import numpy as np
+import torch
+from scipy.special import gammaln
+from scipy.stats import entropy
+from sklearn.metrics import mutual_info_score, normalized_mutual_info_score
+from sklearn.metrics.cluster import contingency_matrix, pair_confusion_matrix
+from sklearn.utils import check_random_state
+
+from ._rows import Rows, prepare, rounding, similarities, tile_size
+
+_MAX_ITER = 20  # Lloyd's iterations; the measures no longer change in the third digit
+_MAX_SAMPLE = 16384  # rows from which the first centers are drawn, if there are no more clusters
+
+
+def nmi_score(embeddings, y, *, metric="cosine", random_state=0, device=None):
+    r"""NMI: normalized mutual information of the classes and the k-means clusters of the embeddings.
+
+    With as many clusters :math:`\Omega` as classes :math:`C`, and entropies :math:`H` [1]_,
+
+    .. math:: \mathrm{NMI} = \frac{2\, I(\Omega; C)}{H(\Omega) + H(C)}
+
+    This is the arithmetic mean in the denominator, as of scikit-learn; the geometric mean of other packages gives
+    nearly the same value. It is not corrected for chance: with few samples a class, a random clustering has a high NMI.
+    :func:`ami_score` is.
+
+    Parameters
+    ----------
+    embeddings : array-like or torch.Tensor of shape (n_samples, n_components)
+        Real and finite. A tensor is evaluated on its own device.
+    y : array-like or torch.Tensor of shape (n_samples,)
+        Class of each row: integers, strings or anything else that sorts.
+    metric : {"cosine", "euclidean"}, default="cosine"
+        "cosine": rows are scaled to unit length before k-means.
+    random_state : int, RandomState instance or None, default=0
+        Seeds k-means. No global state is changed.
+    device : str, torch.device or None, default=None
+        Where to compute. None: where the embeddings are, the CPU for arrays.
+
+    Returns
+    -------
+    float
+        NMI in [0, 1]; 1 if there is one class only.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit together, a value is not a finite real number, or `metric` is unknown.
+    TypeError
+        If the labels cannot be compared with each other.
+
+    See Also
+    --------
+    ami_score : The same, corrected for chance.
+    NMI : The same as a scorer for grid searches.
+
+    Notes
+    -----
+    k-means draws its first centers by greedy k-means++ from at most four rows a cluster (16,384 in all, or as many as
+    there are clusters) and takes at most 20 of Lloyd's iterations, from one start. Another seed gives another value,
+    by several hundredths where many classes overlap: compare embeddings with the same seed, or over several.
+
+    References
+    ----------
+    .. [1] H. Oh Song, Y. Xiang, S. Jegelka, S. Savarese, "Deep Metric Learning via Lifted Structured Feature
+       Embedding", CVPR 2016, Section 5.
+
+    Examples
+    --------
+    The clusters are the two points on the left and the two on the right.
+
+    >>> from skdml.metrics import nmi_score
+    >>> points = [[0.0], [1.0], [8.0], [9.0]]
+    >>> nmi_score(points, [0, 0, 1, 1], metric="euclidean")
+    1.0
+    >>> nmi_score(points, [0, 1, 0, 1], metric="euclidean")
+    0.0
+    """
+    queries, _ = prepare(embeddings, y, metric=metric, device=device)
+    return Clustering(queries, random_state).nmi()
+
+
+def ami_score(embeddings, y, *, metric="cosine", random_state=0, device=None):
+    r"""AMI: adjusted mutual information of the classes and the k-means clusters of the embeddings.
+
+    With as many clusters :math:`\Omega` as classes :math:`C`, entropies :math:`H`, and the mean :math:`E` over random
+    clusterings with clusters of the same sizes [1]_,
+
+    .. math:: \mathrm{AMI} = \frac{I(\Omega; C) - E[I]}{\frac12 (H(\Omega) + H(C)) - E[I]}
+
+    Papers report :func:`nmi_score`, which a random clustering of small classes drives up; this one is 0 for that.
+
+    Parameters
+    ----------
+    embeddings : array-like or torch.Tensor of shape (n_samples, n_components)
+        Real and finite. A tensor is evaluated on its own device.
+    y : array-like or torch.Tensor of shape (n_samples,)
+        Class of each row: integers, strings or anything else that sorts.
+    metric : {"cosine", "euclidean"}, default="cosine"
+        "cosine": rows are scaled to unit length before k-means.
+    random_state : int, RandomState instance or None, default=0
+        Seeds k-means. No global state is changed.
+    device : str, torch.device or None, default=None
+        Where to compute. None: where the embeddings are, the CPU for arrays.
+
+    Returns
+    -------
+    float
+        AMI, at most 1; near 0, also below, for a random clustering; 1 if there is one class only.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit together, a value is not a finite real number, or `metric` is unknown.
+    TypeError
+        If the labels cannot be compared with each other.
+
+    See Also
+    --------
+    nmi_score : As the papers have it.
+    AMI : The same as a scorer for grid searches.
+
+    Notes
+    -----
+    k-means draws its first centers by greedy k-means++ from at most four rows a cluster (16,384 in all, or as many as
+    there are clusters) and takes at most 20 of Lloyd's iterations, from one start. Another seed gives another value,
+    by several hundredths where many classes overlap: compare embeddings with the same seed, or over several.
+    The value for given clusters is that of ``sklearn.metrics.adjusted_mutual_info_score``.
+
+    References
+    ----------
+    .. [1] N. X. Vinh, J. Epps, J. Bailey, "Information Theoretic Measures for Clusterings Comparison", JMLR 11, 2010.
+
+    Examples
+    --------
+    The clusters are the two points on the left and the two on the right. Of the three ways to pair four points, a
+    random one agrees with the classes in one of three cases, so that no information is less than chance.
+
+    >>> from skdml.metrics import ami_score
+    >>> points = [[0.0], [1.0], [8.0], [9.0]]
+    >>> ami_score(points, [0, 0, 1, 1], metric="euclidean")
+    1.0
+    >>> round(ami_score(points, [0, 1, 0, 1], metric="euclidean"), 6)
+    -0.5
+    """
+    queries, _ = prepare(embeddings, y, metric=metric, device=device)
+    return Clustering(queries, random_state).ami()
+
+
+def pairwise_f1_score(embeddings, y, *, metric="cosine", random_state=0, device=None):
+    r"""F1 score of the pairs that share a k-means cluster, against those that share a class.
+
+    With as many clusters as classes, P the share of the pairs in one cluster that are of one class, and R the share of
+    the pairs of one class that are in one cluster [1]_,
+
+    .. math:: F_1 = \frac{2 P R}{P + R}
+
+    It has nothing to do with the F1 score of a classifier, which counts samples. Large clusters weigh more, by the
+    square of their size: one that swallows several classes costs much.
+
+    Parameters
+    ----------
+    embeddings : array-like or torch.Tensor of shape (n_samples, n_components)
+        Real and finite. A tensor is evaluated on its own device.
+    y : array-like or torch.Tensor of shape (n_samples,)
+        Class of each row: integers, strings or anything else that sorts.
+    metric : {"cosine", "euclidean"}, default="cosine"
+        "cosine": rows are scaled to unit length before k-means.
+    random_state : int, RandomState instance or None, default=0
+        Seeds k-means. No global state is changed.
+    device : str, torch.device or None, default=None
+        Where to compute. None: where the embeddings are, the CPU for arrays.
+
+    Returns
+    -------
+    float
+        F1 in [0, 1]; nan if no two rows share a class or a cluster.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit together, a value is not a finite real number, or `metric` is unknown.
+    TypeError
+        If the labels cannot be compared with each other.
+
+    See Also
+    --------
+    nmi_score : Measures the same clusters in bits.
+    PairwiseF1 : The same as a scorer for grid searches.
+
+    Notes
+    -----
+    k-means draws its first centers by greedy k-means++ from at most four rows a cluster (16,384 in all, or as many as
+    there are clusters) and takes at most 20 of Lloyd's iterations, from one start. Another seed gives another value,
+    by several hundredths where many classes overlap: compare embeddings with the same seed, or over several.
+
+    References
+    ----------
+    .. [1] H. Oh Song, Y. Xiang, S. Jegelka, S. Savarese, "Deep Metric Learning via Lifted Structured Feature
+       Embedding", CVPR 2016, Section 5.
+
+    Examples
+    --------
+    The clusters are the three points on the left and the one on the right: three pairs, one of them of one class. Of
+    the two pairs of one class, one is in one cluster: P = 1/3, R = 1/2.
+
+    >>> from skdml.metrics import pairwise_f1_score
+    >>> round(pairwise_f1_score([[0.0], [1.0], [2.0], [9.0]], [0, 0, 1, 1], metric="euclidean"), 6)
+    0.4
+    """
+    queries, _ = prepare(embeddings, y, metric=metric, device=device)
+    return Clustering(queries, random_state).pairwise_f1()
+
+
+class Clustering:
+    """k-means clusters of the rows, as many as there are classes."""
+
+    def __init__(self, rows, random_state):
+        self.y = rows.classes.cpu().numpy()
+        n_classes = len(torch.unique_consecutive(rows.classes))
+        self.labels = k_means(rows, n_classes, check_random_state(random_state)).cpu().numpy()
+
+    def nmi(self):
+        return float(normalized_mutual_info_score(self.y, self.labels))
+
+    def ami(self):
+        """Return what scikit-learn does, whose expectation takes as long as a search for neighbours."""
+        table = contingency_matrix(self.y, self.labels, sparse=True)
+        if 1 in table.shape:
+            return float(table.shape == (1, 1))
+        sizes = [np.asarray(table.sum(axis)).ravel() for axis in (1, 0)]
+        expected = _expected_mutual_information(*sizes)
+        information = mutual_info_score(None, None, contingency=table)
+        most = (entropy(sizes[0]) + entropy(sizes[1])) / 2
+        room = most - expected
+        return float((information - expected) / room) if room > np.finfo(float).eps else 1.0
+
+    def pairwise_f1(self):
+        (_, false_positive), (false_negative, true_positive) = pair_confusion_matrix(self.y, self.labels)
+        n_pairs = 2 * true_positive + false_positive + false_negative
+        return float(2 * true_positive / n_pairs) if n_pairs else np.nan
+
+
+def _expected_mutual_information(a, b):
+    """Mutual information of random partitions with the sizes a and b, in nats (Vinh et al., JMLR 2010, Eq. 24a)."""
+    n = a.sum()
+    log_factorial = gammaln(np.arange(n + 1) + 1.0)
+    (a, times_a), (b, times_b) = (np.unique(sizes, return_counts=True) for sizes in (a, b))
+    expected = 0.0
+    for size, times in zip(a, times_a, strict=True):
+        common = np.arange(1, min(size, b.max()) + 1)
+        possible = (common <= b[:, None]) & (common >= size + b[:, None] - n)  # (len(b), common)
+        row, column = possible.nonzero()
+        c, d = common[column], b[row]
+        log_probability = (
+            log_factorial[size] + log_factorial[d] + log_factorial[n - size] + log_factorial[n - d] - log_factorial[n]
+        ) - (log_factorial[c] + log_factorial[size - c] + log_factorial[d - c] + log_factorial[n - size - d + c])
+        terms = c / n * np.log(c * (n / size) / d) * np.exp(log_probability)
+        expected += times * (times_b[row] * terms).sum()
+    return expected
+
+
+@torch.no_grad()
+def k_means(rows, n_clusters, rng):
+    """Return the cluster of each row (N,): Lloyd's iterations from a k-means++ start.
+
+    A row is compared with the centers that moved; with all others too only if its own one moved away from it. That
+    leaves out nothing that could be the nearest.
+    """
+    rows = Rows(rows.points, rows.points.square().sum(1).div_(2), rows.classes)
+    centers = _k_means_plus_plus(rows, n_clusters, rng)
+    S, labels = _nearest(rows, centers)
+    sums = torch.zeros_like(centers.points, dtype=torch.float64)
+    before, changed = labels, torch.arange(len(rows), device=labels.device)
+    for iteration in range(_MAX_ITER):
+        X = rows.points[changed].double()
+        sums.index_add_(0, labels[changed], X)
+        if iteration:
+            sums.index_add_(0, before[changed], -X)
+        counts = torch.bincount(labels, minlength=len(centers))  # (K,)
+        has_moved = torch.zeros_like(counts, dtype=torch.bool)
+        has_moved[labels[changed]] = has_moved[before[changed]] = True
+        has_moved &= counts > 0  # an empty cluster keeps its center
+        centers.points[has_moved] = (sums[has_moved] / counts[has_moved, None]).to(S.dtype)
+        centers.offsets[has_moved] = centers.points[has_moved].square().sum(1).div_(2)
+
+        before, labels, last_S, S = labels, labels.clone(), S, S.clone()
+        own = has_moved[labels].nonzero()[:, 0]
+        own_centers = centers[labels[own]]
+        S[own] = (rows.points[own] * own_centers.points).sum(1) - rows.offsets[own] - own_centers.offsets
+        for index, candidates in (
+            ((last_S > S).nonzero()[:, 0], torch.arange(len(centers), device=S.device)),
+            ((last_S <= S).nonzero()[:, 0], has_moved.nonzero()[:, 0]),
+        ):
+            nearest, label = _nearest(rows[index], centers[candidates])
+            is_nearer = nearest > S[index]
+            S[index[is_nearer]] = nearest[is_nearer]
+            labels[index[is_nearer]] = candidates[label[is_nearer]]
+        changed = (labels != before).nonzero()[:, 0]
+        if len(changed) == 0:
+            break
+    return labels
+
+
+def _k_means_plus_plus(rows, n_clusters, rng):
+    """Return centers drawn from the rows by greedy k-means++.
+
+    They are drawn from a sample of the rows, all of whose similarities are at hand: of several rows drawn with a chance
+    in proportion to their squared distance from the centers so far, the one that lowers the sum of these most.
+    """
+    n_drawn = 2 + int(np.log(n_clusters))
+    size = min(len(rows), max(n_clusters, min(4 * n_clusters, _MAX_SAMPLE)))
+    sample = rows[torch.from_numpy(rng.permutation(len(rows))[:size]).to(rows.points.device)]
+    S = similarities(sample, sample, sample.points.new_empty(size**2))
+    noise = 2 * rounding(S.dtype) * sample.offsets
+    chosen = torch.zeros(n_clusters, dtype=torch.int64, device=S.device)  # the sample is in random order
+    nearest = S[0]
+    draws = torch.from_numpy(rng.random_sample((n_clusters, n_drawn))).to(S.device)
+    for k in range(1, n_clusters):
+        weights = torch.where(nearest < -noise, -nearest, 0).cumsum(0, dtype=torch.float64)
+        if weights[-1] == 0:  # fewer distinct rows than clusters
+            return sample[chosen[:k]]
+        drawn = torch.searchsorted(weights, draws[k] * weights[-1], right=True).clamp_(max=size - 1)
+        candidates = torch.maximum(S[drawn], nearest)
+        best = candidates.sum(1).argmax()
+        chosen[k] = drawn[best]
+        nearest = candidates[best]
+    return sample[chosen]
+
+
+def _nearest(rows, centers):
+    """Return the similarity to the nearest center of each row (N,), -d^2 / 2, and its index (N,)."""
+    if len(rows) == 0 or len(centers) == 0:
+        return rows.offsets.new_full((len(rows),), -torch.inf), torch.zeros_like(rows.classes)
+    size = min(len(rows), max(1, tile_size(rows.points) ** 2 // len(centers)))
+    buffer = rows.points.new_empty(size * len(centers))
+    found = [similarities(rows[start : start + size], centers, buffer).max(1) for start in range(0, len(rows), size)]
+    return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])

@@ -1,0 +1,120 @@
+"""Several measures from one pass over the data."""
+
+import re
+
+from ._clustering import Clustering
+from ._retrieval import check_k, find_matches, nearer_than_best_match, recalls_of
+from ._rows import count_matches, prepare
+
+RETRIEVAL = ("precision_at_1", "r_precision", "map_at_r")
+CLUSTERING = ("nmi", "ami", "pairwise_f1")
+
+
+def retrieval_report(
+    embeddings,
+    y,
+    *,
+    k=(1, 2, 4, 8),
+    gallery=None,
+    gallery_y=None,
+    metric="cosine",
+    random_state=0,
+    device=None,
+):
+    """All measures of retrieval and clustering, from one pass over the similarities and one k-means.
+
+    Parameters
+    ----------
+    embeddings : array-like or torch.Tensor of shape (n_queries, n_components)
+        Queries: real and finite. A tensor is evaluated on its own device.
+    y : array-like or torch.Tensor of shape (n_queries,)
+        Class of each query: integers, strings or anything else that sorts.
+    k : int or sequence of int, default=(1, 2, 4, 8)
+        Numbers of neighbours of Recall@K, >= 1.
+    gallery : array-like or torch.Tensor of shape (n_gallery, n_components), default=None
+        Rows in which the neighbours are looked up. None: the queries themselves, each without its own row.
+    gallery_y : array-like or torch.Tensor of shape (n_gallery,), default=None
+        Class of each row of `gallery`.
+    metric : {"cosine", "euclidean"}, default="cosine"
+        Nearest is the largest cosine (a row of zeros has cosine 0 to every row) or the smallest Euclidean distance.
+    random_state : int, RandomState instance or None, default=0
+        Seeds k-means. No global state is changed.
+    device : str, torch.device or None, default=None
+        Where to compute. None: where the embeddings are, the CPU for arrays.
+
+    Returns
+    -------
+    dict of str to int or float
+        "n_queries" and "n_gallery", the rows given; "n_left_out", how many of the queries have no other member of their
+        class in the gallery, so that retrieval leaves them out, with a warning. Then "recall_at_<k>" for each k,
+        "precision_at_1", "r_precision" and "map_at_r", which are nan if no query is left. Then "nmi", "ami" and
+        "pairwise_f1" of all queries; the gallery is not clustered.
+
+    Raises
+    ------
+    ValueError
+        If k < 1 or there is none, the shapes do not fit together, a value is not a finite real number, only one of
+        `gallery` and `gallery_y` is given, or `metric` is unknown.
+    TypeError
+        If k is not an integer, or the labels cannot be compared with each other.
+
+    See Also
+    --------
+    RetrievalScorer : Chosen measures as a scorer for grid searches.
+    recall_at_k : Also says when neighbours tie.
+
+    Notes
+    -----
+    The values are those of the functions, where each measure is defined: :func:`recall_at_k`, :func:`precision_at_1`,
+    :func:`r_precision`, :func:`map_at_r`, :func:`nmi_score`, :func:`ami_score` and :func:`pairwise_f1_score`.
+
+    Examples
+    --------
+    On a line, the clusters are the classes, and yet the third point lies nearer to the second than to the fourth.
+
+    >>> from skdml.metrics import retrieval_report
+    >>> report = retrieval_report([[0.0], [1.0], [5.0], [9.5]], [0, 0, 1, 1], k=(1, 2), metric="euclidean")
+    >>> for name, value in report.items():
+    ...     print(f"{name:15}{value:5}")
+    n_queries          4
+    n_gallery          4
+    n_left_out         0
+    recall_at_1     0.75
+    recall_at_2      1.0
+    precision_at_1  0.75
+    r_precision     0.75
+    map_at_r        0.75
+    nmi              1.0
+    ami              1.0
+    pairwise_f1      1.0
+    """
+    names = [*(f"recall_at_{k}" for k in check_k(k)), *RETRIEVAL, *CLUSTERING]
+    queries, gallery = prepare(embeddings, y, gallery, gallery_y, metric=metric, device=device)
+    n_matches = count_matches(queries, gallery)
+    counts = {"n_queries": len(queries), "n_gallery": len(gallery), "n_left_out": int((n_matches == 0).sum())}
+    return counts | measure(names, queries, gallery, n_matches, random_state)
+
+
+def k_of(name):
+    """Return k of "recall_at_<k>"; None for any other name."""
+    match = re.fullmatch(r"recall_at_([1-9][0-9]*)", str(name))
+    return int(match[1]) if match else None
+
+
+def measure(names, queries, gallery, n_matches, random_state):
+    """Return the measures of these names, computing what they need once."""
+    scores = {}
+    ks = {name: 1 if name == "precision_at_1" else k_of(name) for name in names}
+    ks = {name: k for name, k in ks.items() if k}
+    if "r_precision" in names or "map_at_r" in names:
+        matches = find_matches(queries, gallery, n_matches)
+        scores |= {"r_precision": matches.r_precision(), "map_at_r": matches.map_at_r()}
+        n_nearer = matches.n_nearer
+    elif ks:
+        n_nearer = nearer_than_best_match(queries, gallery)
+    if ks:
+        scores |= zip(ks, recalls_of(n_nearer, n_matches, list(ks.values())).tolist(), strict=True)
+    if not set(names).isdisjoint(CLUSTERING):
+        clustering = Clustering(queries, random_state)
+        scores |= {name: getattr(clustering, name)() for name in CLUSTERING if name in names}
+    return {name: scores[name] for name in names}

@@ -1,0 +1,559 @@
+"""Retrieval measures of the metric-learning papers.
+
+Axis letters: Q queries, G gallery rows, D components, R matches, K values of k.
+"""
+
+import math
+from dataclasses import dataclass
+from numbers import Integral
+
+import numpy as np
+import torch
+from torch import nn
+
+from ._rows import blocks, count_matches, prepare, similarities, thresholds, tile_size, tiles
+
+_GROUP = 32  # gallery rows of a tile that are looked at one by one only if one of them is near enough
+_MAX_R = 256  # largest class, in matches of a query, whose matches are all held at once
+
+
+def recall_at_k(embeddings, y, k=1, *, gallery=None, gallery_y=None, metric="cosine", device=None):
+    """Share of queries with at least one of their k nearest neighbours in their own class.
+
+    This is Recall@K of the metric-learning papers [1]_. Retrieval toolkits call it CMC@K or hit rate. It is not the
+    recall of information retrieval (``retrieval_recall`` in torchmetrics), which is the share of all relevant
+    items found among the first k.
+
+    Parameters
+    ----------
+    embeddings : array-like or torch.Tensor of shape (n_queries, n_components)
+        Queries: real and finite. A tensor is evaluated on its own device.
+    y : array-like or torch.Tensor of shape (n_queries,)
+        Class of each query: integers, strings or anything else that sorts.
+    k : int or sequence of int, default=1
+        Number of neighbours, >= 1. All values of a sequence share one pass over the data.
+    gallery : array-like or torch.Tensor of shape (n_gallery, n_components), default=None
+        Rows in which the neighbours are looked up. None: the queries themselves, each without its own row.
+    gallery_y : array-like or torch.Tensor of shape (n_gallery,), default=None
+        Class of each row of `gallery`.
+    metric : {"cosine", "euclidean"}, default="cosine"
+        Nearest is the largest cosine (a row of zeros has cosine 0 to every row) or the smallest Euclidean distance.
+    device : str, torch.device or None, default=None
+        Where to compute. None: where the embeddings are, the CPU for arrays.
+
+    Returns
+    -------
+    float or ndarray of shape (len(k),)
+        Recall in [0, 1], one value for each k. Queries without another member of their class in the gallery are left
+        out, with a warning that counts them; nan if no query is left.
+
+    Raises
+    ------
+    ValueError
+        If k < 1 or there is none, the shapes do not fit together, a value is not a finite real number, only one of
+        `gallery` and `gallery_y` is given, or `metric` is unknown.
+    TypeError
+        If k is not an integer, or the labels cannot be compared with each other.
+
+    See Also
+    --------
+    map_at_r : Also rewards the order of all members of the class.
+    retrieval_report : All measures in one pass.
+    RecallAtK : The same as a scorer for grid searches.
+
+    Notes
+    -----
+    Exact: neighbours are counted, not approximated. A query succeeds at k if fewer than k rows of other classes are as
+    near as its nearest row of its own class, or nearer. So a tie between classes counts against the query, and
+    embeddings that have collapsed to one point have recall 0; the order of the rows, by which a sort breaks ties, does
+    not matter. Only tiles of similarities are held: memory grows with the number of rows, not with its square.
+
+    Similarities are matrix products in the precision of the input, at least float32. Those that differ by less than
+    the rounding of the product, about 5e-7 of a cosine in float32 and 1e-14 in float64, count as equal.
+
+    References
+    ----------
+    .. [1] H. Oh Song, Y. Xiang, S. Jegelka, S. Savarese, "Deep Metric Learning via Lifted Structured Feature
+       Embedding", CVPR 2016, Section 5.
+
+    Examples
+    --------
+    On a line, each point of class 1 has the other one next to it; the points of class 0 lie at both ends.
+
+    >>> from skdml.metrics import recall_at_k
+    >>> points, labels = [[0.0], [2.0], [2.5], [7.0]], [0, 1, 1, 0]
+    >>> recall_at_k(points, labels, metric="euclidean")
+    0.5
+    >>> recall_at_k(points, labels, k=[1, 2, 3], metric="euclidean")
+    array([0.5, 0.5, 1. ])
+    """
+    ks = check_k(k)
+    queries, gallery = prepare(embeddings, y, gallery, gallery_y, metric=metric, device=device)
+    n_matches = count_matches(queries, gallery)
+    recalls = recalls_of(nearer_than_best_match(queries, gallery), n_matches, ks)
+    return recalls if np.ndim(k) else float(recalls[0])
+
+
+def precision_at_1(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine", device=None):
+    r"""Share of queries whose nearest neighbour is of their own class.
+
+    .. math:: \mathrm{P@1} = \frac1Q \sum_{q=1}^{Q} [\, y_{\text{nearest}(q)} = y_q \,]
+
+    Of one neighbour, precision and the Recall@1 of the metric-learning papers are the same number: the accuracy of
+    leave-one-out classification by the nearest neighbour. Papers report it under both names.
+
+    Parameters
+    ----------
+    embeddings : array-like or torch.Tensor of shape (n_queries, n_components)
+        Queries: real and finite. A tensor is evaluated on its own device.
+    y : array-like or torch.Tensor of shape (n_queries,)
+        Class of each query: integers, strings or anything else that sorts.
+    gallery : array-like or torch.Tensor of shape (n_gallery, n_components), default=None
+        Rows in which the neighbours are looked up. None: the queries themselves, each without its own row.
+    gallery_y : array-like or torch.Tensor of shape (n_gallery,), default=None
+        Class of each row of `gallery`.
+    metric : {"cosine", "euclidean"}, default="cosine"
+        Nearest is the largest cosine (a row of zeros has cosine 0 to every row) or the smallest Euclidean distance.
+    device : str, torch.device or None, default=None
+        Where to compute. None: where the embeddings are, the CPU for arrays.
+
+    Returns
+    -------
+    float
+        Precision in [0, 1]. Queries without another member of their class in the gallery are left out, with
+        a warning that counts them; nan if no query is left.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit together, a value is not a finite real number, only one of `gallery` and `gallery_y`
+        is given, or `metric` is unknown.
+    TypeError
+        If the labels cannot be compared with each other.
+
+    See Also
+    --------
+    recall_at_k : The same for k=1, and for more neighbours.
+    PrecisionAt1 : The same as a scorer for grid searches.
+
+    Notes
+    -----
+    A tie with another class counts against the query; :func:`recall_at_k` says what is a tie.
+
+    Examples
+    --------
+    On a line, each point of class 1 has the other one next to it; the points of class 0 lie at both ends.
+
+    >>> from skdml.metrics import precision_at_1
+    >>> precision_at_1([[0.0], [2.0], [2.5], [7.0]], [0, 1, 1, 0], metric="euclidean")
+    0.5
+    """
+    queries, gallery = prepare(embeddings, y, gallery, gallery_y, metric=metric, device=device)
+    n_matches = count_matches(queries, gallery)
+    return float(recalls_of(nearer_than_best_match(queries, gallery), n_matches, [1])[0])
+
+
+def r_precision(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine", device=None):
+    r"""Share of the query's class among its first R neighbours, R being the size of the class.
+
+    For a query with R members of its class in the gallery (without its own row),
+
+    .. math:: \mathrm{RP} = \frac{r}{R}, \qquad r = \text{members of the class among the } R \text{ nearest}
+
+    and the result is the mean over the queries [1]_. Precision at a fixed number of neighbours has a ceiling below 1
+    where a class is smaller than that number; at R, precision and the share of the class that is found are one.
+
+    Parameters
+    ----------
+    embeddings : array-like or torch.Tensor of shape (n_queries, n_components)
+        Queries: real and finite. A tensor is evaluated on its own device.
+    y : array-like or torch.Tensor of shape (n_queries,)
+        Class of each query: integers, strings or anything else that sorts.
+    gallery : array-like or torch.Tensor of shape (n_gallery, n_components), default=None
+        Rows in which the neighbours are looked up. None: the queries themselves, each without its own row.
+    gallery_y : array-like or torch.Tensor of shape (n_gallery,), default=None
+        Class of each row of `gallery`.
+    metric : {"cosine", "euclidean"}, default="cosine"
+        Nearest is the largest cosine (a row of zeros has cosine 0 to every row) or the smallest Euclidean distance.
+    device : str, torch.device or None, default=None
+        Where to compute. None: where the embeddings are, the CPU for arrays.
+
+    Returns
+    -------
+    float
+        R-precision in [0, 1]. Queries without another member of their class in the gallery are left out, with
+        a warning that counts them; nan if no query is left.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit together, a value is not a finite real number, only one of `gallery` and `gallery_y`
+        is given, or `metric` is unknown.
+    TypeError
+        If the labels cannot be compared with each other.
+
+    See Also
+    --------
+    map_at_r : Also rewards the order of the first R.
+    RPrecision : The same as a scorer for grid searches.
+
+    Notes
+    -----
+    Of rows at the same distance, those of the query's own class come last; :func:`recall_at_k` says what is the
+    same. Memory is that of :func:`map_at_r`.
+
+    References
+    ----------
+    .. [1] K. Musgrave, S. Belongie, S.-N. Lim, "A Metric Learning Reality Check", ECCV 2020, Section 3.2.
+
+    Examples
+    --------
+    Of the two neighbours of each point of class 0, one is of its class. The only match of the point of class 1 would be
+    itself, which is why that query is left out.
+
+    >>> import warnings
+    >>> from skdml.metrics import r_precision
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("ignore")
+    ...     r_precision([[0.0], [2.0], [3.0], [7.0]], [0, 1, 0, 0], metric="euclidean")
+    0.5
+    """
+    queries, gallery = prepare(embeddings, y, gallery, gallery_y, metric=metric, device=device)
+    return find_matches(queries, gallery, count_matches(queries, gallery)).r_precision()
+
+
+def map_at_r(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine", device=None):
+    r"""Mean average precision over the first R neighbours, R being the size of the query's class.
+
+    For a query with R members of its class in the gallery (without its own row),
+
+    .. math:: \mathrm{MAP@R} = \frac{1}{R} \sum_{i=1}^{R} P(i),
+       \qquad P(i) = \text{precision at } i \text{ if the } i\text{-th neighbour is correct, else } 0
+
+    and the result is the mean over the queries [1]_. It is 1 only if every class is free of intruders. Average
+    precision in the sense of information retrieval (``average_precision_score`` in scikit-learn) goes on to the end of
+    the ranking; this one stops at R.
+
+    Parameters
+    ----------
+    embeddings : array-like or torch.Tensor of shape (n_queries, n_components)
+        Queries: real and finite. A tensor is evaluated on its own device.
+    y : array-like or torch.Tensor of shape (n_queries,)
+        Class of each query: integers, strings or anything else that sorts.
+    gallery : array-like or torch.Tensor of shape (n_gallery, n_components), default=None
+        Rows in which the neighbours are looked up. None: the queries themselves, each without its own row.
+    gallery_y : array-like or torch.Tensor of shape (n_gallery,), default=None
+        Class of each row of `gallery`.
+    metric : {"cosine", "euclidean"}, default="cosine"
+        Nearest is the largest cosine (a row of zeros has cosine 0 to every row) or the smallest Euclidean distance.
+    device : str, torch.device or None, default=None
+        Where to compute. None: where the embeddings are, the CPU for arrays.
+
+    Returns
+    -------
+    float
+        MAP@R in [0, 1]. Queries without another member of their class in the gallery are left out, with a warning
+        that counts them; nan if no query is left.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit together, a value is not a finite real number, only one of `gallery` and `gallery_y`
+        is given, or `metric` is unknown.
+    TypeError
+        If the labels cannot be compared with each other.
+
+    See Also
+    --------
+    r_precision : Without regard to the order of the first R.
+    recall_at_k : Asks for one neighbour of the class only.
+    MAPAtR : The same as a scorer for grid searches.
+
+    Notes
+    -----
+    Of rows at the same distance, those of the query's own class come last; :func:`recall_at_k` says what is the
+    same. Memory grows with Q times the R of the largest class up to R = 256; of larger classes, the gallery is compared
+    with a block of queries at a time.
+
+    References
+    ----------
+    .. [1] K. Musgrave, S. Belongie, S.-N. Lim, "A Metric Learning Reality Check", ECCV 2020, Section 3.2.
+
+    Examples
+    --------
+    With two points in each class R is 1, and MAP@R the share of points whose nearest neighbour is of their class.
+
+    >>> from skdml.metrics import map_at_r
+    >>> map_at_r([[0.0], [2.0], [2.5], [7.0]], [0, 1, 1, 0], metric="euclidean")
+    0.5
+
+    Three correct neighbours, the last of them behind one point of another class: (1/1 + 2/2 + 0) / 3.
+
+    >>> query, gallery = [[0.0]], [[1.0], [2.0], [3.0], [4.0]]
+    >>> round(map_at_r(query, [0], gallery=gallery, gallery_y=[0, 0, 1, 0], metric="euclidean"), 4)
+    0.6667
+    """
+    queries, gallery = prepare(embeddings, y, gallery, gallery_y, metric=metric, device=device)
+    return find_matches(queries, gallery, count_matches(queries, gallery)).map_at_r()
+
+
+def check_k(k):
+    """Return k as a list of integers >= 1."""
+    ks = list(k) if np.ndim(k) else [k]
+    if not ks:
+        raise ValueError("k must hold at least one integer, got an empty sequence.")
+    for value in ks:
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise TypeError(f"k must be an integer or a sequence of integers, got {value!r}.")
+        if value < 1:
+            raise ValueError(f"k must be at least 1, got {value}.")
+    return [int(value) for value in ks]
+
+
+def recalls_of(n_nearer, n_matches, ks):
+    """Recall at each of `ks`, of queries with a match."""
+    n_nearer = n_nearer[n_matches > 0]
+    if len(n_nearer) == 0:
+        return np.full(len(ks), np.nan)
+    hits = n_nearer[:, None] < torch.tensor(ks, device=n_nearer.device)  # (Q, K)
+    return hits.sum(0).cpu().numpy() / len(n_nearer)
+
+
+@torch.no_grad()
+def nearer_than_best_match(queries, gallery):
+    """How many rows of other classes are as near as the best match of each query, or nearer, (Q,).
+
+    Both are sorted by class, so that rows of one class meet in few tiles, near the diagonal. A first pass over these
+    finds the best matches, with small tiles to hold few other rows; a second one over all tiles counts. Without a
+    separate gallery a tile serves its rows and its columns, and those below the diagonal are not needed.
+    """
+    symmetric = queries is gallery
+    new = queries.points.new_empty
+    best = new(len(queries)).fill_(-torch.inf)
+    ranks = torch.zeros_like(queries.classes)
+    size = tile_size(queries.points)
+    # The flags have the type of the similarities, as torch compares and sums floats several times faster than booleans.
+    buffer, flags = (new(min(size, len(queries)) * min(size, len(gallery))) for _ in range(2))
+
+    for q, g, may_match, _ in tiles(queries, gallery, math.ceil(size / 4)):
+        if may_match:
+            S = similarities(queries[q], gallery[g], buffer)
+            S.masked_fill_(queries.classes[q, None] != gallery.classes[g], -torch.inf)
+            if symmetric and q == g:
+                S.fill_diagonal_(-torch.inf)
+            elif symmetric:
+                best[g] = torch.maximum(best[g], S.amax(0))
+            best[q] = torch.maximum(best[q], S.amax(1))
+
+    best = thresholds(best, queries)
+    for q, g, may_match, may_differ in tiles(queries, gallery, size):
+        if may_differ:
+            S = similarities(queries[q], gallery[g], buffer)
+            if may_match:
+                S.masked_fill_(queries.classes[q, None] == gallery.classes[g], -torch.inf)
+            nearer = flags[: S.numel()].view_as(S)
+            ranks[q] += torch.ge(S, best[q, None], out=nearer).sum(1).long()
+            if symmetric and q != g:
+                ranks[g] += torch.ge(S, best[g], out=nearer).sum(0).long()
+    return ranks
+
+
+@dataclass
+class Matches:
+    """Where the matches of each query stand among its neighbours; of equally near rows, other classes come first."""
+
+    n_matches: torch.Tensor  # (Q,) R
+    n_nearer: torch.Tensor  # (Q,) rows of other classes as near as the nearest match, or nearer
+    n_hits: torch.Tensor  # (Q,) matches among the first R neighbours
+    precision: torch.Tensor  # (Q,) sum over these matches of the precision at their position
+
+    def recalls(self, ks):
+        return recalls_of(self.n_nearer, self.n_matches, ks)
+
+    def r_precision(self):
+        return self._mean_of_shares(self.n_hits)
+
+    def map_at_r(self):
+        return self._mean_of_shares(self.precision)
+
+    def _mean_of_shares(self, values):
+        valid = self.n_matches > 0
+        return (values[valid] / self.n_matches[valid].to(self.precision.dtype)).mean().item()
+
+
+@torch.no_grad()
+def find_matches(queries, gallery, n_matches):
+    """Return the `Matches` of all queries."""
+    find = _find_in_tiles if n_matches.max() <= _MAX_R else _find_in_strips
+    parts = find(queries, gallery, n_matches, _columns_of_classes(queries, gallery))
+    return Matches(n_matches, *map(torch.cat, zip(*parts, strict=True)))
+
+
+def _find_in_tiles(queries, gallery, n_matches, columns_of):
+    """Return n_nearer, n_hits and precision of one block of queries after another, from one pass over the tiles.
+
+    As in `nearer_than_best_match`, a tile serves its rows and its columns where the queries are the gallery.
+    """
+    size = tile_size(queries.points)
+    query_blocks = [q for q, *_ in blocks(queries, size)]
+    rankings = {}
+    for q, r in zip(query_blocks, _largest_r(n_matches, query_blocks), strict=True):
+        parts = []
+        for part in _split(q, math.ceil(size / 16)):  # small, to compare few rows of other classes
+            near = gallery[columns_of(part)]
+            S = similarities(queries[part], near, near.points.new_empty((part.stop - part.start) * len(near)))
+            parts.append(_match_thresholds(S, queries, gallery, part, columns_of(part), r))
+        rankings[q.start] = _Ranking(torch.cat(parts), n_matches[q])
+
+    buffer, flags = (queries.points.new_empty(min(size, len(queries)) * min(size, len(gallery))) for _ in range(2))
+    for q, g, may_match, may_differ in tiles(queries, gallery, size):
+        if may_differ:
+            S = similarities(queries[q], gallery[g], buffer)
+            if may_match:
+                S.masked_fill_(queries.classes[q, None] == gallery.classes[g], -torch.inf)
+            nearer = flags[: S.numel()].view_as(S)
+            rankings[q.start].add(S, nearer, axis=1)
+            if queries is gallery and q != g:
+                rankings[g.start].add(S, nearer, axis=0)
+    return [ranking.finish() for ranking in rankings.values()]
+
+
+class _Ranking:
+    """The rows of other classes that come before the matches of a block of queries.
+
+    Of each tile only those rows are taken that can change a result: at least as near as the R-th nearest so far, and as
+    the last match. Where R of them are as near as the best match, no match is a hit, and the rest is only counted.
+    """
+
+    def __init__(self, matches, n_matches):
+        self.matches, self.n_matches = matches, n_matches  # (Q, R), (Q,)
+        self.last = (n_matches - 1).clamp(min=0)[:, None]
+        self.best = _threshold(matches, torch.zeros_like(self.last))
+        self.others = torch.empty_like(matches)  # (Q, R), falling
+        self.n_nearer = torch.zeros_like(n_matches)
+        self.rows = None  # of the values not yet among the others
+        self.values = []
+        self.n_values = 0
+
+    def add(self, S, flags, axis):
+        """Take in similarities, -inf for rows of the own class, to gallery rows along the axis; flags are scratch."""
+        if self.rows is None:
+            S = S if axis else S.T.contiguous()
+            self.n_nearer += torch.ge(S, self.best).sum(1)
+            self.rows = []
+            self._set_others(_largest(S, self.matches.shape[1]))
+            return
+        size = math.gcd(S.shape[axis], _GROUP)
+        bar = self.bar if axis else self.bar.T
+        counts = torch.ge(S, bar, out=flags).unflatten(axis, (size, -1)).sum(axis)
+        groups = counts if axis else counts.T  # (Q, groups)
+        self.n_nearer += (groups.sum(1) * self.is_lost).long()
+        row, group = (groups * ~self.is_lost[:, None]).nonzero(as_tuple=True)
+        S = S.unflatten(axis, (size, -1))
+        values = S[row, :, group] if axis else S[:, group, row].T
+        near, offset = (values >= self.bar[row]).nonzero(as_tuple=True)
+        row, values = row[near], values[near, offset]
+        self.n_nearer += torch.bincount(row[values >= self.best[row, 0]], minlength=len(self.best))
+        self.rows.append(row)
+        self.values.append(values)
+        self.n_values += len(row)
+        if self.n_values > self.others.numel():
+            self._merge()
+
+    def _merge(self):
+        row, order = torch.cat(self.rows).sort(stable=True)
+        counts = torch.bincount(row, minlength=len(self.best))
+        column = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+        table = self.others.new_full((len(self.best), int(counts.max())), -torch.inf)
+        table[row, column] = torch.cat(self.values)[order]
+        self._set_others(torch.cat([self.others, table], 1).topk(self.others.shape[1]).values)
+        self.rows, self.values, self.n_values = [], [], 0
+
+    def _set_others(self, others):
+        self.others = others
+        farthest = others.gather(1, self.last)
+        self.is_lost = (farthest >= self.best)[:, 0]
+        self.bar = torch.minimum(torch.maximum(farthest, _threshold(self.matches, self.last)), self.best)
+
+    def finish(self):
+        if self.rows is None:  # no row is of another class
+            self._set_others(self.others.fill_(-torch.inf))
+        elif self.rows:
+            self._merge()
+        return self.n_nearer, *_hits(self.matches, self.others, self.n_matches)
+
+
+def _find_in_strips(queries, gallery, n_matches, columns_of):
+    """Return the same from rows of similarities to the whole gallery: for classes that are a fair share of it."""
+    n_rows = min(len(queries), math.ceil(16 * tile_size(gallery.points) ** 2 / len(gallery)))
+    buffer = gallery.points.new_empty(n_rows * len(gallery))
+    strips = _split(slice(0, len(queries)), n_rows)
+    parts = []
+    for q, r in zip(strips, _largest_r(n_matches, strips), strict=True):
+        S = similarities(queries[q], gallery, buffer)
+        columns = columns_of(q)
+        matches = _match_thresholds(S[:, columns], queries, gallery, q, columns, r)
+        S[:, columns].masked_fill_(queries.classes[q, None] == gallery.classes[columns], -torch.inf)
+        n_nearer = torch.ge(S, _threshold(matches, n_matches.new_zeros(len(S), 1))).sum(1)
+        parts.append((n_nearer, *_hits(matches, _largest(S, r), n_matches[q])))
+    return parts
+
+
+def _columns_of_classes(queries, gallery):
+    """Return a function from a slice of queries to the slice of the gallery that holds their classes."""
+    first = torch.searchsorted(gallery.classes, queries.classes).tolist()
+    last = torch.searchsorted(gallery.classes, queries.classes, right=True).tolist()
+    return lambda q: slice(first[q.start], last[q.stop - 1])
+
+
+def _split(block, size):
+    return [slice(start, min(start + size, block.stop)) for start in range(block.start, block.stop, size)]
+
+
+def _largest_r(n_matches, slices):
+    """List the largest R of each slice, at least 1; they leave the device at once."""
+    return torch.stack([n_matches[q].max() for q in slices]).clamp(min=1).tolist()
+
+
+def _match_thresholds(S, queries, gallery, q, columns, r):
+    """Return from which similarity on a row is as near as each of r matches, falling (Q, R); -inf beyond the matches.
+
+    S holds the similarities of the slices q and columns.
+    """
+    S = S.masked_fill(queries.classes[q, None] != gallery.classes[columns], -torch.inf)
+    if queries is gallery:
+        S.diagonal(q.start - columns.start).fill_(-torch.inf)
+    return thresholds(_largest(S, r), queries[q])
+
+
+def _threshold(matches, index):
+    """Return the thresholds at an index (Q, 1), inf for queries without a match: nothing counts as nearer."""
+    values = matches.gather(1, index)
+    return values.masked_fill(values == -torch.inf, torch.inf)
+
+
+def _hits(matches, others, n_matches):
+    """Return how many matches are among the first R (Q,) and the sum of the precision at them (Q,).
+
+    `matches` are the thresholds (Q, R) of the matches, `others` the R nearest rows of other classes; both fall.
+    """
+    i = torch.arange(1, matches.shape[1] + 1, dtype=matches.dtype, device=matches.device)
+    # The i-th match stands behind i - 1 matches and the other rows that are as near or nearer.
+    position = i + torch.searchsorted(-others, -matches, right=True)
+    is_hit = position <= n_matches[:, None]
+    return is_hit.sum(1), (i / position * is_hit).sum(1)
+
+
+def _largest(S, k):
+    """Return the k largest values of each row, falling; -inf where there are fewer.
+
+    They lie in the k groups of columns with the largest maxima: that leaves far fewer values to sort.
+    """
+    size = math.isqrt(S.shape[1] // k)
+    if size > 2:
+        n_groups = S.shape[1] // size
+        groups, rest = S[:, : size * n_groups].unflatten(1, (size, n_groups)), S[:, size * n_groups :]
+        top = groups.amax(1).topk(k, sorted=False).indices  # (Q, k)
+        S = torch.cat([groups.gather(2, top[:, None].expand(-1, size, -1)).flatten(1), rest], dim=1)
+    values = S.topk(min(k, S.shape[1])).values
+    return nn.functional.pad(values, (0, k - values.shape[1]), value=-torch.inf)

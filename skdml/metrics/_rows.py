@@ -1,0 +1,213 @@
+"""What the measures share: checked rows in the order of their classes, and tiles of their similarities.
+
+Axis letters: Q queries, G gallery rows, D components.
+"""
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+CPU_TILE = 1024  # rows and columns of a tile of similarities: small enough for the cache,
+GPU_TILE = 4096  # and large enough to fill a GPU
+_ALIGNMENT = 32  # tiles are cut at multiples of it, where they are not smaller
+_MARGIN = {torch.float32: 4, torch.float64: 64}  # rounding of a similarity, in units of eps, with room to spare
+
+
+@dataclass
+class Rows:
+    """Embeddings in the order of their classes."""
+
+    points: torch.Tensor  # (n, D)
+    offsets: torch.Tensor | None  # (n,) |x|^2 / 2, only for Euclidean distances
+    classes: torch.Tensor  # (n,) 0..C-1, rising
+
+    def __len__(self):
+        return len(self.classes)
+
+    def __getitem__(self, index):
+        return Rows(self.points[index], None if self.offsets is None else self.offsets[index], self.classes[index])
+
+
+def similarities(rows, columns, buffer):
+    """Similarities of two sets of rows, in `buffer`: the larger, the nearer."""
+    S = buffer[: len(rows) * len(columns)].view(len(rows), len(columns))
+    # With out=, a surrounding autocast does not lower the precision.
+    if rows.offsets is None:
+        return torch.mm(rows.points, columns.points.T, out=S)
+    # -|x - z|^2 / 2, in an order of operations that is symmetric in x and z.
+    torch.add(rows.offsets[:, None], columns.offsets, out=S)
+    return torch.addmm(S, rows.points, columns.points.T, beta=-1, out=S)
+
+
+def thresholds(values, queries):
+    """Return the similarity from which on a row counts as no farther than `values` (Q, ...).
+
+    Equal rows get similarities that differ by the rounding of a product, which depends on their place in it. Without
+    the margin, embeddings that have collapsed to a point would have any recall.
+    """
+    margin = rounding(values.dtype)
+    if queries.offsets is None:
+        return values - margin
+    return values * (1 + margin) - 2 * margin * queries.offsets.view(-1, *[1] * (values.ndim - 1))
+
+
+def rounding(dtype):
+    """Return the rounding of the similarity of two unit vectors."""
+    return _MARGIN[dtype] * torch.finfo(dtype).eps
+
+
+def tiles(queries, gallery, size):
+    """Yield (query slice, gallery slice, may hold rows of one class, may hold rows of different classes)."""
+    query_blocks, gallery_blocks = blocks(queries, size), blocks(gallery, size)
+    for i, (q, q_first, q_last) in enumerate(query_blocks):
+        for g, g_first, g_last in gallery_blocks[i if queries is gallery else 0 :]:
+            yield q, g, q_first <= g_last and g_first <= q_last, not q_first == q_last == g_first == g_last
+
+
+def blocks(rows, size):
+    """List (slice, first class, last class) of blocks of nearly equal length, `size` at most."""
+    length = math.ceil(len(rows) / math.ceil(len(rows) / size))
+    if size % _ALIGNMENT == 0:
+        length += -length % _ALIGNMENT
+    edges = [*range(0, len(rows), length), len(rows)]
+    first, last = rows.classes[edges[:-1]].tolist(), rows.classes[[edge - 1 for edge in edges[1:]]].tolist()
+    return list(zip(map(slice, edges[:-1], edges[1:]), first, last, strict=True))
+
+
+def tile_size(points):
+    return CPU_TILE if points.device.type == "cpu" else GPU_TILE
+
+
+def prepare(embeddings, y, gallery=None, gallery_y=None, *, metric="cosine", device=None):
+    """Check the input; return the queries and the gallery, the same object if there is none, for `similarities`."""
+    if metric not in ("cosine", "euclidean"):
+        raise ValueError(f"metric must be 'cosine' or 'euclidean', got {metric!r}.")
+    if (gallery is None) != (gallery_y is None):
+        given, missing = ("gallery_y", "gallery") if gallery is None else ("gallery", "gallery_y")
+        raise ValueError(f"gallery and gallery_y belong together, got only {given}. Pass {missing} too.")
+    points, labels = [check_points(embeddings, "embeddings", device)], [_check_labels(y, "y")]
+    if gallery is not None:
+        points.append(check_points(gallery, "gallery", points[0].device))
+        labels.append(_check_labels(gallery_y, "gallery_y"))
+        if points[0].shape[1] != points[1].shape[1]:
+            raise ValueError(
+                f"embeddings and gallery must have the same number of columns, got {points[0].shape[1]} and "
+                f"{points[1].shape[1]}. Embed both with the same model."
+            )
+        dtype = torch.promote_types(points[0].dtype, points[1].dtype)
+        points = [p.to(dtype) for p in points]
+    for p, label, name in zip(points, labels, ("y", "gallery_y"), strict=False):
+        if len(p) != len(label):
+            raise ValueError(f"{name} must hold a label for each row, got {len(label)} labels for {len(p)} rows.")
+    classes = _encode(labels).to(points[0].device).split([len(p) for p in points])
+    sorted_rows = []
+    for p, c in zip(points, classes, strict=True):
+        c, order = c.sort(stable=True)
+        sorted_rows.append(Rows(p[order], None, c))
+    _to_metric(sorted_rows, metric)
+    return sorted_rows[0], sorted_rows[-1]
+
+
+def count_matches(queries, gallery, stacklevel=3):
+    """Return R, the number of gallery rows of each query's class without its own row; warn of queries without one."""
+    sizes = torch.bincount(gallery.classes, minlength=int(queries.classes[-1]) + 1)
+    n_matches = sizes[queries.classes] - int(queries is gallery)
+    n_left_out = int((n_matches == 0).sum())
+    if n_left_out:  # they are misses of the data, not of the embedding
+        warnings.warn(
+            f"{n_left_out} of {len(queries)} queries are left out: the gallery has no other member of their class.",
+            UserWarning,
+            stacklevel=stacklevel,
+        )
+    return n_matches
+
+
+@torch.no_grad()
+def _to_metric(sorted_rows, metric):
+    """Change the points in place, so that `similarities` orders by `metric`."""
+    if metric == "cosine":
+        for rows in sorted_rows:
+            normalize_(rows.points)
+        return
+    # Distances do not depend on the origin, their rounding does: move it into the data. A median is one of the
+    # values given, so that differences on a grid stay exact.
+    gallery = sorted_rows[-1].points
+    center = gallery[:: 1 + len(gallery) // 1000].median(0).values
+    for rows in sorted_rows:
+        rows.points.sub_(center)
+        rows.offsets = rows.points.square().sum(1).div_(2)
+        if not rows.offsets.isfinite().all():
+            raise ValueError(
+                f"Squared distances overflow {str(rows.points.dtype).removeprefix('torch.')}. "
+                "Scale the embeddings down or pass them as float64."
+            )
+
+
+def normalize_(points):
+    """Scale each row to unit length in place; a row of zeros stays."""
+    for order in (torch.inf, 2):  # the largest entry first: squares neither overflow nor vanish
+        norms = torch.linalg.vector_norm(points, order, dim=1, keepdim=True)
+        points.div_(norms.masked_fill_(norms == 0, 1))
+    return points
+
+
+def check_points(X, name, device=None):
+    """Return X as a 2-D tensor of float32 or float64 on the device, None: its own; may share the memory of X."""
+    needed = f"{name} must be a dense 2-D array of finite real numbers, a row for each sample"
+    if isinstance(X, torch.Tensor):
+        X = X.detach()
+        kind = "complex" if X.is_complex() else None
+        if kind is None:
+            X = X.to(torch.float64 if X.dtype in (torch.float64, torch.int32, torch.int64) else torch.float32)
+    else:
+        got = type(X).__name__
+        X = np.asarray(X)
+        kind = X.dtype.name if X.dtype.kind not in "fiubO" else None
+        if kind is None:
+            try:
+                dtype = np.float32 if np.can_cast(X.dtype, np.float32) else np.float64
+                X = torch.from_numpy(np.require(X, dtype, ["C", "W"]))
+            except (TypeError, ValueError):
+                kind = f"{got} of {X.dtype.name}s"
+    if kind is not None:
+        raise ValueError(f"{needed}, got {kind}. Convert it to real numbers first.")
+    if X.ndim != 2:
+        raise ValueError(f"{needed}, got shape {tuple(X.shape)}. Reshape it to (n_samples, n_components).")
+    if X.numel() == 0:
+        raise ValueError(f"{needed}, got shape {tuple(X.shape)}: there is nothing to evaluate.")
+    X = X.to(X.device if device is None else device)
+    if not X.isfinite().all():
+        raise ValueError(f"{needed}, got NaN or infinity. Look for a diverged training or missing values.")
+    return X
+
+
+def _check_labels(y, name):
+    """Return y as a 1-D tensor or array."""
+    if isinstance(y, torch.Tensor):
+        y = y.detach()
+        if y.is_floating_point():
+            y = y.cpu().numpy()
+    else:
+        y = np.asarray(y)
+    if y.ndim != 1:
+        raise ValueError(f"{name} must be 1-D, a label for each row, got shape {tuple(y.shape)}. Pass {name}.ravel().")
+    return y
+
+
+def _encode(labels):
+    """Return the numbers of the classes of one or two sets of labels together, as one int64 tensor."""
+    if all(isinstance(y, torch.Tensor) for y in labels):
+        return torch.unique(torch.cat([y.to(labels[0].device) for y in labels]), return_inverse=True)[1]
+    labels = [y.cpu().numpy() if isinstance(y, torch.Tensor) else y for y in labels]
+    if len({y.dtype.kind for y in labels}) > 1:  # a common type could merge labels, such as 1 and "1"
+        labels = [y.astype(object) for y in labels]
+    labels = np.concatenate(labels)
+    try:
+        if (labels != labels).any():
+            raise ValueError("The labels contain missing values. Leave these rows out, or give them a class.")
+        return torch.from_numpy(np.unique(labels, return_inverse=True)[1])
+    except TypeError as error:
+        raise TypeError(f"The labels must be of one sortable type, got a mixture: {error}. Convert them.") from error

@@ -1,0 +1,310 @@
+"""Same class or not: a threshold on the similarity of two embeddings.
+
+Axes: N samples, D components, P pairs, T thresholds.
+"""
+
+from numbers import Real
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, clone
+from sklearn.exceptions import NotFittedError
+from sklearn.metrics import auc
+from sklearn.utils.validation import check_is_fitted
+
+from ._constraints import Interval, StrOptions, check_constraints
+from .metrics._rows import check_points, normalize_, prepare, similarities, tile_size, tiles
+
+__all__ = ["PairVerifier", "calibrate_threshold"]
+
+_HALF = 2**19  # bins of similarities in [0, 1): 2e-6 wide, a few times the rounding of a product in float32
+
+
+def calibrate_threshold(embedder, X, y, *, strategy="eer", far=1e-3):
+    r"""Find the similarity from which on two samples count as of one class.
+
+    The threshold is chosen on all :math:`N (N - 1) / 2` pairs of the samples. With the share of the pairs of two
+    classes that it accepts, FAR (false accept rate), and the share of the pairs of one class that it rejects, FRR
+    (false reject rate), it is where
+
+    - "eer": FAR and FRR are equal, or nearest to that (equal error rate);
+    - "max_accuracy": the fewest pairs are judged wrong. As most pairs are of two classes, it is stricter than "eer";
+    - "far": FAR is at most `far`, and FRR as low as that allows.
+
+    Parameters
+    ----------
+    embedder : fitted transformer or Pipeline that ends in one
+        Gives the embeddings. Calibrate on classes that it was not trained on: those are closer together.
+    X : array-like of shape (n_samples, ...)
+        Anything that `embedder.transform` takes.
+    y : array-like of shape (n_samples,)
+        Class of each sample: two classes or more, two samples or more of one of them.
+    strategy : {"eer", "max_accuracy", "far"}, default="eer"
+        What the threshold is for.
+    far : float, default=1e-3
+        Highest false accept rate in [0, 1); only with strategy="far".
+
+    Returns
+    -------
+    float
+        Threshold on the cosine of two embeddings: those with at least this similarity are accepted. It lies in the
+        middle of the range within which no pair is judged otherwise.
+
+    Raises
+    ------
+    TypeError
+        If the embedder has no `transform`, or the labels cannot be compared with each other.
+    ValueError
+        If a parameter is out of range, there is no pair of one class or none of two, the lengths of X and y differ, or
+        an embedding is not finite.
+
+    See Also
+    --------
+    PairVerifier : The same as an estimator with predict.
+
+    Notes
+    -----
+    The pairs are counted in :math:`2^{20}` bins of similarity, in one pass over tiles of similarities; no pair is held.
+    The threshold is therefore a multiple of :math:`2^{-19}`, about 2e-6, for which the counts are exact. FAR may be
+    measured no finer than one over the pairs of two classes.
+
+    Examples
+    --------
+    >>> from skdml import calibrate_threshold
+    >>> from sklearn.preprocessing import FunctionTransformer
+    >>> Z, y = [[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]], [0, 0, 1]  # cosines 0.8 in the class; 0 and 0.6 between classes
+    >>> round(calibrate_threshold(FunctionTransformer(), Z, y), 4)
+    0.7
+    """
+    parameters = {"strategy": strategy, "far": far}
+    check_constraints(PairVerifier(embedder, **parameters), parameters)
+    false, true = _accepted(*_count_pairs(_embed(embedder, X), y))
+    if strategy == "far":
+        chosen = (false <= far * false[0]).argmax()
+    elif strategy == "eer":
+        chosen = np.abs(false / false[0] - (1 - true / true[0])).argmin()
+    else:
+        chosen = (false - true).argmin()
+    alike = np.flatnonzero((false == false[chosen]) & (true == true[chosen]))
+    return float((alike[0] + alike[-1]) // 2 - _HALF) / _HALF
+
+
+class PairVerifier(BaseEstimator):
+    """Tells whether two samples are of the same class, by the similarity of their embeddings.
+
+    Parameters
+    ----------
+    embedder : transformer or Pipeline that ends in one
+        Gives the embeddings. If it is fitted, it is used as it is; if not, a clone is fitted, see Notes.
+    strategy : {"eer", "max_accuracy", "far"}, default="eer"
+        What the threshold is for, see :func:`calibrate_threshold`.
+    far : float, default=1e-3
+        Highest false accept rate in [0, 1); only with strategy="far".
+
+    Attributes
+    ----------
+    embedder_ : transformer
+        The one given, or its fitted clone.
+    threshold_ : float
+        Cosine of two embeddings from which on they count as of one class.
+    n_features_in_ : int
+        Of the embedder, where it has it.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Of the embedder, where it has them.
+
+    See Also
+    --------
+    calibrate_threshold : The threshold alone.
+
+    Notes
+    -----
+    A threshold that is calibrated on the classes of the training is too high for new ones, as these are less tight. So
+    fit the embedder on some classes and the verifier on others. Where estimators are cloned, as in a grid search, wrap
+    the fitted embedder in ``sklearn.frozen.FrozenEstimator``: a clone of it stays fitted.
+
+    Examples
+    --------
+    >>> from skdml import PairVerifier, class_train_test_split
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn.decomposition import PCA
+    >>> X_train, X_new, y_train, y_new = class_train_test_split(*load_digits(return_X_y=True))
+    >>> verifier = PairVerifier(PCA(16).fit(X_train)).fit(X_new, y_new)
+    >>> y_new[1:5], y_new[11:15]
+    (array([6, 7, 8, 9]), array([6, 7, 8, 9]))
+    >>> verifier.predict((X_new[1:5], X_new[11:15]))
+    array([ True,  True,  True,  True])
+    >>> verifier.predict((X_new[1:5], X_new[12:16]))
+    array([False, False, False,  True])
+    """
+
+    _parameter_constraints = {
+        "strategy": [StrOptions({"eer", "max_accuracy", "far"})],
+        "far": [Interval(Real, 0, 1, closed="left")],
+    }
+
+    def __init__(self, embedder, *, strategy="eer", far=1e-3):
+        self.embedder = embedder
+        self.strategy = strategy
+        self.far = far
+
+    def fit(self, X, y):
+        """Calibrate the threshold, after fitting a clone of the embedder if it is not fitted.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            Samples, not pairs: anything that the embedder takes.
+        y : array-like of shape (n_samples,)
+            Class of each sample.
+
+        Returns
+        -------
+        self : object
+            The fitted verifier.
+
+        Raises
+        ------
+        TypeError
+            If the embedder has no `transform`, or the labels cannot be compared with each other.
+        ValueError
+            If a parameter is out of range, there is no pair of one class or none of two, the lengths of X and y differ,
+            or an embedding is not finite.
+        """
+        try:
+            check_is_fitted(self.embedder)
+            self.embedder_ = self.embedder
+        except NotFittedError:
+            self.embedder_ = clone(self.embedder).fit(X, y)
+        self.threshold_ = calibrate_threshold(self.embedder_, X, y, strategy=self.strategy, far=self.far)
+        for name in ("n_features_in_", "feature_names_in_"):
+            if hasattr(self.embedder_, name):
+                setattr(self, name, getattr(self.embedder_, name))
+        return self
+
+    def decision_function(self, X):
+        """Return by how much the similarity of each pair exceeds the threshold.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_pairs, 2, ...), or tuple or list of two array-likes of shape (n_pairs, ...)
+            The two samples of each pair; or all first samples and all second ones, which may be data frames, sparse
+            matrices or what else the embedder takes.
+
+        Returns
+        -------
+        ndarray of shape (n_pairs,)
+            Cosine of the two embeddings less `threshold_`.
+
+        Raises
+        ------
+        ValueError
+            If X holds no pairs, or an embedding is not finite.
+        """
+        check_is_fitted(self)
+        if isinstance(X, (tuple, list)) and len(X) == 2:
+            Z = [normalize_(_embed(self.embedder_, side)) for side in X]
+        else:
+            X = np.asarray(X)
+            if X.ndim < 3 or X.shape[1] != 2:
+                raise ValueError(
+                    f"X must hold pairs, an array of shape (n_pairs, 2, ...) or a tuple of the first and the second "
+                    f"samples; got shape {X.shape}."
+                )
+            Z = normalize_(_embed(self.embedder_, X.reshape(-1, *X.shape[2:])))  # (2 P, D)
+            Z = [Z[::2], Z[1::2]]
+        if Z[0].shape != Z[1].shape:
+            raise ValueError(f"A pair has two samples; got {len(Z[0])} first samples and {len(Z[1])} second ones.")
+        return (Z[0] * Z[1]).sum(1).cpu().numpy() - self.threshold_
+
+    def predict(self, X):
+        """Return whether the two samples of each pair are of one class.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_pairs, 2, ...), or tuple or list of two array-likes of shape (n_pairs, ...)
+            The two samples of each pair; or all first samples and all second ones.
+
+        Returns
+        -------
+        ndarray of bool of shape (n_pairs,)
+            True where the similarity is at least `threshold_`.
+
+        Raises
+        ------
+        ValueError
+            If X holds no pairs, or an embedding is not finite.
+        """
+        return self.decision_function(X) >= 0
+
+    def roc_auc(self, X, y):
+        """Return the area under the ROC curve over all pairs of the samples, whatever the threshold.
+
+        It is the chance that a pair of one class is more similar than a pair of two.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            Samples, not pairs.
+        y : array-like of shape (n_samples,)
+            Class of each sample.
+
+        Returns
+        -------
+        float
+            In [0, 1]; 0.5 for embeddings that say nothing of the classes. Similarities in the same of 2**20 bins count
+            as equal, and a pair of them as half a success.
+
+        Raises
+        ------
+        ValueError
+            If there is no pair of one class or none of two, the lengths of X and y differ, or an embedding is not
+            finite.
+        """
+        check_is_fitted(self)
+        false, true = _accepted(*_count_pairs(_embed(self.embedder_, X), y))
+        return float(auc(false / false[0], true / true[0]))
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        tags.input_tags.three_d_array = True
+        return tags
+
+
+def _embed(embedder, X):
+    """Return the embeddings as a new tensor (N, D)."""
+    if not hasattr(embedder, "transform"):
+        raise TypeError(f"embedder must be a transformer, such as an embedder of skdml; got {type(embedder).__name__}.")
+    return check_points(embedder.transform(X), "embeddings").clone()
+
+
+@torch.no_grad()
+def _count_pairs(Z, y):
+    """Return how many pairs of two classes, and of one, have a similarity in each bin; (2 * _HALF,) each."""
+    rows, _ = prepare(Z, y)
+    size = 2 * tile_size(rows.points)
+    buffer = rows.points.new_empty(min(size, len(rows)) ** 2)
+    counts = torch.zeros(2, 2 * _HALF, dtype=torch.int64, device=rows.points.device)
+    for q, g, may_match, _ in tiles(rows, rows, size):
+        S = similarities(rows[q], rows[g], buffer)
+        # A power of two scales without rounding, so that the bins are those of S >= threshold.
+        bins = S.mul_(_HALF).floor_().clamp_(-_HALF, _HALF - 1).int().add_(_HALF)
+        if not may_match:
+            counts[0] += torch.bincount(bins.flatten(), minlength=2 * _HALF)
+            continue
+        same = rows.classes[q, None] == rows.classes[g]
+        pairs = torch.ones_like(same).triu_(1) if q == g else torch.ones_like(same)
+        for is_match, of_kind in enumerate((pairs & ~same, pairs & same)):
+            counts[is_match] += torch.bincount(bins[of_kind], minlength=2 * _HALF)
+    different, same = counts.cpu().numpy()
+    if not different.any() or not same.any():
+        raise ValueError(
+            f"y must form pairs of one class and pairs of two, got {same.sum()} and {different.sum()}. "
+            "Pass two classes or more, with two samples or more of one of them."
+        )
+    return different, same
+
+
+def _accepted(*counts):
+    """Return how many pairs each threshold accepts, from all of them down to none; (T,) each."""
+    return [np.append(count[::-1].cumsum()[::-1], 0) for count in counts]
