@@ -10,6 +10,7 @@ import torch
 from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import auc
+from sklearn.utils import get_tags
 from sklearn.utils.validation import check_is_fitted
 
 from ._constraints import Interval, StrOptions, check_constraints
@@ -18,6 +19,7 @@ from .metrics._rows import check_points, normalize_, prepare, similarities, tile
 __all__ = ["PairVerifier", "calibrate_threshold"]
 
 _HALF = 2**19  # bins of similarities in [0, 1): 2e-6 wide, a few times the rounding of a product in float32
+_N_BINS = 2 * _HALF + 1  # from -1 to 1, the last for 1 alone
 
 
 def calibrate_threshold(embedder, X, y, *, strategy="eer", far=1e-3):
@@ -134,7 +136,7 @@ class PairVerifier(BaseEstimator):
     >>> verifier.predict((X_new[1:5], X_new[11:15]))
     array([ True,  True,  True,  True])
     >>> verifier.predict((X_new[1:5], X_new[12:16]))
-    array([False, False, False,  True])
+    array([False,  True, False, False])
     """
 
     _parameter_constraints = {
@@ -170,6 +172,10 @@ class PairVerifier(BaseEstimator):
             If a parameter is out of range, there is no pair of one class or none of two, the lengths of X and y differ,
             or an embedding is not finite.
         """
+        if y is None:
+            raise ValueError(
+                "PairVerifier requires y to be passed, but the target y is None. Pass fit(X, y) with a class a sample."
+            )
         try:
             check_is_fitted(self.embedder)
             self.embedder_ = self.embedder
@@ -267,7 +273,7 @@ class PairVerifier(BaseEstimator):
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.target_tags.required = True
-        tags.input_tags.three_d_array = True
+        tags.input_tags = get_tags(self.embedder).input_tags
         return tags
 
 
@@ -280,26 +286,28 @@ def _embed(embedder, X):
 
 @torch.no_grad()
 def _count_pairs(Z, y):
-    """Return how many pairs of two classes, and of one, have a similarity in each bin; (2 * _HALF,) each."""
+    """Return how many pairs of two classes, and of one, have a similarity in each bin; (T - 1,) each.
+
+    Each pair counts twice, once in either order.
+    """
     rows, _ = prepare(Z, y)
     size = 2 * tile_size(rows.points)
     buffer = rows.points.new_empty(min(size, len(rows)) ** 2)
-    counts = torch.zeros(2, 2 * _HALF, dtype=torch.int64, device=rows.points.device)
+    counts = torch.zeros(2 * _N_BINS, dtype=torch.int64, device=rows.points.device)
     for q, g, may_match, _ in tiles(rows, rows, size):
         S = similarities(rows[q], rows[g], buffer)
         # A power of two scales without rounding, so that the bins are those of S >= threshold.
-        bins = S.mul_(_HALF).floor_().clamp_(-_HALF, _HALF - 1).int().add_(_HALF)
-        if not may_match:
-            counts[0] += torch.bincount(bins.flatten(), minlength=2 * _HALF)
-            continue
-        same = rows.classes[q, None] == rows.classes[g]
-        pairs = torch.ones_like(same).triu_(1) if q == g else torch.ones_like(same)
-        for is_match, of_kind in enumerate((pairs & ~same, pairs & same)):
-            counts[is_match] += torch.bincount(bins[of_kind], minlength=2 * _HALF)
-    different, same = counts.cpu().numpy()
+        bins = S.mul_(_HALF).floor_().clamp_(-_HALF, _HALF).int().add_(_HALF)
+        if may_match:
+            bins += (rows.classes[q, None] == rows.classes[g]).int().mul_(_N_BINS)
+        found = torch.bincount(bins.flatten(), minlength=2 * _N_BINS if may_match else _N_BINS)
+        if q == g:
+            found -= torch.bincount(bins.diagonal(), minlength=2 * _N_BINS)  # a row is no pair with itself
+        counts[: len(found)].add_(found, alpha=1 if q == g else 2)
+    different, same = counts.view(2, _N_BINS).cpu().numpy()
     if not different.any() or not same.any():
         raise ValueError(
-            f"y must form pairs of one class and pairs of two, got {same.sum()} and {different.sum()}. "
+            f"y must form pairs of one class and pairs of two, got {same.sum() // 2} and {different.sum() // 2}. "
             "Pass two classes or more, with two samples or more of one of them."
         )
     return different, same

@@ -11,20 +11,48 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
+from scipy.spatial.distance import pdist
+from scipy.stats import entropy
 from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, f1_score, normalized_mutual_info_score
 from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validate
 from sklearn.pipeline import make_pipeline
 
-from skdml.metrics import _retrieval, _rows
-from skdml.metrics import MAPAtR, RecallAtK, RetrievalScorer, map_at_r, recall_at_k
+from skdml.metrics import (
+    AMI,
+    NMI,
+    MAPAtR,
+    PairwiseF1,
+    PrecisionAt1,
+    RecallAtK,
+    RetrievalScorer,
+    RPrecision,
+    _clustering,
+    _retrieval,
+    _rows,
+    ami_score,
+    intra_inter_ratio,
+    map_at_r,
+    nmi_score,
+    pairwise_f1_score,
+    precision_at_1,
+    r_precision,
+    recall_at_k,
+    retrieval_report,
+    spectral_decay,
+    uniformity,
+)
 
 METRICS = ["cosine", "euclidean"]
 KS = [1, 2, 4, 1000]
+RETRIEVAL = [recall_at_k, precision_at_1, r_precision, map_at_r]
+CLUSTERING = [nmi_score, ami_score, pairwise_f1_score]
 
 
-@pytest.fixture(params=[1, 3, 16, 1024])
+@pytest.fixture(params=[2, 5, 16, 1024])
 def tile(request, monkeypatch):
     """Size of a tile, from smaller to larger than the data."""
     monkeypatch.setattr(_rows, "CPU_TILE", request.param)
@@ -56,6 +84,10 @@ def map_by_hand(*args, **kwargs):
         r = c.sum()
         values.append(sum(c[: i + 1].mean() * c[i] for i in range(min(r, len(c)))) / r)
     return np.mean(values)
+
+
+def r_precision_by_hand(*args, **kwargs):
+    return np.mean([c[: c.sum()].mean() for c in neighbours_correct(*args, **kwargs)])
 
 
 def make_data(seed, n, n_classes, d=5, spread=0.7):
@@ -90,10 +122,17 @@ def test_equals_definition(metric, data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_rows, "CPU_TILE", data.draw(st.sampled_from([1, 2, 7, 16, 1024])))
         recall = quiet(recall_at_k, k=KS, metric=metric, **queries)
+        patch.setattr(_retrieval, "_MAX_R", data.draw(st.sampled_from([0, 256])))
         precision = quiet(map_at_r, metric=metric, **queries)
+        share = quiet(r_precision, metric=metric, **queries)
+        report = quiet(retrieval_report, k=KS, metric=metric, **queries)
+    assert_array_equal([report[f"recall_at_{k}"] for k in KS], recall)
+    assert_array_equal([report["precision_at_1"], report["map_at_r"]], [recall[0], precision])
+    assert_array_equal(report["r_precision"], share)
     if neighbours_correct(*arguments):
         assert_array_equal(recall, recall_by_hand(*arguments, metric=metric))
         assert_allclose(precision, map_by_hand(*arguments, metric=metric), rtol=1e-12)
+        assert_allclose(share, r_precision_by_hand(*arguments, metric=metric), rtol=1e-12)
     else:
         assert np.isnan(recall).all()
         assert np.isnan(precision)
@@ -191,6 +230,290 @@ def test_euclidean_of_data_far_from_the_origin():
     X = np.round(X, 2).astype(np.float32) + np.float32(3000)
     expected = recall_by_hand(X.astype(np.float64), y, metric="euclidean")
     assert_array_equal(recall_at_k(X, y, KS, metric="euclidean"), expected)
+
+
+@pytest.mark.parametrize("n_per_class", [3, 40])
+def test_many_tiles_of_poor_and_good_embeddings(monkeypatch, n_per_class):
+    """Enough tiles for the rows kept to be merged again and again, and for queries that no match can win."""
+    monkeypatch.setattr(_rows, "CPU_TILE", 32)
+    for spread in (0.0, 0.3, 3.0):
+        X, y = make_data(0, 1000, 1000 // n_per_class, d=8, spread=spread)
+        in_tiles = quiet(retrieval_report, X, y, k=[1, 5, 100])
+        monkeypatch.setattr(_retrieval, "_MAX_R", 0)
+        in_strips = quiet(retrieval_report, X, y, k=[1, 5, 100])
+        monkeypatch.undo()
+        monkeypatch.setattr(_rows, "CPU_TILE", 32)
+        assert in_tiles == pytest.approx(in_strips, rel=1e-12)
+        assert in_tiles["map_at_r"] == pytest.approx(quiet(map_by_hand, X, y), rel=1e-12)
+
+
+def test_map_at_r_of_pytorch_metric_learning():
+    accuracy_calculator = pytest.importorskip("pytorch_metric_learning.utils.accuracy_calculator")
+    X, y = make_data(0, 300, 20)
+    X = torch.tensor(X / np.linalg.norm(X, axis=1, keepdims=True))
+    peer = accuracy_calculator.AccuracyCalculator(
+        include=("mean_average_precision_at_r", "r_precision", "precision_at_1"),
+        k="max_bin_count",
+        knn_func=ExactNeighbours(),
+    ).get_accuracy(X, torch.tensor(y))
+    assert map_at_r(X, y) == pytest.approx(peer["mean_average_precision_at_r"], abs=1e-6)
+    assert r_precision(X, y) == pytest.approx(peer["r_precision"], abs=1e-6)
+    assert precision_at_1(X, y) == pytest.approx(peer["precision_at_1"], abs=1e-6)
+
+
+class ExactNeighbours:
+    """k-NN for pytorch-metric-learning without faiss."""
+
+    def __call__(self, query, k, reference, ref_includes_query):
+        far = torch.cdist(query, reference)
+        if ref_includes_query:
+            far.fill_diagonal_(torch.inf)
+        return far.topk(k, largest=False)
+
+
+def test_r_precision_by_hand():
+    """Two of the first R = 3 are correct, in any order."""
+    for gallery_y in ([0, 0, 1, 1, 0], [1, 0, 0, 1, 0]):
+        gallery = [[1.0], [2.0], [3.0], [4.0], [5.0]]
+        value = r_precision([[0.0]], [0], gallery=gallery, gallery_y=gallery_y, metric="euclidean")
+        assert value == pytest.approx(2 / 3, abs=1e-7)
+
+
+def test_precision_at_1_is_recall_at_1():
+    X, y = make_data(0, 80, 9)
+    assert precision_at_1(X, y) == recall_at_k(X, y, 1)
+
+
+# Clustering --------------------------------------------------------------------------------------------------------
+
+
+def make_clusters(n_classes=30, n=300, spread=6.0, d=16, seed=0):
+    rng = np.random.default_rng(seed)
+    y = rng.integers(n_classes, size=n)
+    return rng.normal(size=(n, d)) + spread * rng.normal(size=(n_classes, d))[y], y
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_clusters_that_are_the_classes(metric):
+    X, y = make_clusters(n_classes=8)
+    for measure in CLUSTERING:
+        assert measure(X, y, metric=metric) == pytest.approx(1, abs=1e-12)
+
+
+def test_random_clusters():
+    X = np.random.default_rng(0).normal(size=(400, 8))
+    y = np.arange(400) % 80
+    assert nmi_score(X, y) > 0.5  # not corrected for chance
+    assert abs(ami_score(X, y)) < 0.05
+    assert pairwise_f1_score(X, y) < 0.05
+
+
+@pytest.mark.parametrize("sizes", [(2, 2), (1, 5), (4, 1), (7, 30), (40, 40)])
+def test_measures_of_clusters_are_those_of_scikit_learn(sizes):
+    rng = np.random.default_rng(0)
+    clustering = object.__new__(_clustering.Clustering)
+    clustering.y, clustering.labels = (rng.integers(size, size=40) for size in sizes)
+    clustering.labels[:20] = clustering.y[:20] % sizes[1]
+    expected = adjusted_mutual_info_score(clustering.y, clustering.labels)
+    assert clustering.ami() == pytest.approx(expected, abs=1e-12)
+    assert clustering.nmi() == normalized_mutual_info_score(clustering.y, clustering.labels)
+
+
+def test_ami_of_partitions_into_single_rows():
+    clustering = object.__new__(_clustering.Clustering)
+    clustering.y = clustering.labels = np.arange(9)
+    assert clustering.ami() == 1
+    assert np.isnan(clustering.pairwise_f1())
+
+
+def test_pairwise_f1_by_hand():
+    rng = np.random.default_rng(0)
+    clustering = object.__new__(_clustering.Clustering)
+    clustering.y, clustering.labels = rng.integers(5, size=(2, 60))
+    i, j = np.triu_indices(60, 1)
+    of_class = clustering.y[i] == clustering.y[j]
+    of_cluster = clustering.labels[i] == clustering.labels[j]
+    assert clustering.pairwise_f1() == pytest.approx(f1_score(of_class, of_cluster))
+
+
+@pytest.mark.parametrize("tile_size", [8, 1024])
+def test_k_means_is_lloyd(tile_size, monkeypatch):
+    """What is left out of an iteration changes nothing: from the same start, scikit-learn ends in the same clusters."""
+    monkeypatch.setattr(_rows, "CPU_TILE", tile_size)
+    for spread in (0.3, 1.0, 3.0):
+        X, y = make_clusters(spread=spread)
+        rows, _ = _rows.prepare(X, y, metric="euclidean")
+        start = _clustering._k_means_plus_plus(
+            _rows.Rows(rows.points, rows.offsets, rows.classes), 30, np.random.RandomState(0)
+        )
+        labels = _clustering.k_means(rows, 30, np.random.RandomState(0))
+        peer = KMeans(30, init=start.points.numpy(), n_init=1, max_iter=20, tol=0).fit(rows.points.numpy())
+        assert adjusted_rand_score(labels, peer.labels_) == pytest.approx(1)
+
+
+def test_k_means_is_as_good_as_the_mean_of_scikit_learn():
+    X, y = make_clusters(spread=1.5)
+    rows, _ = _rows.prepare(X, y, metric="euclidean")
+
+    def inertia(labels):
+        return sum(((Z - Z.mean(0)) ** 2).sum() for Z in (rows.points.numpy()[labels == c] for c in set(labels)))
+
+    ours = [inertia(_clustering.k_means(rows, 30, np.random.RandomState(seed)).numpy()) for seed in range(5)]
+    peer = [KMeans(30, n_init=1, random_state=seed).fit(rows.points.numpy()).inertia_ for seed in range(5)]
+    assert np.mean(ours) < 1.02 * np.mean(peer)
+
+
+@pytest.mark.parametrize("measure", CLUSTERING)
+def test_clustering_is_seeded(measure):
+    X, y = make_clusters(spread=1.0)
+    values = [measure(X, y, random_state=seed) for seed in range(4)]
+    assert values == [measure(X, y, random_state=seed) for seed in range(4)]
+    assert len(set(values)) > 1
+    assert measure(X, y, random_state=np.random.RandomState(2)) == values[2]
+    assert measure(X, y) == values[0]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_collapsed_network_has_no_clusters(dtype):
+    X = np.repeat(np.random.default_rng(0).normal(size=(1, 37)), 60, axis=0).astype(dtype)
+    y = np.arange(60) % 12
+    assert nmi_score(X, y) == ami_score(X, y) == 0
+    assert pairwise_f1_score(X, y) == pytest.approx(2 * 4 / (4 + 59))  # precision 4 / 59, recall 1
+
+
+def test_clustering_of_one_class():
+    for measure in CLUSTERING:
+        assert measure([[1.0], [2.0]], [7, 7]) == 1
+
+
+@pytest.mark.parametrize("measure", [*CLUSTERING, intra_inter_ratio])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"y": [0, 0]}, "got 2 labels for 3 rows"),
+        ({"embeddings": [[np.nan, 1.0]] * 3}, "NaN or infinity"),
+        ({"metric": "manhattan"}, "'cosine' or 'euclidean', got 'manhattan'"),
+    ],
+)
+def test_input_of_clustering_is_checked(measure, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        measure(**{"embeddings": X, "y": Y} | arguments)
+
+
+# Diagnostics -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_intra_inter_ratio_by_hand(tile, metric):
+    X, y = make_data(0, 50, 6)
+    Z = X / np.linalg.norm(X, axis=1, keepdims=True) if metric == "cosine" else X
+    i, j = np.triu_indices(50, 1)
+    intra = np.linalg.norm(Z[i] - Z[j], axis=1)[y[i] == y[j]].mean()
+    inter = pdist(np.stack([Z[y == c].mean(0) for c in range(6)])).mean()
+    assert intra_inter_ratio(X, y, metric=metric) == pytest.approx(intra / inter, rel=1e-9)
+
+
+def test_intra_inter_ratio_at_its_limits():
+    assert intra_inter_ratio([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], [0, 0, 1]) == 0
+    assert np.isnan(intra_inter_ratio([[1.0, 0.0]] * 4, [0, 0, 1, 1]))
+    assert intra_inter_ratio([[1.0], [-1.0], [1.0], [-1.0]], [0, 0, 1, 1]) == np.inf
+    for y in ([0, 0, 0], [0, 1, 2]):
+        with pytest.raises(ValueError, match=r"two classes or more and two rows of one of them, got \d classes"):
+            intra_inter_ratio(X, y)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_spectral_decay_by_hand(tile, metric):
+    X, _ = make_data(0, 50, 6)
+    Z = X / np.linalg.norm(X, axis=1, keepdims=True) if metric == "cosine" else X
+    s = np.linalg.svd(Z, compute_uv=False)
+    assert spectral_decay(X, metric=metric) == pytest.approx(entropy(np.full(5, 0.2), s / s.sum()), rel=1e-9)
+    assert spectral_decay((1e25 * X).astype(np.float32), metric=metric) == pytest.approx(
+        spectral_decay(X, metric=metric), rel=1e-5
+    )
+
+
+def test_spectral_decay_at_its_limits():
+    assert spectral_decay(np.eye(4)) == pytest.approx(0, abs=1e-12)
+    assert spectral_decay([[1.0, 2.0], [2.0, 4.0]]) == np.inf
+    assert spectral_decay(np.eye(4)[:3]) == np.inf
+    with pytest.raises(ValueError, match="not be all zero"):
+        spectral_decay([[0.0, 0.0]])
+    with pytest.raises(ValueError, match="got 'l1'"):
+        spectral_decay([[1.0]], metric="l1")
+
+
+def test_uniformity_by_hand(tile):
+    X, _ = make_data(0, 50, 6)
+    squares = pdist(X / np.linalg.norm(X, axis=1, keepdims=True)) ** 2
+    for t in (0.5, 2):
+        assert uniformity(X, t=t) == pytest.approx(np.log(np.exp(-t * squares).mean()), rel=1e-9)
+
+
+def test_uniformity_at_its_limits():
+    assert uniformity([[1.0, 2.0]] * 5) == 0
+    assert uniformity([[1.0], [-1.0]], t=3) == pytest.approx(-12)
+    for t in (0, -1.0, np.inf, "2"):
+        with pytest.raises(ValueError, match="t must be a positive number, got"):
+            uniformity(X, t=t)
+    with pytest.raises(ValueError, match="two rows or more"):
+        uniformity([[1.0]])
+
+
+# Report ------------------------------------------------------------------------------------------------------------
+
+
+def test_report_is_what_the_functions_give():
+    X, y = make_data(0, 60, 7)
+    y[0] = 99
+    with pytest.warns(UserWarning, match="1 of 60 queries are left out") as record:
+        report = retrieval_report(X, y, k=(1, 3), random_state=5)
+    assert len(record) == 1
+    assert record[0].filename == __file__
+    assert report == {
+        "n_queries": 60,
+        "n_gallery": 60,
+        "n_left_out": 1,
+        "recall_at_1": quiet(recall_at_k, X, y, 1),
+        "recall_at_3": quiet(recall_at_k, X, y, 3),
+        "precision_at_1": quiet(precision_at_1, X, y),
+        "r_precision": quiet(r_precision, X, y),
+        "map_at_r": quiet(map_at_r, X, y),
+        "nmi": nmi_score(X, y, random_state=5),
+        "ami": ami_score(X, y, random_state=5),
+        "pairwise_f1": pairwise_f1_score(X, y, random_state=5),
+    }
+    assert all(type(value) in (int, float) for value in report.values())
+
+
+def test_report_with_a_gallery():
+    X, y = make_data(0, 60, 7)
+    report = retrieval_report(X[:20], y[:20], k=1, gallery=X[20:], gallery_y=y[20:])
+    assert (report["n_queries"], report["n_gallery"]) == (20, 40)
+    assert report["map_at_r"] == map_at_r(X[:20], y[:20], gallery=X[20:], gallery_y=y[20:])
+    assert report["nmi"] == nmi_score(X[:20], y[:20])
+
+
+def test_report_without_a_valid_query():
+    report = quiet(retrieval_report, [[1.0], [2.0]], ["a", "b"], k=1)
+    assert report["n_left_out"] == 2
+    assert np.isnan([report[name] for name in ("recall_at_1", "precision_at_1", "r_precision", "map_at_r")]).all()
+
+
+def test_k_of_the_report_is_checked():
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        retrieval_report(X, Y, k=(1, 0))
+
+
+def test_device(device):
+    data, y = make_data(0, 60, 7)
+    data, there = data.astype(np.float32), torch.tensor(data, device=device, dtype=torch.float32)
+    assert retrieval_report(data, y, device=device) == pytest.approx(retrieval_report(there, y), rel=1e-6)
+    assert retrieval_report(there, y, device="cpu") == retrieval_report(data, y)
+    for measure in (*RETRIEVAL, *CLUSTERING, intra_inter_ratio):
+        assert measure(data, y, device=device) == pytest.approx(measure(there, y), rel=1e-6)
+    assert uniformity(data, device=device) == pytest.approx(uniformity(there), rel=1e-6)
+    assert spectral_decay(data, device=device) == pytest.approx(spectral_decay(there), rel=1e-6)
 
 
 # Input -------------------------------------------------------------------------------------------------------------
@@ -301,8 +624,10 @@ def test_touches_nothing(metric):
     y.setflags(write=False)
     kept = X.copy()
     state = np.random.get_state()[1].copy(), torch.get_rng_state(), torch.get_num_threads(), torch.is_grad_enabled()  # noqa: NPY002
-    recall_at_k(X, y, metric=metric)
-    map_at_r(X, y, metric=metric)
+    retrieval_report(X, y, metric=metric)
+    intra_inter_ratio(X, y, metric=metric)
+    spectral_decay(X, metric=metric)
+    uniformity(X)
     assert_array_equal(X, kept)
     assert_array_equal(np.random.get_state()[1], state[0])  # noqa: NPY002
     assert torch.equal(torch.get_rng_state(), state[1])
@@ -335,7 +660,7 @@ def test_queries_without_a_match_are_left_out(measure):
     assert record[0].filename == __file__
 
 
-@pytest.mark.parametrize("measure", [recall_at_k, map_at_r])
+@pytest.mark.parametrize("measure", RETRIEVAL)
 def test_nan_if_no_query_has_a_match(measure):
     with pytest.warns(UserWarning, match="1 of 1 queries are left out"):
         assert np.isnan(measure([[1.0]], [0]))
@@ -369,7 +694,7 @@ def test_k_is_checked(k, error, message):
         recall_at_k(X, Y, k)
 
 
-@pytest.mark.parametrize("measure", [recall_at_k, map_at_r])
+@pytest.mark.parametrize("measure", [*RETRIEVAL, retrieval_report])
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -416,7 +741,18 @@ def test_input_is_checked(measure, arguments, error, message):
 
 # Scorers -----------------------------------------------------------------------------------------------------------
 
-SCORERS = [RecallAtK(), RecallAtK(4), MAPAtR(), RetrievalScorer(("recall_at_1", "map_at_r"))]
+SCORERS = [
+    RecallAtK(),
+    RecallAtK(4),
+    PrecisionAt1(),
+    RPrecision(),
+    MAPAtR(),
+    NMI(),
+    NMI(random_state=1),
+    AMI(),
+    PairwiseF1(),
+    RetrievalScorer(("recall_at_1", "map_at_r")),
+]
 
 
 class CountingPCA(PCA):
@@ -442,6 +778,12 @@ def test_scorers_score_the_embedding(blobs):
     assert scores["map_at_r"] == map_at_r(Z, blobs[1])
     assert [scores["recall_at_1"], scores["recall_at_10"]] == recall_at_k(Z, blobs[1], [1, 10]).tolist()
     assert RetrievalScorer(["map_at_r"])(pca, *blobs) == {"map_at_r": map_at_r(Z, blobs[1])}
+    names = ["precision_at_1", "r_precision", "map_at_r", "nmi", "ami", "pairwise_f1"]
+    report = retrieval_report(Z, blobs[1])
+    scores = RetrievalScorer(names)(pca, *blobs)
+    assert scores == {name: report[name] for name in names}
+    single = (PrecisionAt1(), RPrecision(), MAPAtR(), NMI(), AMI(), PairwiseF1())
+    assert [scorer(pca, *blobs) for scorer in single] == list(scores.values())
 
 
 def test_retrieval_scorer_warns_once(blobs):
@@ -493,7 +835,7 @@ def test_scorers_need_transform(scorer, blobs):
         (lambda: RecallAtK(0), ValueError, "at least 1, got 0"),
         (lambda: RecallAtK(1.5), TypeError, "integer.* got 1.5"),
         (lambda: RecallAtK([1, 2]), TypeError, "one integer.*RetrievalScorer"),
-        (lambda: RetrievalScorer(("recall_at_1", "nmi")), ValueError, r"'recall_at_<k>'.*'map_at_r', got \['nmi'\]"),
+        (lambda: RetrievalScorer(("nmi", "f1")), ValueError, r"'recall_at_<k>'.*'map_at_r', 'nmi', .*got \['f1'\]"),
         (lambda: RetrievalScorer(("recall_at_0",)), ValueError, "recall_at_0"),
         (lambda: RetrievalScorer((1,)), ValueError, r"got \[1\]"),
         (lambda: RetrievalScorer(()), ValueError, r"got \(\)"),
