@@ -14,14 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from sklearn.preprocessing import FunctionTransformer
 
-from skdml.metrics import map_at_r, recall_at_k
+from skdml.metrics import RetrievalScorer, map_at_r, recall_at_k, retrieval_report
+from skdml.verification import calibrate_threshold
 
 
-def make_data(n_samples, n_components, n_classes):
+def make_data(n_samples, n_components, n_classes, spread=0.3):
     rng = np.random.default_rng(0)
     y = rng.permutation(np.arange(n_samples) % n_classes)
-    X = rng.normal(size=(n_samples, n_components)) + 0.3 * rng.normal(size=(n_classes, n_components))[y]
+    X = rng.normal(size=(n_samples, n_components)) + spread * rng.normal(size=(n_classes, n_components))[y]
     return (X / np.linalg.norm(X, axis=1, keepdims=True)).astype(np.float32), y
 
 
@@ -77,6 +79,12 @@ def map_memory(n_samples):
     return peak_growth(map_at_r, X, y)
 
 
+def threshold_memory(n_samples):
+    X, y = make_data(n_samples, 64, n_samples // 20)
+    calibrate_threshold(FunctionTransformer(), X[:100], y[:100] % 2)
+    return peak_growth(calibrate_threshold, FunctionTransformer(), X, y)
+
+
 def in_fresh_process(function, *args):
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, args)
@@ -104,6 +112,40 @@ def main(quick):
         for peer, ratio in zip(peers, median_ratios(ours, peers.values(), n_rounds), strict=True):
             report(f"{measure}, {n} x 512, time / {peer}", ratio, bar)
 
+    # Classes that the embedding tells apart fairly well: MAP@R 0.5 to 0.8.
+    neighbours = RetrievalScorer(("recall_at_1", "recall_at_8", "r_precision", "map_at_r"))
+    for n_per_class, spread in ((15, 0.5), (100, 0.45)):
+        X, y = make_data(n, 512, n // n_per_class, spread)
+        work = (lambda X=X, y=y: retrieval_report(X, y), lambda X=X, y=y: neighbours(FunctionTransformer(), X, y))
+        for name, ours, bar in zip(("retrieval_report", "its retrieval measures"), work, (1.5, None), strict=True):
+            (ratio,) = median_ratios(ours, [lambda X=X, y=y: recall_at_k(X, y, [1, 2, 4, 8])], min(n_rounds, 3))
+            report(f"{name}, {n} x 512, {n_per_class} a class, time / Recall@K", ratio, bar)
+
+    if AccuracyCalculator is None or faiss is None:
+        print("pytorch-metric-learning or faiss is not installed: their rows are left out.")
+    else:
+        # By default the peer sorts all rows for each query, which outgrows the memory beyond this size.
+        for size, k, bar in ((8_000, None, 1 / 3), (n, "max_bin_count", 1 / 3)):
+            X, y = make_data(size, 512, size // 15, 0.5)
+            peer = AccuracyCalculator(include=("mean_average_precision_at_r",), k=k)
+            tensors = torch.from_numpy(X), torch.from_numpy(y)
+            (ratio,) = median_ratios(
+                lambda X=X, y=y: map_at_r(X, y),
+                [lambda peer=peer, tensors=tensors: peer.get_accuracy(*tensors)],
+                min(n_rounds, 3),
+            )
+            report(f"MAP@R, {size} x 512, time / pytorch-metric-learning, k={k}", ratio, bar)
+            difference = abs(map_at_r(X, y) - peer.get_accuracy(*tensors)["mean_average_precision_at_r"])
+            print(f"    the values differ by {difference:.1e}")
+
+    for n_components in (64, 512):
+        X, y = make_data(20_000, n_components, 1_000)
+        (ratio,) = median_ratios(
+            lambda X=X, y=y: calibrate_threshold(FunctionTransformer(), X, y), [lambda X=X: full_product(X)], n_rounds
+        )
+        report(f"calibrate_threshold, 20000 x {n_components}, time / the bare product", ratio, 3)
+    report("calibrate_threshold, 20000 x 64, peak memory", in_fresh_process(threshold_memory, 20_000), 2, " GiB")
+
     Z, z = make_data(n_large, 32, n_large // 5)
     (ratio,) = median_ratios(lambda: recall_at_k(Z, z, [1, 10, 100, 1000]), [lambda: full_product(Z)], 3)
     report(f"Recall@{{1,10,100,1000}}, {n_large} x 32, time / the bare product", ratio, None)
@@ -118,6 +160,10 @@ if __name__ == "__main__":
         import faiss
     except ImportError:
         faiss = None
+    try:
+        from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+    except ImportError:
+        AccuracyCalculator = None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small data, for a look within a minute")
     main(**vars(parser.parse_args()))

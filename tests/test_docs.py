@@ -136,6 +136,7 @@ def test_example_runs(path, tmp_path):
     picture = tmp_path / "picture.png"
     options = {
         "plot_kanji_retrieval": ["--epochs", "2", "--picture", str(picture)],
+        "plot_new_classes": ["--epochs", "1"],
         "plot_raw_ablation": ["--epochs", "1"],
         "plot_inspection": ["--epochs", "1"],
     }.get(path.stem, [])

@@ -1,0 +1,105 @@
+"""
+New classes, without training again
+===================================
+
+An embedder has learned from 150 kanji. Later, 75 other characters have to be told apart, three images of each at hand.
+No network is trained for that: an ordinary scikit-learn classifier is fitted on their embeddings, in milliseconds. And
+characters that nobody has shown it yet should be refused, not forced into the nearest class: for that, a threshold on
+the similarity is calibrated.
+"""
+
+# %%
+# The parts
+# ---------
+# The first half of the characters trains the embedder. Of the rest, every other one becomes a new class; the remaining
+# ones stay unknown. Of the new classes, three images are shown, the others are queries.
+import argparse
+
+import matplotlib.pyplot as plt
+import numpy as np
+from sklearn.metrics import accuracy_score
+from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
+
+from skdml import RAWEmbedder, calibrate_threshold
+from skdml.datasets import load_kanji
+
+parser = argparse.ArgumentParser(description="Classify kanji that no training has seen, and refuse unknown ones.")
+parser.add_argument("--epochs", type=int, default=15, help="epochs of the embedder (default: %(default)s)")
+args = parser.parse_args()
+
+kanji = load_kanji()
+train = kanji.train
+embedder = RAWEmbedder(max_epochs=args.epochs, random_state=0).fit(kanji.images[train], kanji.target[train])
+
+Z, y = embedder.transform(kanji.images[~train]), kanji.target[~train]
+is_new = np.isin(y, np.unique(y)[::2])
+rng = np.random.default_rng(0)
+shown = np.concatenate([rng.choice(np.flatnonzero(y == c), 3, replace=False) for c in np.unique(y[is_new])])
+queries = np.setdiff1d(np.flatnonzero(is_new), shown)
+unknown = np.flatnonzero(~is_new)
+print(f"{len(np.unique(y[is_new]))} new classes, {len(shown)} images shown, {len(queries)} queries")
+print(f"{len(np.unique(y[unknown]))} unknown classes, {len(unknown)} images")
+
+# %%
+# Which of the new classes?
+# -------------------------
+# Any classifier does. The nearest image and the nearest mean of a class are the usual ones; raw pixels show what the
+# embedding adds.
+pixels = kanji.images[~train].reshape(len(y), -1) / 255.0
+for name, data in (("raw pixels", pixels), ("embeddings", Z)):
+    for classifier in (KNeighborsClassifier(1), NearestCentroid()):
+        predicted = classifier.fit(data[shown], y[shown]).predict(data[queries])
+        print(f"{name}, {type(classifier).__name__:22}accuracy {accuracy_score(y[queries], predicted):.3f}")
+
+# %%
+# None of them?
+# -------------
+# The similarity to the nearest image shown is compared with a threshold. It is calibrated on pairs of the images shown:
+# their classes are new to the embedder, as those of the queries are.
+#
+# The rate of false accepts holds for one pair. A query meets all images shown and is accepted if one of them is similar
+# enough, so the rate for a pair is chosen far lower than the share of unknown characters that may slip through.
+
+
+class Embedded:
+    """Embeddings in the place of samples: nothing is left to transform."""
+
+    def transform(self, X):
+        return X
+
+
+rates = np.array([1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 0])
+thresholds = [calibrate_threshold(Embedded(), Z[shown], y[shown], strategy="far", far=far) for far in rates]
+
+nearest = (Z @ Z[shown].T).max(1)
+predicted = KNeighborsClassifier(1).fit(Z[shown], y[shown]).predict(Z)
+print("\nfalse accepts/pair   threshold   right and accepted   unknown accepted")
+for far, threshold in zip(rates, thresholds, strict=True):
+    accepted = nearest >= threshold
+    right = (accepted & (predicted == y))[queries].mean()
+    print(f"{far:18g}   {threshold:9.3f}   {right:18.3f}   {accepted[unknown].mean():16.3f}")
+
+# %%
+# What a threshold costs
+# ----------------------
+# A query of a new class is right if it is accepted and given its class. Each threshold is a point of the curve.
+steps = np.linspace(nearest.min(), 1, 400)
+right = [((nearest >= t) & (predicted == y))[queries].mean() for t in steps]
+slipped = [(nearest >= t)[unknown].mean() for t in steps]
+
+figure, (ax, curve) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+bins = np.linspace(nearest.min(), 1, 40)
+ax.hist(nearest[queries], bins, density=True, alpha=0.6, color="#0072B2", label="new classes")
+ax.hist(nearest[unknown], bins, density=True, alpha=0.6, color="#D55E00", label="unknown classes")
+ax.axvline(thresholds[2], color="black", linestyle="--", label=f"threshold at {rates[2]:g} false accepts a pair")
+ax.set(xlabel="similarity to the nearest image shown", ylabel="density")
+ax.legend(loc="upper left")
+curve.plot(slipped, right, color="#0072B2")
+for far, threshold in zip(rates, thresholds, strict=True):
+    accepted = nearest >= threshold
+    point = accepted[unknown].mean(), (accepted & (predicted == y))[queries].mean()
+    curve.plot(*point, "o", color="black")
+    curve.annotate(f"{far:g}", point, xytext=(6, -10), textcoords="offset points")
+curve.set(xlabel="unknown characters accepted", ylabel="new characters accepted and right", ylim=(0, 1))
+curve.set_title("Points: false accepts a pair in the calibration", fontsize=10)
+plt.show()
