@@ -48,4 +48,4 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": [],
 }
-html_sidebars = {page: [] for page in ["install", "evaluation", "engine", "datasets", "saving"]}
+html_sidebars = {page: [] for page in ["install", "images", "evaluation", "verification", "datasets", "tables", "engine", "saving"]}
