@@ -48,4 +48,6 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": [],
 }
-html_sidebars = {page: [] for page in ["install", "images", "evaluation", "verification", "datasets", "tables", "engine", "saving"]}
+html_sidebars = {
+    page: [] for page in ["install", "images", "evaluation", "verification", "datasets", "tables", "engine", "saving"]
+}
