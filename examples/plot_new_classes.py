@@ -46,10 +46,13 @@ print(f"{len(np.unique(y[unknown]))} unknown classes, {len(unknown)} images")
 # Any classifier does. The nearest image and the nearest mean of a class are the usual ones; raw pixels show what the
 # embedding adds.
 pixels = kanji.images[~train].reshape(len(y), -1) / 255.0
-for name, data in (("raw pixels", pixels), ("embeddings", Z)):
-    for classifier in (KNeighborsClassifier(1), NearestCentroid()):
-        predicted = classifier.fit(data[shown], y[shown]).predict(data[queries])
-        print(f"{name}, {type(classifier).__name__:22}accuracy {accuracy_score(y[queries], predicted):.3f}")
+for name, data, classifier in (
+    ("raw pixels, nearest image", pixels, KNeighborsClassifier(1)),
+    ("embeddings, nearest image", Z, KNeighborsClassifier(1)),
+    ("embeddings, nearest mean", Z, NearestCentroid()),
+):
+    predicted = classifier.fit(data[shown], y[shown]).predict(data[queries])
+    print(f"{name:28}accuracy {accuracy_score(y[queries], predicted):.3f}")
 
 # %%
 # None of them?

@@ -111,7 +111,7 @@ class PairVerifier(BaseEstimator):
         Cosine of two embeddings from which on they count as of one class.
     n_features_in_ : int
         Of the embedder, where it has it.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         Of the embedder, where it has them.
 
     See Also
