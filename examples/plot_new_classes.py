@@ -19,6 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.metrics import accuracy_score
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
+from sklearn.preprocessing import FunctionTransformer
 
 from skdml import RAWEmbedder, calibrate_threshold
 from skdml.datasets import load_kanji
@@ -62,17 +63,11 @@ for name, data, classifier in (
 #
 # The rate of false accepts holds for one pair. A query meets all images shown and is accepted if one of them is similar
 # enough, so the rate for a pair is chosen far lower than the share of unknown characters that may slip through.
-
-
-class Embedded:
-    """Embeddings in the place of samples: nothing is left to transform."""
-
-    def transform(self, X):
-        return X
-
-
-rates = np.array([1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 0])
-thresholds = [calibrate_threshold(Embedded(), Z[shown], y[shown], strategy="far", far=far) for far in rates]
+#
+# ``calibrate_threshold`` takes any transformer; these samples are embedded already.
+embedded = FunctionTransformer()
+rates = np.array([1e-2, 3e-3, 1e-3, 3e-4, 1e-4])
+thresholds = [calibrate_threshold(embedded, Z[shown], y[shown], strategy="far", far=far) for far in rates]
 
 nearest = (Z @ Z[shown].T).max(1)
 predicted = KNeighborsClassifier(1).fit(Z[shown], y[shown]).predict(Z)
@@ -96,6 +91,7 @@ ax.hist(nearest[queries], bins, density=True, alpha=0.6, color="#0072B2", label=
 ax.hist(nearest[unknown], bins, density=True, alpha=0.6, color="#D55E00", label="unknown classes")
 ax.axvline(thresholds[2], color="black", linestyle="--", label=f"threshold at {rates[2]:g} false accepts a pair")
 ax.set(xlabel="similarity to the nearest image shown", ylabel="density")
+ax.margins(y=0.35)
 ax.legend(loc="upper left")
 curve.plot(slipped, right, color="#0072B2")
 for far, threshold in zip(rates, thresholds, strict=True):
