@@ -43,6 +43,7 @@ from skdml import (
     MarginEmbedder,
     NormSoftmaxEmbedder,
     NPairsEmbedder,
+    ProxyAnchorEmbedder,
     ProxyNCAEmbedder,
     RAWEmbedder,
     SmartMiningEmbedder,
@@ -117,8 +118,7 @@ EMOJI = {
     "lr_schedule": "one_cycle",
     "weight_decay": 1e-4,
     "resize": 96,
-    "augment": "standard",
-    "crop_scale": (0.5, 1.0),
+    "augment": None,  # four epochs are too few for augmented images: 0.52 against 0.56 on held-out training classes
 }
 
 
@@ -130,7 +130,7 @@ def methods(dataset):
         soft_triple = soft_triple | {"freeze": "none"}
         n_centers, k = 2, 4
     elif dataset == "emoji":
-        n_centers, k = 2, 4  # four vendors draw each
+        n_centers, k = 2, 2
     return {
         "SoftTriple": SoftTripleEmbedder(**soft_triple, n_centers=n_centers, center_learning_rate=CENTER_LEARNING_RATE),
         "SoftMax_norm": NormSoftmaxEmbedder(**soft_triple, proxy_learning_rate=CENTER_LEARNING_RATE),
@@ -145,6 +145,9 @@ def methods(dataset):
         "RAW+VTHM": RAWEmbedder(**raw, samples_per_class=k, mining="vthm"),
         # What the papers quote from others, by the protocol of the paper that is nearer in kind.
         "ProxyNCA": ProxyNCAEmbedder(**soft_triple, proxy_learning_rate=CENTER_LEARNING_RATE),
+        "ProxyAnchor": ProxyAnchorEmbedder(
+            **soft_triple, proxy_learning_rate=3e-2 if dataset == "emoji" else CENTER_LEARNING_RATE
+        ),
         "SemiHard": TripletEmbedder(**raw, samples_per_class=k, mining="semihard"),
         "LiftedStruct": LiftedStructureEmbedder(**raw, samples_per_class=k, form="original", mining=None),
         "Npairs": NPairsEmbedder(**raw, samples_per_class=2),
