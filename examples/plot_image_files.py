@@ -75,4 +75,5 @@ folder.cleanup()
 
 # %%
 # A network that knows photographs knows little of characters, so that the small one wins here. With photographs it is
-# the other way round: there, tune the pretrained network with ``freeze="batchnorm"`` and ``learning_rate=1e-4``, on a GPU.
+# the other way round: there, tune the pretrained network on a GPU, with ``freeze="batchnorm"`` and
+# ``learning_rate=1e-4``.
