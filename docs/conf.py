@@ -2,6 +2,13 @@
 
 import os
 from importlib.metadata import version as installed_version
+from pathlib import Path
+
+from docutils import nodes
+from docutils.utils.math import MathError
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.util import logging
+from sphinx.util.math import get_node_equation_number
 
 os.environ["MPLBACKEND"] = "Agg"
 
@@ -10,15 +17,18 @@ author = copyright = "The skdml developers"
 version = release = installed_version("skdml")
 
 extensions = [
+    "myst_parser",  # for benchmarks/results
     "numpydoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["_build", "auto_examples/**.ipynb"]
 templates_path = ["_templates"]
+nitpicky = True  # a link that leads nowhere is a warning
+nitpick_ignore_regex = [("py:.*", r"sklearn\..*")]
+html_math_renderer = "mathml"
 
 # The API pages list what stands in each module's __all__, wherever it was written.
 autosummary_generate = True
@@ -40,14 +50,44 @@ sphinx_gallery_conf = {
 html_theme = "pydata_sphinx_theme"
 html_title = f"skdml {version}"
 html_static_path = ["_static"]
+html_css_files = ["skdml.css"]
 html_show_sourcelink = False
 html_theme_options = {
     "show_toc_level": 2,
     "navigation_with_keys": False,
     "secondary_sidebar_items": ["page-toc"],
+    "header_links_before_dropdown": 6,
     "footer_start": ["copyright"],
     "footer_end": [],
 }
-html_sidebars = {
-    page: [] for page in ["install", "images", "evaluation", "verification", "datasets", "tables", "engine", "saving"]
-}
+# Pages with no pages below them have nothing to show at the left.
+html_sidebars = {path.stem: [] for path in Path(__file__).parent.glob("*.rst") if path.stem not in ("methods", "api")}
+
+
+def setup(app):
+    """Write formulas as MathML: they show without scripts and without a network."""
+    app.add_html_math_renderer("mathml", inline_renderers=(visit_math, None), block_renderers=(visit_math_block, None))
+
+
+def visit_math(translator, node):
+    translator.body.append(mathml(node))
+    raise nodes.SkipNode
+
+
+def visit_math_block(translator, node):
+    translator.body.append(translator.starttag(node, "div", CLASS="math"))
+    translator.body.append(mathml(node, as_block=True))
+    if node["number"]:
+        translator.body.append(f'<span class="eqno">({get_node_equation_number(translator, node)})')
+        translator.add_permalink_ref(node, "Link to this equation")
+        translator.body.append("</span>")
+    translator.body.append("</div>")
+    raise nodes.SkipNode
+
+
+def mathml(node, as_block=False):
+    try:
+        return tex2mathml(node.astext(), as_block=as_block)
+    except MathError as error:
+        logging.getLogger(__name__).warning("%s in the formula %s", error, node.astext(), location=node)
+        return ""

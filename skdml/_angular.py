@@ -19,7 +19,7 @@ class AngularLoss(PairLoss):
     r"""Keep the angle at which a negative sees a positive pair below a bound.
 
     .. math::
-        \ell &= \frac1T \sum_{(a, p)} \log\Big[1 + \sum_{n \in N_a} e^{f_{apn}}\Big] \\
+        \ell &= \frac1T \sum_{(a, p)} \log\Bigl[1 + \sum_{n \in N_a} e^{f_{apn}}\Bigr] \\
         f_{apn} &= 4 \tan^2(\alpha)\, (x_a + x_p) \cdot x_n - 2 (1 + \tan^2(\alpha))\, x_a \cdot x_p
 
     The T pairs (a, p) are all ordered positive pairs of the batch, the N_a the negatives of the anchor.

@@ -533,7 +533,7 @@ class BaseEmbedder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Transf
         path : str or path-like
             The folder. It is written as a whole or not at all; a saved embedder is replaced, and so is an empty folder.
         measures : dict of str to float or None, default=None
-            Numbers for the model card, such as what a :class:`skdml.RetrievalScorer` returns.
+            Numbers for the model card, such as what a :class:`skdml.metrics.RetrievalScorer` returns.
 
         Raises
         ------

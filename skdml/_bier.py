@@ -25,9 +25,9 @@ class BIERLoss(nn.Module):
     r"""Binomial deviances of several groups of components, each group made to learn what those before it do not know.
 
     .. math::
-        \ell &= \frac1M \sum_{m=1}^M \Big\{ \frac{1}{|\mathcal P|} \sum_{(i, j) \in \mathcal P} b_{mij} \,
-            \log\big(1 + e^{-z_{mij}}\big) + \frac{1}{|\mathcal N|} \sum_{(i, j) \in \mathcal N} b_{mij} \,
-            \log\big(1 + e^{-z_{mij}}\big) \Big\} \\
+        \ell &= \frac1M \sum_{m=1}^M \Bigl\{ \frac{1}{|\mathcal P|} \sum_{(i, j) \in \mathcal P} b_{mij} \,
+            \log\bigl(1 + e^{-z_{mij}}\bigr) + \frac{1}{|\mathcal N|} \sum_{(i, j) \in \mathcal N} b_{mij} \,
+            \log\bigl(1 + e^{-z_{mij}}\bigr) \Bigr\} \\
         z_{mij} &= \alpha \, c_{ij} \, (s_{mij} - \lambda), \qquad
             c_{ij} = 1 \text{ on } \mathcal P, \; -C \text{ on } \mathcal N, \qquad
             s_{mij} = \frac{D}{d_m} \, x_{mi} \cdot x_{mj} \\
@@ -42,8 +42,8 @@ class BIERLoss(nn.Module):
     tell the smaller group from the larger one, and the groups try to prevent it: to the loss is added
 
     .. math::
-        w \sum_{i < j} \Big\{ - \frac{1}{B d_i} \sum_{b=1}^{B} \big| f_{ib} \circ g_{ij}(f_{jb}) \big|^2
-            + 100 \, Q(g_{ij}) \Big\}, \qquad f_m = \sqrt{D / d_m} \, x_m
+        w \sum_{i < j} \Bigl\{ - \frac{1}{B d_i} \sum_{b=1}^{B} \bigl| f_{ib} \circ g_{ij}(f_{jb}) \bigr|^2
+            + 100 \, Q(g_{ij}) \Bigr\}, \qquad f_m = \sqrt{D / d_m} \, x_m
 
     Its gradient in the embeddings has the opposite sign, so that the regressors raise the squares and the embeddings
     lower them. Q holds the weights of the regressors at a fixed length.

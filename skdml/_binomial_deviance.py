@@ -17,9 +17,9 @@ class BinomialDevianceLoss(PairLoss):
     r"""Pull an anchor's positives and push its negatives, each by how far it is on the wrong side of a threshold.
 
     .. math::
-        \ell = \frac1B \sum_i \Big\{
-            \frac1{|P_i|} \sum_{k \in P_i} \log\big[1 + e^{\alpha (\lambda - s_{ik})}\big]
-          + \frac1{|N_i|} \sum_{k \in N_i} \log\big[1 + e^{\beta (s_{ik} - \lambda)}\big] \Big\}
+        \ell = \frac1B \sum_i \Bigl\{
+            \frac1{|P_i|} \sum_{k \in P_i} \log\bigl[1 + e^{\alpha (\lambda - s_{ik})}\bigr]
+          + \frac1{|N_i|} \sum_{k \in N_i} \log\bigl[1 + e^{\beta (s_{ik} - \lambda)}\bigr] \Bigr\}
 
     This is Eq. (12) of [1]_, divided by B. P_i and N_i are the positives and the negatives of anchor i that ``mining``
     selects; their sizes count what it selected.

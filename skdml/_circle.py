@@ -17,8 +17,8 @@ class CircleLoss(PairLoss):
     r"""Pull an anchor's positives and push its negatives, each with a weight that falls as it nears its optimum.
 
     .. math::
-        \ell &= \frac1B \sum_i \log\Big[1 + \sum_{n \in N_i} e^{\gamma a_{in} (s_{in} - m)}
-            \sum_{p \in P_i} e^{-\gamma a_{ip} (s_{ip} - 1 + m)}\Big] \\
+        \ell &= \frac1B \sum_i \log\Bigl[1 + \sum_{n \in N_i} e^{\gamma a_{in} (s_{in} - m)}
+            \sum_{p \in P_i} e^{-\gamma a_{ip} (s_{ip} - 1 + m)}\Bigr] \\
         a_{in} &= [s_{in} + m]_+, \qquad a_{ip} = [1 + m - s_{ip}]_+
 
     This is Section 3 of [1]_. The weights a are held constant: no gradient flows through them. P_i and N_i are the

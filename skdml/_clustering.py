@@ -20,7 +20,7 @@ class ClusteringLoss(nn.Module):
     r"""Make the classes the best clustering of the batch, by a margin that grows with the error of the others.
 
     .. math::
-        \ell &= \Big[ \max_{|S| = C} \{ F(S) + \gamma \Delta(S) \} - \tilde F \Big]_+, \qquad
+        \ell &= \Bigl[ \max_{|S| = C} \{ F(S) + \gamma \Delta(S) \} - \tilde F \Bigr]_+, \qquad
         F(S) = -\sum_i \min_{j \in S} |x_i - x_j| \\
         \tilde F &= -\sum_c \min_{j : y_j = c} \sum_{i : y_i = c} |x_i - x_j|, \qquad
         \Delta(S) = 1 - \mathrm{NMI}(S, y)

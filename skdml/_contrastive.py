@@ -16,12 +16,12 @@ class ContrastiveLoss(PairLoss):
     r"""Pull every positive of an anchor, and push every negative that is more similar than a threshold.
 
     .. math::
-        \ell_{\text{cosine}} = \frac1B \sum_i \Big\{
-            \sum_{k \in N_i} [s_{ik} - \lambda]_+ - \sum_{k \in P_i} s_{ik} \Big\}
+        \ell_{\text{cosine}} = \frac1B \sum_i \Bigl\{
+            \sum_{k \in N_i} [s_{ik} - \lambda]_+ - \sum_{k \in P_i} s_{ik} \Bigr\}
 
     .. math::
-        \ell_{\text{euclidean}} = \frac1B \sum_i \Big\{
-            \sum_{k \in P_i} \tfrac12 d_{ik}^2 + \sum_{k \in N_i} \tfrac12 [m - d_{ik}]_+^2 \Big\}
+        \ell_{\text{euclidean}} = \frac1B \sum_i \Bigl\{
+            \sum_{k \in P_i} \tfrac12 d_{ik}^2 + \sum_{k \in N_i} \tfrac12 [m - d_{ik}]_+^2 \Bigr\}
 
     The first is Eq. (5) of [1]_, on similarities; the second is the original [2]_, on Euclidean distances. P_i and N_i
     are the positives and the negatives of anchor i.

@@ -22,8 +22,8 @@ class HDCLoss(nn.Module):
     r"""Contrastive losses of several embeddings, where each embedding sees the hardest pairs of the one before.
 
     .. math::
-        \ell &= \sum_{k=1}^L \frac{1}{n_k} \Big\{ \sum_{(i, j) \in \mathcal P_k} d_{kij}^2
-            + \sum_{(i, j) \in \mathcal N_k} f \, [m - d_{kij}^2]_+ \Big\}, \qquad
+        \ell &= \sum_{k=1}^L \frac{1}{n_k} \Bigl\{ \sum_{(i, j) \in \mathcal P_k} d_{kij}^2
+            + \sum_{(i, j) \in \mathcal N_k} f \, [m - d_{kij}^2]_+ \Bigr\}, \qquad
             d_{kij} = \sqrt L \, | x_{ki} - x_{kj} | \\
         \mathcal P_k &= \text{the } \lceil h_k |\mathcal P_{k-1}| \rceil
             \text{ pairs of } \mathcal P_{k-1} \text{ with the largest terms, likewise } \mathcal N_k

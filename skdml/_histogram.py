@@ -15,7 +15,7 @@ class HistogramLoss(PairLoss):
 
     .. math::
         \ell = \sum_{r=1}^{R} h^-_r \sum_{q=1}^{r} h^+_q, \qquad
-        h_r = \frac1n \sum_{(i, j)} \Big[1 - \frac{|s_{ij} - t_r|}{\Delta}\Big]_+, \qquad t_r = -1 + (r - 1) \Delta
+        h_r = \frac1n \sum_{(i, j)} \Bigl[1 - \frac{|s_{ij} - t_r|}{\Delta}\Bigr]_+, \qquad t_r = -1 + (r - 1) \Delta
 
     The histograms of the n+ positive and the n- negative pairs have R = ``n_bins`` + 1 nodes, Delta = 2 / ``n_bins``
     apart; a pair counts at the two nodes around it, by its nearness to them, which gives the histograms a slope.

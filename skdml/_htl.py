@@ -22,7 +22,7 @@ class HTLLoss(nn.Module):
     r"""Triplets of a batch under a hinge, with a margin for every pair of anchor and negative.
 
     .. math::
-        \ell = \frac{1}{2Z} \sum_{(a, p, n)} \big[d^2_{ap} - d^2_{an} + \alpha_{an}\big]_+
+        \ell = \frac{1}{2Z} \sum_{(a, p, n)} \bigl[d^2_{ap} - d^2_{an} + \alpha_{an}\bigr]_+
 
     The d are Euclidean distances. The Z triplets are all of the batch: two samples of a class and one of another.
 

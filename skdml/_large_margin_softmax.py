@@ -24,8 +24,8 @@ class LargeMarginSoftmaxLoss(nn.Module):
             {e^{|w_{y_i}| |x_i| \phi(\theta_{i, y_i})} + \sum_{c \neq y_i} e^{w_c \cdot x_i}} \\
         \phi(\theta) &= \frac{\lambda \cos \theta + \psi(\theta)}{\lambda + 1}, \qquad
         \psi(\theta) = (-1)^k \cos(m \theta) - 2 k \quad \text{for} \quad
-            \theta \in \Big[\frac{k \pi}{m}, \frac{(k + 1) \pi}{m}\Big] \\
-        \lambda &= \max\big(\lambda_{\min},\, \lambda_0 (1 + \gamma t)^{-p}\big)
+            \theta \in \Bigl[\frac{k \pi}{m}, \frac{(k + 1) \pi}{m}\Bigr] \\
+        \lambda &= \max\bigl(\lambda_{\min},\, \lambda_0 (1 + \gamma t)^{-p}\bigr)
 
     Here t counts the training steps. So training begins with the plain softmax, from which the margin is reached.
 

@@ -17,12 +17,12 @@ class LiftedStructureLoss(PairLoss):
     r"""Bring the positives of an anchor closer than its negatives by a margin, each kind weighed by a softmax.
 
     .. math::
-        \ell_{\text{generalized}} = \frac1B \sum_i \Big[
-            \log \sum_{k \in P_i} e^{d_{ik}} + \log \sum_{k \in N_i} e^{m - d_{ik}} \Big]_+
+        \ell_{\text{generalized}} = \frac1B \sum_i \Bigl[
+            \log \sum_{k \in P_i} e^{d_{ik}} + \log \sum_{k \in N_i} e^{m - d_{ik}} \Bigr]_+
 
     .. math::
-        \ell_{\text{original}} = \frac1{|P|} \sum_{(i, j) \in P} \tfrac12 \Big[
-            d_{ij} + \log \Big( \sum_{k \in N_i} e^{m - d_{ik}} + \sum_{k \in N_j} e^{m - d_{jk}} \Big) \Big]_+^2
+        \ell_{\text{original}} = \frac1{|P|} \sum_{(i, j) \in P} \tfrac12 \Bigl[
+            d_{ij} + \log \Bigl( \sum_{k \in N_i} e^{m - d_{ik}} + \sum_{k \in N_j} e^{m - d_{jk}} \Bigr) \Bigr]_+^2
 
     The first is the form of [2]_, with Euclidean distances d; with 1 - s in place of d it is Eq. (9) of [3]_. The
     second is that of the paper [1]_. P_i and N_i are the positives and the negatives of anchor i that ``mining``

@@ -20,8 +20,8 @@ class MagnetLoss(nn.Module):
     r"""Bring samples nearer to the mean of their own cluster than to those of other classes, by a number of deviations.
 
     .. math::
-        \ell = \frac1B \sum_i \Big[-\log \frac{e^{-\lVert x_i - \mu_i \rVert^2 / (2 \sigma^2) - \alpha}}
-            {\sum_{k : y_k \ne y_i} e^{-\lVert x_i - \mu_k \rVert^2 / (2 \sigma^2)}}\Big]_+, \qquad
+        \ell = \frac1B \sum_i \Bigl[-\log \frac{e^{-\lVert x_i - \mu_i \rVert^2 / (2 \sigma^2) - \alpha}}
+            {\sum_{k : y_k \ne y_i} e^{-\lVert x_i - \mu_k \rVert^2 / (2 \sigma^2)}}\Bigr]_+, \qquad
         \sigma^2 = \frac{1}{B - 1} \sum_i \lVert x_i - \mu_i \rVert^2
 
     The sum below runs over the clusters k of other classes in the batch; :math:`\mu_k` is the mean of cluster k in the

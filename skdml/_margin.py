@@ -26,8 +26,8 @@ class MarginLoss(PairLoss):
     r"""Bring positive pairs within a learned distance, and negative pairs beyond it, each by a margin.
 
     .. math::
-        \ell = \frac1A \sum_a \Big\{ \sum_{p \in P_a} [m + d_{ap} - \beta_{y_a}]_+
-            + \sum_{n \in N_a} [m - d_{an} + \beta_{y_a}]_+ \Big\} + \nu \bar\beta
+        \ell = \frac1A \sum_a \Bigl\{ \sum_{p \in P_a} [m + d_{ap} - \beta_{y_a}]_+
+            + \sum_{n \in N_a} [m - d_{an} + \beta_{y_a}]_+ \Bigr\} + \nu \bar\beta
 
     The d are Euclidean distances; P_a and N_a are the positives and the negatives of anchor a that ``mining`` selects,
     by default all positives and as many negatives, drawn evenly over the distances. A counts the active terms, those

@@ -16,8 +16,8 @@ class NPairsLoss(PairLoss):
     r"""Rank the partner of an anchor above the partners of all other anchors at once.
 
     .. math::
-        \ell = \frac1N \sum_i \Big\{ \log\Big[1 + \sum_{j \neq i} e^{a_i \cdot q_j - a_i \cdot q_i}\Big]
-            + \mu \big(|a_i|^2 + |q_i|^2\big) \Big\}
+        \ell = \frac1N \sum_i \Bigl\{ \log\Bigl[1 + \sum_{j \neq i} e^{a_i \cdot q_j - a_i \cdot q_i}\Bigr]
+            + \mu \bigl(|a_i|^2 + |q_i|^2\bigr) \Bigr\}
 
     The batch gives N pairs of an anchor a and its partner q, from two samples of each class; the j are the pairs of
     other classes. The first term is the softmax cross-entropy

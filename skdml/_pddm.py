@@ -18,17 +18,17 @@ class PDDMLoss(nn.Module):
     r"""Learn a similarity of pairs together with the embeddings, and let it find the hard quadruplets of a batch.
 
     .. math::
-        \ell = \frac1Q \sum_{(i, j, k, l)} \big\{ [a + s_{ik} - s_{ij}]_+ + [a + s_{jl} - s_{ij}]_+ \big\}
-            + \lambda \big\{ [b + d_{ij} - d_{ik}]_+ + [b + d_{ij} - d_{jl}]_+ \big\}
+        \ell = \frac1Q \sum_{(i, j, k, l)} \bigl\{ [a + s_{ik} - s_{ij}]_+ + [a + s_{jl} - s_{ij}]_+ \bigr\}
+            + \lambda \bigl\{ [b + d_{ij} - d_{ik}]_+ + [b + d_{ij} - d_{jl}]_+ \bigr\}
 
     Here d is the Euclidean distance and s a learned score, no dot product. With W and b the weights of four linear
     layers, and [;] for concatenation,
 
     .. math::
         s_{ij} &= W_s r_{ij} + b_s, \qquad
-        r_{ij} = \big[W_c [u_{ij} / |u_{ij}|; v_{ij} / |v_{ij}|] + b_c\big]_+ \\
-        u_{ij} &= \big[W_u |x_i - x_j| + b_u\big]_+, \qquad
-        v_{ij} = \big[W_v (x_i + x_j) / 2 + b_v\big]_+ ,
+        r_{ij} = \bigl[W_c [u_{ij} / |u_{ij}|; v_{ij} / |v_{ij}|] + b_c\bigr]_+ \\
+        u_{ij} &= \bigl[W_u |x_i - x_j| + b_u\bigr]_+, \qquad
+        v_{ij} = \bigl[W_v (x_i + x_j) / 2 + b_v\bigr]_+ ,
 
     so that the score depends on the difference of two embeddings, by components, and on their position. The Q
     quadruplets are the positive pairs (i, j) of the lowest scores, each with the negative k of i and the negative l of

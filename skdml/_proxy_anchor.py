@@ -19,8 +19,8 @@ class ProxyAnchorLoss(nn.Module):
     r"""Pull the samples of a class towards its proxy, each the more the further it is, and push all others away.
 
     .. math::
-        \ell = \frac{1}{|P^+|} \sum_{c \in P^+} \log\Big[1 + \sum_{i : y_i = c} e^{-\alpha (s_{ic} - \delta)}\Big]
-             + \frac1C \sum_c \log\Big[1 + \sum_{i : y_i \neq c} e^{\alpha (s_{ic} + \delta)}\Big], \qquad
+        \ell = \frac{1}{|P^+|} \sum_{c \in P^+} \log\Bigl[1 + \sum_{i : y_i = c} e^{-\alpha (s_{ic} - \delta)}\Bigr]
+             + \frac1C \sum_c \log\Bigl[1 + \sum_{i : y_i \neq c} e^{\alpha (s_{ic} + \delta)}\Bigr], \qquad
         s_{ic} = x_i \cdot v_c / |v_c|
 
     P+ are the classes with a sample in the batch.

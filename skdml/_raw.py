@@ -15,9 +15,9 @@ class RAWLoss(PairLoss):
     r"""Pull an anchor's hard positives and push its hard negatives, each the more the harder it is among its kind.
 
     .. math::
-        \ell = \frac1B \sum_i \Big\{
-            \frac1\alpha \log\Big[1 + \sum_{k \in P_i} e^{-\alpha (s_{ik} - \lambda)}\Big]
-          + \frac1\beta  \log\Big[1 + \sum_{k \in N_i} e^{ \beta  (s_{ik} - \lambda)}\Big] \Big\}
+        \ell = \frac1B \sum_i \Bigl\{
+            \frac1\alpha \log\Bigl[1 + \sum_{k \in P_i} e^{-\alpha (s_{ik} - \lambda)}\Bigr]
+          + \frac1\beta  \log\Bigl[1 + \sum_{k \in N_i} e^{ \beta  (s_{ik} - \lambda)}\Bigr] \Bigr\}
 
     This is Eq. (17) of [1]_. P_i and N_i are the positives and the negatives of anchor i that ``mining`` selects.
 

@@ -23,7 +23,7 @@ class RecallSurrogateLoss(PairLoss):
 
     .. math::
         \ell &= 1 - \frac{1}{|Q| |\mathcal K|} \sum_{q \in Q} \sum_{k \in \mathcal K}
-            \frac{\min\big(k, \sum_{p \in P_q} \sigma((k - r_{qp}) / \tau_2)\big)}{\min(k, |P_q|)} \\
+            \frac{\min\bigl(k, \sum_{p \in P_q} \sigma((k - r_{qp}) / \tau_2)\bigr)}{\min(k, |P_q|)} \\
         r_{qp} &= 1 + \sum_{j \in \{q\} \cup P_q \cup N_q, j \neq p} \sigma((s_{qj} - s_{qp}) / \tau_1)
 
     Every sample with a positive is a query, Q; r is the smooth rank of a positive among all samples. Sigma is the

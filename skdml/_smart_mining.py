@@ -28,7 +28,7 @@ class SmartMiningLoss(nn.Module):
     r"""The ratio of a triplet's two distances, and the spread of each kind of distance over all triplets.
 
     .. math::
-        \ell = \frac1T \sum_{(a, p, n)} \Big[1 - \frac{d_{an}}{d_{ap} + m}\Big]_+
+        \ell = \frac1T \sum_{(a, p, n)} \Bigl[1 - \frac{d_{an}}{d_{ap} + m}\Bigr]_+
             + \operatorname{var}^+ + \operatorname{var}^- + \lambda \, [\mu^+ - \mu^- + t]_+
 
     The d are Euclidean distances; :math:`\mu^+` and :math:`\operatorname{var}^+` are mean and variance of
