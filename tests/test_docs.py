@@ -9,10 +9,12 @@ import pydoc
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpydoc.docscrape import ClassDoc
 from numpydoc.validate import validate
 
@@ -58,6 +60,58 @@ def test_doctests_of_module(name):
 @pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.rst")), ids=lambda path: path.name)
 def test_doctests_of_manual(path):
     assert doctest.testfile(str(path), module_relative=False, optionflags=FLAGS, encoding="utf-8").failed == 0
+
+
+def code_blocks(name):
+    """Return the blocks of Python code on a page of the manual."""
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    blocks = re.findall(r"^\.\. code-block:: python\n\n((?: +.*\n|\n)+)", text, flags=re.MULTILINE)
+    return [textwrap.dedent(block) for block in blocks]
+
+
+def test_code_of_other_packages_runs_beside_ours():
+    pytest.importorskip("pytorch_metric_learning")
+    namespace = {}
+    with torch.random.fork_rng():
+        for block in code_blocks("coming_from.rst"):
+            exec(block, namespace)
+    assert namespace["M"].shape == (1024, 1024)  # the last block ran
+
+
+def test_grid_search_with_a_device_a_process_runs(tmp_path):
+    (code,) = code_blocks("gpu.rst")
+    # Not the four GPUs of the page, and less to do.
+    code = re.sub(r"DEVICES = \[.*?\]", 'DEVICES = ["cpu"]', code).replace("[1, 5, 10]", "[1, 5]")
+    code = code.replace("random_state=0", "random_state=0, max_epochs=1")
+    (tmp_path / "search.py").write_text(code, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "search.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"0\.\d{3}  \{'n_centers': (\d)\}", done.stdout) == ["1", "5"]
+
+
+def table_rows(path):
+    """Yield the cells of each row of the tables in a file of benchmarks/results."""
+    for line in (ROOT / "benchmarks" / "results" / path).read_text(encoding="utf-8").splitlines():
+        if line.startswith("|"):
+            yield [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_table_which_method_holds_the_measured_numbers():
+    number = r"[\d.]+"
+    rows = re.findall(rf"\* - :ref:`(\w+)`\n +- .+\n +- ({number}); ({number})\n +- ({number})\n", METHODS)
+    shown = {label.replace("_", ""): numbers for label, *numbers in rows}
+    costs = {
+        cells[0].removesuffix("Loss").lower(): (cells[2], cells[5]) for cells in table_rows("cpu.md") if len(cells) == 8
+    }
+    recalls = {cells[0].lower(): cells[1] for cells in table_rows("embedders.md")}
+    assert {f"{name}embedder" for name in shown} == {name.lower() for name in EMBEDDERS} - {"metricembedder"}
+    for name, (*cost, recall) in shown.items():
+        assert recall == recalls[name]
+        for value, measured in zip(cost, map(float, costs[name]), strict=True):
+            assert value == (f"{measured:.0f}" if measured >= 9.95 else f"{measured:.1f}"), name
+    assert f"{len(shown)} methods" in (ROOT / "docs" / "index.rst").read_text(encoding="utf-8")
 
 
 class Near(doctest.OutputChecker):

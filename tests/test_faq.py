@@ -1,0 +1,110 @@
+"""docs/faq.rst quotes the messages that skdml gives."""
+
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from skorch.callbacks import EarlyStopping, LRScheduler
+from torch import nn
+
+import skdml
+from skdml import RAWEmbedder, RecallAtK, recall_at_k
+
+FAQ = (Path(__file__).parents[1] / "docs" / "faq.rst").read_text(encoding="utf-8")
+QUOTES = re.findall(
+    r'"(.+?)"(?=, "|$)', "\n".join(re.findall(r'^\*\*(".*")\*\*$', FAQ, flags=re.MULTILINE)), re.MULTILINE
+)
+OF_OTHER_PACKAGES = [
+    "to_onnx needs",
+    "needs the package timm",
+    "needs pooch",
+]  # tested with the functions that need them
+
+X = np.random.default_rng(0).normal(size=(30, 4))
+Y = np.arange(30) % 3
+
+
+def fit(X=X, y=Y, **parameters):
+    parameters = {"max_epochs": 1, "batch_size": 8, "random_state": 0, **parameters}
+    return RAWEmbedder(**parameters).fit(X, y)
+
+
+def fit_images_of_two_sizes(folder):
+    paths = [folder / f"{i}.png" for i in range(8)]
+    for i, path in enumerate(paths):
+        Image.fromarray(np.zeros((8 + i, 8, 3), dtype=np.uint8)).save(path)
+    fit(paths, Y[:8], resize=None, crop_size=None)
+
+
+def load_without_its_backbone(folder):
+    fit(backbone=nn.Linear(4, 4)).save(folder / "embedder")
+    skdml.load(folder / "embedder")
+
+
+class Tuple(nn.Module):
+    def forward(self, X):
+        return X, X
+
+
+class NotFinite(nn.Linear):
+    def __init__(self):
+        super().__init__(4, 4)
+
+    def forward(self, X):
+        return super().forward(X) * float("nan")
+
+
+MISTAKES = [
+    lambda folder: fit(y=np.arange(30)),
+    lambda folder: fit(y=np.zeros(30)),
+    lambda folder: fit(y=X[:, 0]),
+    lambda folder: fit(np.zeros((30, 8, 8))),
+    lambda folder: fit(np.zeros((30, 3, 8, 8), dtype=np.uint8)),
+    lambda folder: fit(np.zeros((30, 8, 8, 3))),
+    fit_images_of_two_sizes,
+    lambda folder: fit(["no such file.png"] * 30),
+    lambda folder: fit(np.zeros((30, 8, 8), dtype=np.uint8)).transform(X),
+    lambda folder: fit(np.full((30, 4), np.nan)),
+    lambda folder: fit(learning_rate=1e30),
+    lambda folder: skdml.NormSoftmaxEmbedder(max_epochs=1, batch_size=8, backbone=NotFinite()).fit(X, Y),
+    lambda folder: fit(batch_size=64),
+    lambda folder: fit(batch_size=6),
+    lambda folder: fit(X[:9], Y[:9], early_stopping=True),
+    lambda folder: fit(callbacks=[EarlyStopping()]),
+    lambda folder: fit(callbacks=[LRScheduler("StepLR", step_size=1)], lr_schedule="one_cycle"),
+    lambda folder: fit(backbone=Tuple()),
+    lambda folder: fit(backbone=nn.Identity(), n_components=None),
+    lambda folder: fit(device="cuda:99"),
+    lambda folder: recall_at_k(X[:3], [0, 0, 1]),
+    lambda folder: RecallAtK(1)(LogisticRegression().fit(X, Y), X, Y),
+    load_without_its_backbone,
+]
+
+
+@pytest.fixture(scope="module")
+def messages(tmp_path_factory):
+    """Return what the mistakes give, errors and warnings."""
+    given = []
+    for mistake in MISTAKES:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            warnings.filterwarnings("ignore", message="The number of unique classes")  # scikit-learn's guess
+            with pytest.raises((ValueError, TypeError, UserWarning)) as caught:
+                mistake(tmp_path_factory.mktemp("mistake"))
+        given.append(str(caught.value))
+    return given
+
+
+@pytest.mark.parametrize("quote", [q for q in QUOTES if not any(other in q for other in OF_OTHER_PACKAGES)])
+def test_quoted_message_is_given(quote, messages):
+    # The numbers are those of an example, and dots stand for what was left out.
+    pattern = re.sub(r"\d+", r"\\d+", re.escape(quote).replace(re.escape("..."), ".*"))
+    assert any(re.search(pattern, message, flags=re.DOTALL) for message in messages), messages
+
+
+def test_every_mistake_is_in_the_manual():
+    assert len(QUOTES) - len(OF_OTHER_PACKAGES) >= len(MISTAKES)
