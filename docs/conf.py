@@ -55,7 +55,7 @@ html_show_sourcelink = False
 html_theme_options = {
     "show_toc_level": 2,
     "navigation_with_keys": False,
-    "secondary_sidebar_items": ["page-toc"],
+    "secondary_sidebar_items": {"**": ["page-toc"], "methods": []},  # wide tables
     "header_links_before_dropdown": 6,
     "footer_start": ["copyright"],
     "footer_end": [],
