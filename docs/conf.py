@@ -1,6 +1,7 @@
 """Sphinx configuration. Nothing is fetched from the network."""
 
 import os
+import re
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
@@ -65,8 +66,16 @@ html_sidebars = {path.stem: [] for path in Path(__file__).parent.glob("*.rst") i
 
 
 def setup(app):
-    """Write formulas as MathML: they show without scripts and without a network."""
+    # Formulas as MathML show without scripts and without a network.
     app.add_html_math_renderer("mathml", inline_renderers=(visit_math, None), block_renderers=(visit_math_block, None))
+    app.connect("source-read", lambda app, name, source: escape_initials(source))
+    # Before numpydoc, which rewrites the footnotes.
+    app.connect("autodoc-process-docstring", lambda *args: escape_initials(args[-1]), priority=400)
+
+
+def escape_initials(lines):
+    """Keep a footnote that begins with an author, "A. Zhai", from becoming item A of a list."""
+    lines[:] = [re.sub(r"^( *\.\. \[\d+\] [A-Z])\.", r"\1\\.", text, flags=re.MULTILINE) for text in lines]
 
 
 def visit_math(translator, node):
