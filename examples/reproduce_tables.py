@@ -130,7 +130,7 @@ def methods(dataset):
         soft_triple = soft_triple | {"freeze": "none"}
         n_centers, k = 2, 4
     elif dataset == "emoji":
-        n_centers, k = 2, 2
+        n_centers, k = 2, 4  # four vendors draw each
     return {
         "SoftTriple": SoftTripleEmbedder(**soft_triple, n_centers=n_centers, center_learning_rate=CENTER_LEARNING_RATE),
         "SoftMax_norm": NormSoftmaxEmbedder(**soft_triple, proxy_learning_rate=CENTER_LEARNING_RATE),
