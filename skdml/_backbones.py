@@ -35,14 +35,7 @@ def load_backbone(name, weights, pooling):
         If the library does not know the network or the weights, or the file does not hold them.
     """
     library, _, model = name.partition("/")
-    if library == "timm" and model:
-        return _timm(model, weights, pooling)
-    if library == "torchvision" and model:
-        return _torchvision(model, weights, pooling)
-    raise ValueError(
-        f"The 'backbone' parameter must be a torch.nn.Module, None, 'timm/<name>' or 'torchvision/<name>'. Got "
-        f"{name!r} instead."
-    )
+    return (_timm if library == "timm" else _torchvision)(model, weights, pooling)
 
 
 def _import(library):

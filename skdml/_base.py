@@ -599,6 +599,11 @@ class BaseEmbedder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Transf
                 f"The 'optimizer' parameter of {name} must be one of {sorted(OPTIMIZERS)} or a class of "
                 f"torch.optim. Got {self.optimizer!r} instead."
             )
+        if isinstance(self.backbone, str) and not re.fullmatch("(timm|torchvision)/.+", self.backbone):
+            raise ValueError(
+                f"The 'backbone' parameter of {name} must be a torch.nn.Module, None, 'timm/<name>' or "
+                f"'torchvision/<name>'. Got {self.backbone!r} instead."
+            )
         check_callbacks(self.callbacks, self.early_stopping)
         self._check_image_params()
         self._check_freeze()
@@ -624,7 +629,10 @@ class BaseEmbedder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Transf
                     f"{value!r} instead."
                 )
         if self.n_jobs == 0:
-            raise ValueError(f"The 'n_jobs' parameter of {name} must not be 0. Use None for no further process.")
+            raise ValueError(
+                f"The 'n_jobs' parameter of {name} must be None, which is no further process, or an integer other than "
+                "0. Got 0 instead."
+            )
 
     def _check_freeze(self):
         if self.freeze != "none" and self.backbone is None:

@@ -172,7 +172,7 @@ def test_of_image_files_only_those_shown_are_opened(Z, y, tmp_path):
         display = RetrievalDisplay.from_estimator(Given(Z), X, y, queries=[7], n_neighbors=2)
         assert display.query_tiles[0].shape == (128, 256, 3)
         assert [tile[0, 0].tolist() for tile in display.neighbor_tiles[0]] == [[row, 0, 0] for row in nearest]
-    with pytest.raises(FileNotFoundError, match=r"\d+\.png"):
+    with pytest.raises(ValueError, match=r"\d+\.png does not exist"):
         RetrievalDisplay.from_estimator(Given(Z), paths, y, queries=[7], n_neighbors=5)
 
 

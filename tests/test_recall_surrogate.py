@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from skdml import RecallSurrogateEmbedder, recall_at_k
+from skdml._networks import EmbeddingNetwork
 from skdml._pairs import pair_masks
 from skdml._training import EmbeddingNet
 from skdml.losses import RecallSurrogateLoss
@@ -134,8 +135,9 @@ def test_ks_must_be_whole_numbers(blobs, ks):
 
 def make_net(network, chunk_size):
     """The engine's net around a network, with an optimizer that changes nothing."""
+    network = EmbeddingNetwork(network, nn.Identity(), False, "float32")
     net = EmbeddingNet(network, criterion=RecallSurrogateLoss(tau1=0.1), optimizer=torch.optim.SGD, lr=0.0)
-    net.criterion_lr, net.weight_decay, net.fused, net.chunk_size = 0.0, 0.0, False, chunk_size
+    net.head_lr, net.criterion_lr, net.weight_decay, net.fused, net.chunk_size = 0.0, 0.0, 0.0, False, chunk_size
     return net.initialize()
 
 
@@ -178,7 +180,7 @@ def test_dropout_is_the_same_in_both_passes():
     x, y = torch.randn(20, 5, dtype=torch.float64), torch.arange(20) % 4
     net = make_net(network, chunk_size=8)
     torch.manual_seed(1)
-    seen = net.module_[1].seen
+    seen = net.module_.backbone[1].seen
     loss = net.backward_in_chunks(x, [y])
     following = torch.rand(3)
     assert len(seen) == 6
@@ -186,11 +188,11 @@ def test_dropout_is_the_same_in_both_passes():
         assert first.equal(second)
     assert not seen[0].equal(seen[1])
 
-    weight, bias = (p.detach().clone().requires_grad_() for p in net.module_[2].parameters())
+    weight, bias = (p.detach().clone().requires_grad_() for p in net.module_.backbone[2].parameters())
     expected = RecallSurrogateLoss(tau1=0.1)(normalize((x * torch.cat(seen[:3]) * 2) @ weight.T + bias), y)
     expected.backward()
     torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close([p.grad for p in net.module_[2].parameters()], [weight.grad, bias.grad])
+    torch.testing.assert_close([p.grad for p in net.module_.backbone[2].parameters()], [weight.grad, bias.grad])
     # The second pass leaves the generator where the first did, and the next step has masks of its own.
     torch.manual_seed(1)
     net.module_(x[:8]), net.module_(x[8:16]), net.module_(x[16:])
