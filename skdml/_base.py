@@ -487,12 +487,14 @@ class BaseEmbedder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Transf
         Returns
         -------
         ndarray of shape (n_samples, n_components), float32
-            Unit rows with ``normalize=True``.
+            Unit rows with ``normalize=True``. A tensor on the device of X if X is one and ``array_api_dispatch`` is on.
 
         Raises
         ------
         ValueError
-            If X is not of the kind and shape seen in fit.
+            If X is not of the kind and shape seen in fit, or a file cannot be used.
+        RuntimeError
+            When a process that decodes files dies.
         """
         check_is_fitted(self)
         device = self._find_device()
