@@ -271,35 +271,44 @@ def k_means(rows, n_clusters, rng):
     A row is compared with the centers that moved; with all others too only if its own one moved away from it. That
     leaves out nothing that could be the nearest.
     """
-    rows = Rows(rows.points, rows.points.square().sum(1).div_(2), rows.classes)
+    rows = Rows(rows.points, _half_squares(rows.points), rows.classes)
     centers = _k_means_plus_plus(rows, n_clusters, rng)
-    S, labels = _nearest(rows, centers)
+    n_rows = min(len(rows), max(1, tile_size(rows.points) ** 2 // len(centers)))
+    blocks = [slice(start, start + n_rows) for start in range(0, len(rows), n_rows)]
+    buffer = rows.points.new_empty(n_rows * len(centers))
+
+    nearest = [similarities(rows[b], centers, buffer).max(1) for b in blocks]
+    S, labels = torch.cat([part.values for part in nearest]), torch.cat([part.indices for part in nearest])
     sums = torch.zeros_like(centers.points, dtype=torch.float64)
     before, changed = labels, torch.arange(len(rows), device=labels.device)
     for iteration in range(_MAX_ITER):
-        X = rows.points[changed].double()
-        sums.index_add_(0, labels[changed], X)
-        if iteration:
-            sums.index_add_(0, before[changed], -X)
+        for index in changed.split(n_rows):
+            X = rows.points[index].double()
+            sums.index_add_(0, labels[index], X)
+            if iteration:
+                sums.index_add_(0, before[index], X, alpha=-1)
         counts = torch.bincount(labels, minlength=len(centers))  # (K,)
         has_moved = torch.zeros_like(counts, dtype=torch.bool)
         has_moved[labels[changed]] = has_moved[before[changed]] = True
         has_moved &= counts > 0  # an empty cluster keeps its center
-        centers.points[has_moved] = (sums[has_moved] / counts[has_moved, None]).to(S.dtype)
-        centers.offsets[has_moved] = centers.points[has_moved].square().sum(1).div_(2)
+        moved, position = has_moved.nonzero()[:, 0], (has_moved.cumsum(0) - 1).clamp(min=0)
+        centers.points[moved] = (sums[moved] / counts[moved, None]).to(S.dtype)
+        centers.offsets[moved] = _half_squares(centers.points[moved])
+        moved_centers = centers[moved]
 
-        before, labels, last_S, S = labels, labels.clone(), S, S.clone()
-        own = has_moved[labels].nonzero()[:, 0]
-        own_centers = centers[labels[own]]
-        S[own] = (rows.points[own] * own_centers.points).sum(1) - rows.offsets[own] - own_centers.offsets
-        for index, candidates in (
-            ((last_S > S).nonzero()[:, 0], torch.arange(len(centers), device=S.device)),
-            ((last_S <= S).nonzero()[:, 0], has_moved.nonzero()[:, 0]),
-        ):
-            nearest, label = _nearest(rows[index], centers[candidates])
-            is_nearer = nearest > S[index]
-            S[index[is_nearer]] = nearest[is_nearer]
-            labels[index[is_nearer]] = candidates[label[is_nearer]]
+        before, labels = labels, labels.clone()
+        for b in blocks:
+            own, last = labels[b], S[b]
+            to_moved = similarities(rows[b], moved_centers, buffer)
+            now = torch.where(has_moved[own], to_moved.gather(1, position[own, None])[:, 0], last)
+            nearest, label = to_moved.max(1)
+            index = b.start + (torch.maximum(now, nearest) < last).nonzero()[:, 0]
+            S[b] = torch.maximum(now, nearest)
+            labels[b] = torch.where(nearest > now, moved[label], own)
+            if len(index):
+                nearest, label = similarities(rows[index], centers, buffer).max(1)
+                labels[index] = torch.where(nearest > S[index], label, labels[index])
+                S[index] = torch.maximum(nearest, S[index])
         changed = (labels != before).nonzero()[:, 0]
         if len(changed) == 0:
             break
@@ -332,11 +341,6 @@ def _k_means_plus_plus(rows, n_clusters, rng):
     return sample[chosen]
 
 
-def _nearest(rows, centers):
-    """Return the similarity to the nearest center of each row (N,), -d^2 / 2, and its index (N,)."""
-    if len(rows) == 0 or len(centers) == 0:
-        return rows.offsets.new_full((len(rows),), -torch.inf), torch.zeros_like(rows.classes)
-    size = min(len(rows), max(1, tile_size(rows.points) ** 2 // len(centers)))
-    buffer = rows.points.new_empty(size * len(centers))
-    found = [similarities(rows[start : start + size], centers, buffer).max(1) for start in range(0, len(rows), size)]
-    return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
+def _half_squares(points):
+    """Return |x|^2 / 2 of each row, without a copy of the rows."""
+    return torch.einsum("nd,nd->n", points, points) / 2

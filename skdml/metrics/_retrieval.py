@@ -13,8 +13,8 @@ from torch import nn
 
 from ._rows import blocks, count_matches, prepare, similarities, thresholds, tile_size, tiles
 
-_GROUP = 32  # gallery rows of a tile that are looked at one by one only if one of them is near enough
-_MAX_R = 256  # largest class, in matches of a query, whose matches are all held at once
+_GROUP = 16  # gallery rows of a tile that are looked at one by one only if one of them is near enough
+_MAX_R = 255  # largest class, in matches of a query, whose matches are all held at once
 
 
 def recall_at_k(embeddings, y, k=1, *, gallery=None, gallery_y=None, metric="cosine", device=None):
@@ -272,7 +272,7 @@ def map_at_r(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine", de
     Notes
     -----
     Of rows at the same distance, those of the query's own class come last; :func:`recall_at_k` says what is the
-    same. Memory grows with Q times the R of the largest class up to R = 256; of larger classes, the gallery is compared
+    same. Memory grows with Q times the R of the largest class up to R = 255; of larger classes, the gallery is compared
     with a block of queries at a time.
 
     References
@@ -419,68 +419,64 @@ def _find_in_tiles(queries, gallery, n_matches, columns_of):
 
 
 class _Ranking:
-    """The rows of other classes that come before the matches of a block of queries.
+    """How many rows of other classes come before the matches of a block of queries.
 
-    Of each tile only those rows are taken that can change a result: at least as near as the R-th nearest so far, and as
-    the last match. Where R of them are as near as the best match, no match is a hit, and the rest is only counted.
+    The i-th match is a hit while at most R - i of them do. Of each tile only those rows are looked at that come before
+    the last match that may still be a hit. Where no match may, those before the best one are only counted.
     """
 
     def __init__(self, matches, n_matches):
-        self.matches, self.n_matches = matches, n_matches  # (Q, R), (Q,)
-        self.last = (n_matches - 1).clamp(min=0)[:, None]
-        self.best = _threshold(matches, torch.zeros_like(self.last))
-        self.others = torch.empty_like(matches)  # (Q, R), falling
-        self.n_nearer = torch.zeros_like(n_matches)
-        self.rows = None  # of the values not yet among the others
-        self.values = []
-        self.n_values = 0
+        n_columns = 2 ** matches.shape[1].bit_length()  # for the binary search
+        self.matches = nn.functional.pad(matches, (0, n_columns - matches.shape[1]), value=-torch.inf)
+        self.n_matches = n_matches
+        # [q, i]: rows of other classes behind i matches of the query and before the next one
+        self.n_between = torch.zeros_like(self.matches, dtype=torch.int32)
+        self.n_lost = torch.zeros_like(n_matches)  # before the best match, since no match can be a hit
+        self.rows, self.groups, self.n_groups = [], [], 0  # not yet counted
+        self._set_bar()
 
     def add(self, S, flags, axis):
         """Take in similarities, -inf for rows of the own class, to gallery rows along the axis; flags are scratch."""
-        if self.rows is None:
-            S = S if axis else S.T.contiguous()
-            self.n_nearer += torch.ge(S, self.best).sum(1)
-            self.rows = []
-            self._set_others(_largest(S, self.matches.shape[1]))
-            return
         size = math.gcd(S.shape[axis], _GROUP)
         bar = self.bar if axis else self.bar.T
         counts = torch.ge(S, bar, out=flags).unflatten(axis, (size, -1)).sum(axis)
-        groups = counts if axis else counts.T  # (Q, groups)
-        self.n_nearer += (groups.sum(1) * self.is_lost).long()
-        row, group = (groups * ~self.is_lost[:, None]).nonzero(as_tuple=True)
+        counts = counts if axis else counts.T  # (Q, groups)
+        if self.any_is_lost:
+            self.n_lost += (counts.sum(1) * self.is_lost).long()
+            counts = counts * ~self.is_lost[:, None]
+        row, group = counts.nonzero(as_tuple=True)
         S = S.unflatten(axis, (size, -1))
         values = S[row, :, group] if axis else S[:, group, row].T
-        near, offset = (values >= self.bar[row]).nonzero(as_tuple=True)
-        row, values = row[near], values[near, offset]
-        self.n_nearer += torch.bincount(row[values >= self.best[row, 0]], minlength=len(self.best))
         self.rows.append(row)
-        self.values.append(values)
-        self.n_values += len(row)
-        if self.n_values > self.others.numel():
-            self._merge()
+        self.groups.append(nn.functional.pad(values, (0, _GROUP - size), value=-torch.inf) if size < _GROUP else values)
+        self.n_groups += len(row)
+        if self.n_groups > self.n_between.numel() / 8:
+            self._count()
 
-    def _merge(self):
-        row, order = torch.cat(self.rows).sort(stable=True)
-        counts = torch.bincount(row, minlength=len(self.best))
-        column = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
-        table = self.others.new_full((len(self.best), int(counts.max())), -torch.inf)
-        table[row, column] = torch.cat(self.values)[order]
-        self._set_others(torch.cat([self.others, table], 1).topk(self.others.shape[1]).values)
-        self.rows, self.values, self.n_values = [], [], 0
+    def _count(self):
+        row, values = torch.cat(self.rows), torch.cat(self.groups)
+        self.rows, self.groups, self.n_groups = [], [], 0
+        near, column = (values >= self.bar[row]).nonzero(as_tuple=True)
+        row, values = row[near], values[near, column]
+        n_before = torch.zeros_like(row)  # matches before each of the values, by binary search
+        step = self.matches.shape[1] // 2
+        while step:
+            n_before += step * (self.matches[row, n_before + step - 1] > values)
+            step //= 2
+        ones = torch.ones_like(row, dtype=self.n_between.dtype)
+        self.n_between.view(-1).index_add_(0, row * self.matches.shape[1] + n_before, ones)
+        self._set_bar()
 
-    def _set_others(self, others):
-        self.others = others
-        farthest = others.gather(1, self.last)
-        self.is_lost = (farthest >= self.best)[:, 0]
-        self.bar = torch.minimum(torch.maximum(farthest, _threshold(self.matches, self.last)), self.best)
+    def _set_bar(self):
+        self.n_hits, self.precision = _hits(self.n_between.cumsum(1), self.n_matches, self.matches.dtype)
+        self.is_lost = self.n_hits == 0
+        self.any_is_lost = bool(self.is_lost.any())
+        self.bar = _threshold(self.matches, (self.n_hits - 1).clamp(min=0)[:, None])
 
     def finish(self):
-        if self.rows is None:  # no row is of another class
-            self._set_others(self.others.fill_(-torch.inf))
-        elif self.rows:
-            self._merge()
-        return self.n_nearer, *_hits(self.matches, self.others, self.n_matches)
+        if self.rows:
+            self._count()
+        return self.n_lost + self.n_between[:, 0], self.n_hits, self.precision
 
 
 def _find_in_strips(queries, gallery, n_matches, columns_of):
@@ -495,7 +491,8 @@ def _find_in_strips(queries, gallery, n_matches, columns_of):
         matches = _match_thresholds(S[:, columns], queries, gallery, q, columns, r)
         S[:, columns].masked_fill_(queries.classes[q, None] == gallery.classes[columns], -torch.inf)
         n_nearer = torch.ge(S, _threshold(matches, n_matches.new_zeros(len(S), 1))).sum(1)
-        parts.append((n_nearer, *_hits(matches, _largest(S, r), n_matches[q])))
+        n_before = torch.searchsorted(-_largest(S, r), -matches, right=True)
+        parts.append((n_nearer, *_hits(n_before, n_matches[q], matches.dtype)))
     return parts
 
 
@@ -532,14 +529,13 @@ def _threshold(matches, index):
     return values.masked_fill(values == -torch.inf, torch.inf)
 
 
-def _hits(matches, others, n_matches):
+def _hits(n_before, n_matches, dtype):
     """Return how many matches are among the first R (Q,) and the sum of the precision at them (Q,).
 
-    `matches` are the thresholds (Q, R) of the matches, `others` the R nearest rows of other classes; both fall.
+    n_before (Q, R) says how many rows of other classes come before each match: as near as it, or nearer.
     """
-    i = torch.arange(1, matches.shape[1] + 1, dtype=matches.dtype, device=matches.device)
-    # The i-th match stands behind i - 1 matches and the other rows that are as near or nearer.
-    position = i + torch.searchsorted(-others, -matches, right=True)
+    i = torch.arange(1, n_before.shape[1] + 1, dtype=dtype, device=n_before.device)
+    position = i + n_before
     is_hit = position <= n_matches[:, None]
     return is_hit.sum(1), (i / position * is_hit).sum(1)
 
