@@ -138,8 +138,8 @@ _SHARED_DOCS = {
     n_iter_no_change : int, default=10
         Epochs without a better Recall@1 before early stopping ends the training, >= 1.
     callbacks : list of skorch callbacks or None, default=None
-        Copied, then added to the skorch net. They see "train_loss" in its history, and "valid_recall_at_1" with
-        ``early_stopping``.
+        Shallow copies of them are added to the skorch net. They see "train_loss" in its history, and
+        "valid_recall_at_1" with ``early_stopping``.
     device : str or torch.device, default="auto"
         Where to train and transform. "auto": "cuda" where there is one, else "mps", else "cpu".
     precision : {"float32", "bfloat16"}, default="float32"

@@ -33,9 +33,6 @@ class EpochTasks(Callback):
         self.arguments = arguments
         self.fitted = fitted
 
-    def __deepcopy__(self, memo):
-        return self
-
     def on_epoch_begin(self, net, **kwargs):
         self.task_ = self.context.subcontext(task_name="epoch")
         self.task_.call_on_fit_task_begin(estimator=self.estimator, **self.arguments)

@@ -86,7 +86,7 @@ def train(
         train_split=lambda dataset: (dataset, valid_set),
         callbacks=[
             *([Progress(max_epochs, verbose)] if verbose else []),
-            *copy.deepcopy(list(callbacks or [])),  # they hold the optimizer, which must not outlive the fit
+            *map(_copied, callbacks or []),
             *([BestWeights(n_iter_no_change)] if valid_set else []),
         ],
         device=train_set.data.device,
@@ -227,6 +227,11 @@ def hold_out(y, fraction, rng):
             "samples (or validation_fraction leaves fewer than two). Set early_stopping=False or give more data."
         )
     return np.setdiff1d(np.arange(len(y)), valid), np.sort(valid)
+
+
+def _copied(callback):
+    """Return a copy, on which skorch may set what must not outlive the fit; shallow, for it may hold an open file."""
+    return (callback[0], copy.copy(callback[1])) if isinstance(callback, tuple) else copy.copy(callback)
 
 
 def check_callbacks(callbacks, early_stopping):

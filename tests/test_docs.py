@@ -193,6 +193,7 @@ def test_example_runs(path, tmp_path):
         "plot_new_classes": ["--epochs", "1"],
         "plot_raw_ablation": ["--epochs", "1"],
         "plot_inspection": ["--epochs", "1"],
+        "plot_callbacks": ["--epochs", "2"],
     }.get(path.stem, [])
     # One thread: other tests run beside it, and torch's threads wait for each other busily.
     environment = {**os.environ, "MPLBACKEND": "Agg", "PYTHONWARNINGS": "error", "OMP_NUM_THREADS": "1"}

@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import threading
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ def embedder(**params):
 
 
 class Recorder(Callback):
-    """Keeps what it sees in a list outside, for callbacks are copied at fit."""
+    """Keeps what it sees in a list of the class, for callbacks are copied at fit."""
 
     seen = None
 
@@ -119,15 +120,22 @@ def test_skorch_checkpoint(blobs, tmp_path):
     torch.testing.assert_close(torch.load(tmp_path / "criterion.pt")["centers"], fitted.criterion_.centers.detach())
 
 
-def test_callbacks_are_copied_and_can_record(blobs):
+@pytest.mark.parametrize("named", [False, True])
+def test_callbacks_are_copied_and_can_record(blobs, named):
     class Norm(Callback):
+        def __init__(self):
+            self.epochs = []
+            self.file = threading.Lock()  # such as a SummaryWriter holds; no deep copy can be made of it
+
         def on_epoch_end(self, net, **kwargs):
             self.touched_ = True
+            self.epochs.append(len(net.history))
             net.history.record("norm", 2.0)
 
     callback = Norm()
-    fitted = embedder(callbacks=[callback]).fit(*blobs)
+    fitted = embedder(callbacks=[("norm", callback) if named else callback]).fit(*blobs)
     assert not hasattr(callback, "touched_")
+    assert callback.epochs == [1, 2, 3, 4]
     assert [epoch["norm"] for epoch in fitted.history_] == [2.0] * 4
 
 

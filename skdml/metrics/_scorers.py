@@ -11,7 +11,39 @@ from ._rows import count_matches, prepare
 
 
 @dataclass(frozen=True)
-class RecallAtK:
+class _Scorer:
+    def __call__(self, estimator, X, y):
+        """Return the measure of `estimator.transform(X)`.
+
+        Parameters
+        ----------
+        estimator : fitted transformer or Pipeline that ends in one
+            What is scored; its `transform` is called once.
+        X : array-like of shape (n_samples, ...)
+            Anything that `estimator.transform` takes.
+        y : array-like of shape (n_samples,)
+            Class of each sample.
+
+        Returns
+        -------
+        float
+            The measure, in its own range. Of a RetrievalScorer: a dict with one value for each of `metrics`.
+        """
+        if not hasattr(estimator, "transform"):
+            raise TypeError(
+                f"A retrieval scorer needs an estimator with transform, got {type(estimator).__name__}. "
+                "Of a pipeline that ends in a classifier, score the steps before it: pipeline[:-1]."
+            )
+        return self._measure(estimator.transform(X), y)
+
+
+@dataclass(frozen=True)
+class _ClusteringScorer(_Scorer):
+    random_state: int | np.random.RandomState | None = 0
+
+
+@dataclass(frozen=True)
+class RecallAtK(_Scorer):
     """Scorer: :func:`recall_at_k` of an estimator's embeddings, by cosine.
 
     Parameters
@@ -50,28 +82,12 @@ class RecallAtK:
             raise TypeError(f"k must be one integer, got {self.k!r}. Use RetrievalScorer for several values.")
         check_k(self.k)
 
-    def __call__(self, estimator, X, y):
-        """Return Recall@k of `estimator.transform(X)`.
-
-        Parameters
-        ----------
-        estimator : fitted transformer or Pipeline that ends in one
-            What is scored.
-        X : array-like of shape (n_samples, ...)
-            Anything that `estimator.transform` takes.
-        y : array-like of shape (n_samples,)
-            Class of each sample.
-
-        Returns
-        -------
-        float
-            Recall@k in [0, 1].
-        """
-        return recall_at_k(_embed(estimator, X), y, self.k)
+    def _measure(self, embeddings, y):
+        return recall_at_k(embeddings, y, self.k)
 
 
 @dataclass(frozen=True)
-class PrecisionAt1:
+class PrecisionAt1(_Scorer):
     """Scorer: :func:`precision_at_1` of an estimator's embeddings, by cosine.
 
     Raises
@@ -93,28 +109,12 @@ class PrecisionAt1:
     0.75
     """
 
-    def __call__(self, estimator, X, y):
-        """Return the precision at 1 of `estimator.transform(X)`.
-
-        Parameters
-        ----------
-        estimator : fitted transformer or Pipeline that ends in one
-            What is scored.
-        X : array-like of shape (n_samples, ...)
-            Anything that `estimator.transform` takes.
-        y : array-like of shape (n_samples,)
-            Class of each sample.
-
-        Returns
-        -------
-        float
-            Precision in [0, 1].
-        """
-        return precision_at_1(_embed(estimator, X), y)
+    def _measure(self, embeddings, y):
+        return precision_at_1(embeddings, y)
 
 
 @dataclass(frozen=True)
-class RPrecision:
+class RPrecision(_Scorer):
     """Scorer: :func:`r_precision` of an estimator's embeddings, by cosine.
 
     Raises
@@ -136,28 +136,12 @@ class RPrecision:
     0.7
     """
 
-    def __call__(self, estimator, X, y):
-        """Return the R-precision of `estimator.transform(X)`.
-
-        Parameters
-        ----------
-        estimator : fitted transformer or Pipeline that ends in one
-            What is scored.
-        X : array-like of shape (n_samples, ...)
-            Anything that `estimator.transform` takes.
-        y : array-like of shape (n_samples,)
-            Class of each sample.
-
-        Returns
-        -------
-        float
-            R-precision in [0, 1].
-        """
-        return r_precision(_embed(estimator, X), y)
+    def _measure(self, embeddings, y):
+        return r_precision(embeddings, y)
 
 
 @dataclass(frozen=True)
-class MAPAtR:
+class MAPAtR(_Scorer):
     """Scorer: :func:`map_at_r` of an estimator's embeddings, by cosine.
 
     Raises
@@ -179,28 +163,12 @@ class MAPAtR:
     0.59
     """
 
-    def __call__(self, estimator, X, y):
-        """Return MAP@R of `estimator.transform(X)`.
-
-        Parameters
-        ----------
-        estimator : fitted transformer or Pipeline that ends in one
-            What is scored.
-        X : array-like of shape (n_samples, ...)
-            Anything that `estimator.transform` takes.
-        y : array-like of shape (n_samples,)
-            Class of each sample.
-
-        Returns
-        -------
-        float
-            MAP@R in [0, 1].
-        """
-        return map_at_r(_embed(estimator, X), y)
+    def _measure(self, embeddings, y):
+        return map_at_r(embeddings, y)
 
 
 @dataclass(frozen=True)
-class NMI:
+class NMI(_ClusteringScorer):
     """Scorer: :func:`nmi_score` of an estimator's embeddings, by cosine.
 
     Parameters
@@ -227,30 +195,12 @@ class NMI:
     0.59
     """
 
-    random_state: int | np.random.RandomState | None = 0
-
-    def __call__(self, estimator, X, y):
-        """Return the NMI of `estimator.transform(X)`.
-
-        Parameters
-        ----------
-        estimator : fitted transformer or Pipeline that ends in one
-            What is scored.
-        X : array-like of shape (n_samples, ...)
-            Anything that `estimator.transform` takes.
-        y : array-like of shape (n_samples,)
-            Class of each sample.
-
-        Returns
-        -------
-        float
-            NMI in [0, 1].
-        """
-        return nmi_score(_embed(estimator, X), y, random_state=self.random_state)
+    def _measure(self, embeddings, y):
+        return nmi_score(embeddings, y, random_state=self.random_state)
 
 
 @dataclass(frozen=True)
-class AMI:
+class AMI(_ClusteringScorer):
     """Scorer: :func:`ami_score` of an estimator's embeddings, by cosine.
 
     Parameters
@@ -277,30 +227,12 @@ class AMI:
     0.58
     """
 
-    random_state: int | np.random.RandomState | None = 0
-
-    def __call__(self, estimator, X, y):
-        """Return the AMI of `estimator.transform(X)`.
-
-        Parameters
-        ----------
-        estimator : fitted transformer or Pipeline that ends in one
-            What is scored.
-        X : array-like of shape (n_samples, ...)
-            Anything that `estimator.transform` takes.
-        y : array-like of shape (n_samples,)
-            Class of each sample.
-
-        Returns
-        -------
-        float
-            AMI, at most 1.
-        """
-        return ami_score(_embed(estimator, X), y, random_state=self.random_state)
+    def _measure(self, embeddings, y):
+        return ami_score(embeddings, y, random_state=self.random_state)
 
 
 @dataclass(frozen=True)
-class PairwiseF1:
+class PairwiseF1(_ClusteringScorer):
     """Scorer: :func:`pairwise_f1_score` of an estimator's embeddings, by cosine.
 
     Parameters
@@ -327,30 +259,12 @@ class PairwiseF1:
     0.7
     """
 
-    random_state: int | np.random.RandomState | None = 0
-
-    def __call__(self, estimator, X, y):
-        """Return the pairwise F1 score of `estimator.transform(X)`.
-
-        Parameters
-        ----------
-        estimator : fitted transformer or Pipeline that ends in one
-            What is scored.
-        X : array-like of shape (n_samples, ...)
-            Anything that `estimator.transform` takes.
-        y : array-like of shape (n_samples,)
-            Class of each sample.
-
-        Returns
-        -------
-        float
-            F1 in [0, 1].
-        """
-        return pairwise_f1_score(_embed(estimator, X), y, random_state=self.random_state)
+    def _measure(self, embeddings, y):
+        return pairwise_f1_score(embeddings, y, random_state=self.random_state)
 
 
 @dataclass(frozen=True)
-class RetrievalScorer:
+class RetrievalScorer(_Scorer):
     """Scorer of several measures that embeds the data once.
 
     Parameters
@@ -400,32 +314,7 @@ class RetrievalScorer:
                 f"{', '.join(map(repr, known))}, got {unknown or self.metrics!r}."
             )
 
-    def __call__(self, estimator, X, y):
-        """Return the measures of `estimator.transform(X)`.
-
-        Parameters
-        ----------
-        estimator : fitted transformer or Pipeline that ends in one
-            What is scored; its `transform` is called once.
-        X : array-like of shape (n_samples, ...)
-            Anything that `estimator.transform` takes.
-        y : array-like of shape (n_samples,)
-            Class of each sample.
-
-        Returns
-        -------
-        dict of str to float
-            One value for each name, in the order of `metrics`.
-        """
-        queries, gallery = prepare(_embed(estimator, X), y)
+    def _measure(self, embeddings, y):
+        queries, gallery = prepare(embeddings, y)
         n_matches = count_matches(queries, gallery)
         return measure(self.metrics, queries, gallery, n_matches, self.random_state)
-
-
-def _embed(estimator, X):
-    if not hasattr(estimator, "transform"):
-        raise TypeError(
-            f"A retrieval scorer needs an estimator with transform, got {type(estimator).__name__}. "
-            "Of a pipeline that ends in a classifier, score the steps before it: pipeline[:-1]."
-        )
-    return estimator.transform(X)
