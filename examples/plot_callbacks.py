@@ -18,8 +18,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from skorch.callbacks import Checkpoint, TensorBoard
 from sklearn.callback import ScoringMonitor
+from skorch.callbacks import Checkpoint, TensorBoard
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 

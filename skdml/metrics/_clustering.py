@@ -343,4 +343,4 @@ def _k_means_plus_plus(rows, n_clusters, rng):
 
 def _half_squares(points):
     """Return |x|^2 / 2 of each row, without a copy of the rows."""
-    return torch.einsum("nd,nd->n", points, points) / 2
+    return torch.einsum("ij,ij->i", points, points) / 2
