@@ -268,8 +268,8 @@ def _expected_mutual_information(a, b):
 def k_means(rows, n_clusters, rng):
     """Return the cluster of each row (N,): Lloyd's iterations from a k-means++ start.
 
-    A row is compared with the centers that moved; with all others too only if its own one moved away from it. That
-    leaves out nothing that could be the nearest.
+    A row is compared with the centers that moved; with all others too only if it is now farther from its own one than
+    the runner-up may be. That leaves out nothing that could be the nearest.
     """
     rows = Rows(rows.points, _half_squares(rows.points), rows.classes)
     centers = _k_means_plus_plus(rows, n_clusters, rng)
@@ -277,8 +277,8 @@ def k_means(rows, n_clusters, rng):
     blocks = [slice(start, start + n_rows) for start in range(0, len(rows), n_rows)]
     buffer = rows.points.new_empty(n_rows * len(centers))
 
-    nearest = [similarities(rows[b], centers, buffer).max(1) for b in blocks]
-    S, labels = torch.cat([part.values for part in nearest]), torch.cat([part.indices for part in nearest])
+    found = [_two_largest(similarities(rows[b], centers, buffer)) for b in blocks]
+    nearest, labels, runner_up = map(torch.cat, zip(*found, strict=True))
     sums = torch.zeros_like(centers.points, dtype=torch.float64)
     before, changed = labels, torch.arange(len(rows), device=labels.device)
     for iteration in range(_MAX_ITER):
@@ -292,23 +292,25 @@ def k_means(rows, n_clusters, rng):
         has_moved[labels[changed]] = has_moved[before[changed]] = True
         has_moved &= counts > 0  # an empty cluster keeps its center
         moved, position = has_moved.nonzero()[:, 0], (has_moved.cumsum(0) - 1).clamp(min=0)
-        centers.points[moved] = (sums[moved] / counts[moved, None]).to(S.dtype)
+        centers.points[moved] = (sums[moved] / counts[moved, None]).to(rows.points.dtype)
         centers.offsets[moved] = _half_squares(centers.points[moved])
         moved_centers = centers[moved]
 
         before, labels = labels, labels.clone()
         for b in blocks:
-            own, last = labels[b], S[b]
-            to_moved = similarities(rows[b], moved_centers, buffer)
-            now = torch.where(has_moved[own], to_moved.gather(1, position[own, None])[:, 0], last)
-            nearest, label = to_moved.max(1)
-            index = b.start + (torch.maximum(now, nearest) < last).nonzero()[:, 0]
-            S[b] = torch.maximum(now, nearest)
-            labels[b] = torch.where(nearest > now, moved[label], own)
-            if len(index):
-                nearest, label = similarities(rows[index], centers, buffer).max(1)
-                labels[index] = torch.where(nearest > S[index], label, labels[index])
-                S[index] = torch.maximum(nearest, S[index])
+            S, own = similarities(rows[b], moved_centers, buffer), labels[b]
+            now = torch.where(has_moved[own], S.gather(1, position[own, None])[:, 0], nearest[b])
+            first, label, second = _two_largest(S)
+            label = moved[label]
+            second = torch.where(label == own, second, torch.maximum(second, torch.minimum(first, now)))
+            labels[b] = torch.where(first > now, label, own)
+            nearest[b] = torch.maximum(first, now)
+            unsure = b.start + (nearest[b] < runner_up[b]).nonzero()[:, 0]
+            runner_up[b] = torch.maximum(runner_up[b], second)
+            if len(unsure):
+                first, label, runner_up[unsure] = _two_largest(similarities(rows[unsure], centers, buffer))
+                labels[unsure] = torch.where(first > nearest[unsure], label, labels[unsure])
+                nearest[unsure] = first
         changed = (labels != before).nonzero()[:, 0]
         if len(changed) == 0:
             break
@@ -339,6 +341,12 @@ def _k_means_plus_plus(rows, n_clusters, rng):
         chosen[k] = drawn[best]
         nearest = candidates[best]
     return sample[chosen]
+
+
+def _two_largest(S):
+    """Return the largest value of each row (N,), its index (N,) and the second largest value (N,); S is changed."""
+    first, index = S.max(1)
+    return first, index, S.scatter_(1, index[:, None], -torch.inf).amax(1)
 
 
 def _half_squares(points):

@@ -431,6 +431,8 @@ class _Ranking:
         self.n_matches = n_matches
         # [q, i]: rows of other classes behind i matches of the query and before the next one
         self.n_between = torch.zeros_like(self.matches, dtype=torch.int32)
+        i = torch.arange(1, n_columns + 1, device=n_matches.device)
+        self.n_spare = (n_matches[:, None] - i).int()  # rows that may come before the i-th match if it is to be a hit
         self.n_lost = torch.zeros_like(n_matches)  # before the best match, since no match can be a hit
         self.rows, self.groups, self.n_groups = [], [], 0  # not yet counted
         self._set_bar()
@@ -450,7 +452,7 @@ class _Ranking:
         self.rows.append(row)
         self.groups.append(nn.functional.pad(values, (0, _GROUP - size), value=-torch.inf) if size < _GROUP else values)
         self.n_groups += len(row)
-        if self.n_groups > self.n_between.numel() / 8:
+        if self.n_groups > self.n_between.numel() / 16:
             self._count()
 
     def _count(self):
@@ -458,25 +460,26 @@ class _Ranking:
         self.rows, self.groups, self.n_groups = [], [], 0
         near, column = (values >= self.bar[row]).nonzero(as_tuple=True)
         row, values = row[near], values[near, column]
-        n_before = torch.zeros_like(row)  # matches before each of the values, by binary search
+        # Binary search among the matches of the row; at the end `last` is the match before the value.
+        last = row * self.matches.shape[1] - 1
         step = self.matches.shape[1] // 2
         while step:
-            n_before += step * (self.matches[row, n_before + step - 1] > values)
+            last.add_(self.matches.take(last + step) > values, alpha=step)
             step //= 2
-        ones = torch.ones_like(row, dtype=self.n_between.dtype)
-        self.n_between.view(-1).index_add_(0, row * self.matches.shape[1] + n_before, ones)
+        self.n_between.view(-1).index_add_(0, last + 1, torch.ones_like(row, dtype=torch.int32))
         self._set_bar()
 
     def _set_bar(self):
-        self.n_hits, self.precision = _hits(self.n_between.cumsum(1), self.n_matches, self.matches.dtype)
-        self.is_lost = self.n_hits == 0
+        n_hits = (self.n_between.cumsum(1, dtype=torch.int32) <= self.n_spare).sum(1)
+        self.is_lost = n_hits == 0
         self.any_is_lost = bool(self.is_lost.any())
-        self.bar = _threshold(self.matches, (self.n_hits - 1).clamp(min=0)[:, None])
+        self.bar = _threshold(self.matches, (n_hits - 1).clamp(min=0)[:, None])
 
     def finish(self):
         if self.rows:
             self._count()
-        return self.n_lost + self.n_between[:, 0], self.n_hits, self.precision
+        n_before = self.n_between.cumsum(1)
+        return self.n_lost + n_before[:, 0], *_hits(n_before, self.n_matches, self.matches.dtype)
 
 
 def _find_in_strips(queries, gallery, n_matches, columns_of):
