@@ -122,7 +122,7 @@ def test_equals_definition(metric, data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_rows, "CPU_TILE", data.draw(st.sampled_from([1, 2, 7, 16, 1024])))
         recall = quiet(recall_at_k, k=KS, metric=metric, **queries)
-        patch.setattr(_retrieval, "_MAX_R", data.draw(st.sampled_from([0, 255])))
+        patch.setattr(_retrieval, "_MAX_HELD", data.draw(st.sampled_from([0, 2**26])))
         precision = quiet(map_at_r, metric=metric, **queries)
         share = quiet(r_precision, metric=metric, **queries)
         report = quiet(retrieval_report, k=KS, metric=metric, **queries)
@@ -239,7 +239,7 @@ def test_many_tiles_of_poor_and_good_embeddings(monkeypatch, n_per_class):
     for spread in (0.0, 0.3, 3.0):
         X, y = make_data(0, 1000, 1000 // n_per_class, d=8, spread=spread)
         in_tiles = quiet(retrieval_report, X, y, k=[1, 5, 100])
-        monkeypatch.setattr(_retrieval, "_MAX_R", 0)
+        monkeypatch.setattr(_retrieval, "_MAX_HELD", 0)
         in_strips = quiet(retrieval_report, X, y, k=[1, 5, 100])
         monkeypatch.undo()
         monkeypatch.setattr(_rows, "CPU_TILE", 32)

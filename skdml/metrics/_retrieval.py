@@ -14,7 +14,7 @@ from torch import nn
 from ._rows import blocks, count_matches, prepare, similarities, thresholds, tile_size, tiles
 
 _GROUP = 16  # gallery rows of a tile that are looked at one by one only if one of them is near enough
-_MAX_R = 255  # largest class, in matches of a query, whose matches are all held at once
+_MAX_HELD = 2**26  # matches of all queries that are held at once, in 8 to 16 bytes each
 
 
 def recall_at_k(embeddings, y, k=1, *, gallery=None, gallery_y=None, metric="cosine", device=None):
@@ -272,7 +272,7 @@ def map_at_r(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine", de
     Notes
     -----
     Of rows at the same distance, those of the query's own class come last; :func:`recall_at_k` says what is the
-    same. Memory grows with Q times the R of the largest class up to R = 255; of larger classes, the gallery is compared
+    same. Memory grows with Q times the R of the largest class up to 1 GiB; of larger classes, the gallery is compared
     with a block of queries at a time.
 
     References
@@ -384,7 +384,7 @@ class Matches:
 @torch.no_grad()
 def find_matches(queries, gallery, n_matches):
     """Return the `Matches` of all queries."""
-    find = _find_in_tiles if n_matches.max() <= _MAX_R else _find_in_strips
+    find = _find_in_tiles if len(n_matches) * int(n_matches.max()) <= _MAX_HELD else _find_in_strips
     parts = find(queries, gallery, n_matches, _columns_of_classes(queries, gallery))
     return Matches(n_matches, *map(torch.cat, zip(*parts, strict=True)))
 
@@ -431,10 +431,9 @@ class _Ranking:
         self.n_matches = n_matches
         # [q, i]: rows of other classes behind i matches of the query and before the next one
         self.n_between = torch.zeros_like(self.matches, dtype=torch.int32)
-        i = torch.arange(1, n_columns + 1, device=n_matches.device)
-        self.n_spare = (n_matches[:, None] - i).int()  # rows that may come before the i-th match if it is to be a hit
         self.n_lost = torch.zeros_like(n_matches)  # before the best match, since no match can be a hit
-        self.rows, self.groups, self.n_groups = [], [], 0  # not yet counted
+        self.rows, self.groups = [], []  # not yet tallied
+        self.n_columns = n_columns  # beyond them no match can be a hit
         self._set_bar()
 
     def add(self, S, flags, axis):
@@ -447,19 +446,24 @@ class _Ranking:
             self.n_lost += (counts.sum(1) * self.is_lost).long()
             counts = counts * ~self.is_lost[:, None]
         row, group = counts.nonzero(as_tuple=True)
-        S = S.unflatten(axis, (size, -1))
-        values = S[row, :, group] if axis else S[:, group, row].T
-        self.rows.append(row)
-        self.groups.append(nn.functional.pad(values, (0, _GROUP - size), value=-torch.inf) if size < _GROUP else values)
-        self.n_groups += len(row)
-        if self.n_groups > self.n_between.numel() / 16:
-            self._count()
+        if 8 * len(row) > counts.numel():
+            bar = bar.masked_fill(self.is_lost[:, None] if axis else self.is_lost, torch.inf)
+            place = (S >= bar).nonzero(as_tuple=True)
+            row = place[1 - axis]
+            self._tally(row, S[place])
+        else:
+            S = S.unflatten(axis, (size, -1))
+            values = S[row, :, group] if axis else S[:, group, row].T
+            self.rows.append(row)
+            self.groups.append(
+                nn.functional.pad(values, (0, _GROUP - size), value=-torch.inf) if size < _GROUP else values
+            )
+        self.n_new += len(row)
+        if self.n_new > self.n_between.numel() / 16:
+            self._raise_bar()
 
-    def _count(self):
-        row, values = torch.cat(self.rows), torch.cat(self.groups)
-        self.rows, self.groups, self.n_groups = [], [], 0
-        near, column = (values >= self.bar[row]).nonzero(as_tuple=True)
-        row, values = row[near], values[near, column]
+    def _tally(self, row, values):
+        """Count values by the matches between which they lie."""
         # Binary search among the matches of the row; at the end `last` is the match before the value.
         last = row * self.matches.shape[1] - 1
         step = self.matches.shape[1] // 2
@@ -467,18 +471,28 @@ class _Ranking:
             last.add_(self.matches.take(last + step) > values, alpha=step)
             step //= 2
         self.n_between.view(-1).index_add_(0, last + 1, torch.ones_like(row, dtype=torch.int32))
+
+    def _raise_bar(self):
+        if self.rows:
+            row, values = torch.cat(self.rows), torch.cat(self.groups)
+            self.rows, self.groups = [], []
+            near, column = (values >= self.bar[row]).nonzero(as_tuple=True)
+            self._tally(row[near], values[near, column])
         self._set_bar()
 
     def _set_bar(self):
-        n_hits = (self.n_between.cumsum(1, dtype=torch.int32) <= self.n_spare).sum(1)
+        position = self.n_between[:, : self.n_columns].cumsum(1, dtype=torch.int32)
+        position += torch.arange(1, self.n_columns + 1, dtype=torch.int32, device=position.device)
+        n_hits = torch.searchsorted(position, self.n_matches[:, None].int(), right=True)[:, 0]
+        self.n_columns = max(1, int(n_hits.max()))
         self.is_lost = n_hits == 0
         self.any_is_lost = bool(self.is_lost.any())
         self.bar = _threshold(self.matches, (n_hits - 1).clamp(min=0)[:, None])
+        self.n_new = 0  # values since then
 
     def finish(self):
-        if self.rows:
-            self._count()
-        n_before = self.n_between.cumsum(1)
+        self._raise_bar()
+        n_before = self.n_between[:, : self.n_columns].cumsum(1)
         return self.n_lost + n_before[:, 0], *_hits(n_before, self.n_matches, self.matches.dtype)
 
 
@@ -544,15 +558,12 @@ def _hits(n_before, n_matches, dtype):
 
 
 def _largest(S, k):
-    """Return the k largest values of each row, falling; -inf where there are fewer.
-
-    They lie in the k groups of columns with the largest maxima: that leaves far fewer values to sort.
-    """
-    size = math.isqrt(S.shape[1] // k)
-    if size > 2:
-        n_groups = S.shape[1] // size
-        groups, rest = S[:, : size * n_groups].unflatten(1, (size, n_groups)), S[:, size * n_groups :]
-        top = groups.amax(1).topk(k, sorted=False).indices  # (Q, k)
-        S = torch.cat([groups.gather(2, top[:, None].expand(-1, size, -1)).flatten(1), rest], dim=1)
-    values = S.topk(min(k, S.shape[1])).values
-    return nn.functional.pad(values, (0, k - values.shape[1]), value=-torch.inf)
+    """Return the k largest values of each row, falling; -inf where there are fewer."""
+    k_found = min(k, S.shape[1])
+    if S.device.type == "cpu":  # NumPy sorts and partitions many times faster than torch
+        values = np.partition(S.numpy(), S.shape[1] - k_found, axis=1)[:, S.shape[1] - k_found :]
+        values.sort(axis=1)
+        values = torch.from_numpy(values).flip(1)
+    else:
+        values = S.topk(k_found).values
+    return nn.functional.pad(values, (0, k - k_found), value=-torch.inf)
