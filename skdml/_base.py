@@ -5,7 +5,6 @@ import inspect
 import os
 import re
 import textwrap
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +13,7 @@ from numbers import Integral, Real
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils import assert_all_finite, check_array, check_consistent_length, check_random_state, column_or_1d
-from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
@@ -24,10 +22,11 @@ from ._backbones import load_backbone
 from ._batches import BalancedBatches, ShuffledBatches
 from ._callbacks import CallbackSupportMixin, EpochTasks, with_callbacks
 from ._constraints import FRACTION, NON_NEGATIVE, POSITIVE, POSITIVE_INT, Interval, StrOptions, check_constraints
-from ._data import Rows, check_data, is_dispatched, ndim
+from ._data import Rows, check_data, is_dispatched
 from ._memory import CrossBatchMemory
 from ._networks import build_network
 from ._pairs import MINING_CONSTRAINTS, MINING_DOC
+from ._targets import check_classes, check_sample_weight
 from ._training import (
     OPTIMIZERS,
     TrainingSet,
@@ -388,11 +387,11 @@ class BaseEmbedder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Transf
             with seeded(seed, device):
                 backbone, pixel_scale = load_backbone(backbone, self.backbone_weights, self.pooling)
         data = check_data(self, X, reset=not goes_on, training=True, pixel_scale=pixel_scale)
-        classes, labels = self._check_classes(X, y, data.kept, goes_on, partial, more_classes)
+        classes, labels = check_classes(self, X, y, data.kept, goes_on, partial, more_classes)
         train_rows = valid_rows = None
         if self.early_stopping:
             train_rows, valid_rows = hold_out(labels, self.validation_fraction, rng)
-        weights = self._check_sample_weight(sample_weight, y, data.kept, train_rows)
+        weights = check_sample_weight(sample_weight, y, data.kept, train_rows)
         # Batch rules number the classes that there are; part of the data need not hold all.
         present = np.unique(labels, return_inverse=True)[1] if partial else labels
         batches = self._make_batches(present if train_rows is None else present[train_rows])
@@ -413,29 +412,18 @@ class BaseEmbedder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Transf
                 trained = network.without_backbone()
             criterion = criterion.to(device)
 
-            def fitted(history, network, criterion):
-                """Return the attributes of the fitted estimator."""
-                history = earlier + [{**epoch, "epoch": len(earlier) + epoch["epoch"]} for epoch in history]
-                for parameter in [*network.parameters(), *criterion.parameters()]:
-                    parameter.grad = None
-                return {
-                    "classes_": classes,
-                    "network_": network.cpu().eval(),
-                    "criterion_": criterion.cpu().eval(),
-                    "history_": history,
-                    "n_iter_": len(history),
-                }
-
             tasks = []
             if hasattr(self, "_init_callback_context"):
                 context = self._init_callback_context(max_subtasks=max_epochs)
                 arguments = {"X": X, "y": y, "metadata": {} if weights is None else {"sample_weight": sample_weight}}
                 context.call_on_fit_task_begin(estimator=self, **arguments)
-                tasks = [
-                    EpochTasks(
-                        self, context, arguments, lambda h: fitted(epochs(h), *copy.deepcopy((network, criterion)))
-                    )
-                ]
+                seen = EpochTasks(
+                    self,
+                    context,
+                    arguments,
+                    lambda h: _fitted(classes, earlier, epochs(h), *copy.deepcopy((network, criterion))),
+                )
+                tasks = [seen]
             history = train(
                 trained,
                 self._training_loss(criterion),
@@ -457,7 +445,7 @@ class BaseEmbedder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Transf
                 augment_generator=torch.Generator().manual_seed(seed + 1),
                 verbose=self.verbose,
             )
-        for name, value in fitted(history, network, criterion).items():
+        for name, value in _fitted(classes, earlier, history, network, criterion).items():
             setattr(self, name, value)
         if tasks:
             context.call_on_fit_task_end(estimator=self, **arguments, reconstruction_attributes={})
@@ -678,93 +666,6 @@ class BaseEmbedder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Transf
             )
         return self.lr_schedule
 
-    def _check_classes(self, X, y, kept, goes_on, partial, more_classes):
-        """Return the classes and y encoded as 0..C-1, of the rows that are kept."""
-        name = type(self).__name__
-        if y is None:
-            raise ValueError(
-                f"{name} requires y to be passed, but the target y is None. Pass fit(X, y) with a class label a sample."
-            )
-        if is_dispatched(y):
-            y = y.cpu().numpy()
-        if ndim(y) != 1:
-            raise ValueError(f"y must hold one class label a sample, shape (n_samples,); got shape {np.shape(y)}.")
-        y = column_or_1d(y)
-        assert_all_finite(y, input_name="y", estimator_name=name)
-        check_consistent_length(X, y)
-        y = y if kept is None else y[kept]
-        check_classification_targets(y)
-        classes = np.unique(y)
-        if partial:
-            classes = self._all_classes(classes, more_classes)
-        if len(classes) < 2:
-            raise ValueError(f"{name} needs samples of at least 2 classes; y has 1 class, {classes[0]!r}.")
-        if goes_on and not partial and not np.array_equal(classes, self.classes_):
-            raise ValueError(
-                f"With warm_start=True, y must have the classes of the fit before ({len(self.classes_)} classes); got "
-                f"{len(classes)} classes, {np.setxor1d(classes, self.classes_)[:5]} among those that differ. Set "
-                "warm_start=False to start anew."
-            )
-        y = np.searchsorted(classes, y)
-        if self._pair_based:
-            counts = np.unique(y, return_counts=True)[1]
-            n_single = np.count_nonzero(counts == 1)
-            if n_single == len(counts):
-                raise ValueError(f"{name} pulls samples of one class together, but no class of y has two samples.")
-            if n_single:
-                warnings.warn(
-                    f"{n_single} of {len(counts)} classes have one sample: they serve as negatives only.", stacklevel=3
-                )
-        if self.batch_size > len(y):
-            warnings.warn(
-                f"batch_size={self.batch_size} is larger than the {len(y)} samples: a batch holds all of them.",
-                stacklevel=3,
-            )
-        return classes, y
-
-    def _all_classes(self, classes, more_classes):
-        """Return the classes of y with those given to partial_fit and those known."""
-        for others in (more_classes, getattr(self, "classes_", None)):
-            if others is None:
-                continue
-            others = np.asarray(others)
-            if (others.dtype.kind in "biuf") != (classes.dtype.kind in "biuf"):
-                raise ValueError(
-                    f"y has labels of type {classes.dtype}, but the classes known so far or given are of type "
-                    f"{others.dtype}. Use one type for all labels."
-                )
-            classes = np.union1d(classes, others)
-        return classes
-
-    def _check_sample_weight(self, sample_weight, y, kept, train_rows):
-        """Return the weights as float32 of the rows that are kept, or None."""
-        if sample_weight is None:
-            return None
-        if is_dispatched(sample_weight):
-            sample_weight = sample_weight.cpu().numpy()
-        n_samples = len(y)
-        if isinstance(sample_weight, Real):
-            sample_weight = np.full(n_samples, sample_weight)
-        with np.errstate(over="ignore"):  # a number too large for float32 is an error a moment later
-            weights = check_array(
-                sample_weight, ensure_2d=False, dtype=np.float32, copy=True, input_name="sample_weight"
-            )
-        if weights.shape != (n_samples,):
-            raise ValueError(
-                f"sample_weight must hold one weight a sample, shape ({n_samples},), or be a number; got shape "
-                f"{weights.shape}."
-            )
-        if (weights < 0).any():
-            raise ValueError(
-                f"sample_weight must be >= 0; its least value is {weights.min():g}. Set it to 0 for samples that shall "
-                "not count."
-            )
-        weights = weights if kept is None else weights[kept]
-        if not (weights if train_rows is None else weights[train_rows]).any():
-            held_out = "" if train_rows is None else " but those that early_stopping holds out"
-            raise ValueError(f"sample_weight is zero for all samples{held_out}. Give others a weight > 0.")
-        return weights
-
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.target_tags.required = True
@@ -772,6 +673,20 @@ class BaseEmbedder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Transf
         tags.input_tags.three_d_array = True
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
+
+
+def _fitted(classes, earlier, history, network, criterion):
+    """Return the attributes of a fitted estimator; network and loss, now at rest, are moved and not copied."""
+    history = earlier + [{**epoch, "epoch": len(earlier) + epoch["epoch"]} for epoch in history]
+    for parameter in [*network.parameters(), *criterion.parameters()]:
+        parameter.grad = None
+    return {
+        "classes_": classes,
+        "network_": network.cpu().eval(),
+        "criterion_": criterion.cpu().eval(),
+        "history_": history,
+        "n_iter_": len(history),
+    }
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

@@ -448,7 +448,7 @@ class _Ranking:
         row, group = counts.nonzero(as_tuple=True)
         if 8 * len(row) > counts.numel():
             bar = bar.masked_fill(self.is_lost[:, None] if axis else self.is_lost, torch.inf)
-            place = (S >= bar).nonzero(as_tuple=True)
+            place = torch.ge(S, bar).nonzero(as_tuple=True)
             row = place[1 - axis]
             self._tally(row, S[place])
         else:
