@@ -37,12 +37,12 @@ class PeerSoftTriple(SoftTripleEmbedder):
     With its SparseCentersRegularizer the loss turned to NaN when two centers met, in epoch 7.
     """
 
-    def _make_loss(self, n_classes, n_components):
+    def _make_loss(self, n_classes, network):
         from pytorch_metric_learning.losses import SoftTripleLoss
 
         return SoftTripleLoss(
             n_classes,
-            n_components,
+            network.n_components,
             centers_per_class=self.n_centers,
             la=self.scale,
             gamma=self.gamma,
@@ -53,7 +53,7 @@ class PeerSoftTriple(SoftTripleEmbedder):
 class PeerMultiSimilarity(RAWEmbedder):
     """Our engine and batches with pytorch-metric-learning's MultiSimilarityLoss and miner."""
 
-    def _make_loss(self, n_classes, n_components):
+    def _make_loss(self, n_classes, network):
         from pytorch_metric_learning.losses import MultiSimilarityLoss
         from pytorch_metric_learning.miners import MultiSimilarityMiner
 

@@ -166,5 +166,5 @@ class AngularEmbedder(PairEmbedder):
 
     _parameter_constraints = {**PairEmbedder._parameter_constraints, **AngularLoss._parameter_constraints}
 
-    def _make_loss(self, n_classes, n_components):
+    def _make_loss(self, n_classes, network):
         return AngularLoss(angle=self.angle, mining=self.mining, mining_margin=self.mining_margin)

@@ -211,5 +211,7 @@ class ArcFaceEmbedder(ProxyEmbedder):
         "n_components": ProxyEmbedder._parameter_constraints["n_components"],
     }
 
-    def _make_loss(self, n_classes, n_components):
-        return ArcFaceLoss(n_classes, n_components, n_centers=self.n_centers, scale=self.scale, margin=self.margin)
+    def _make_loss(self, n_classes, network):
+        return ArcFaceLoss(
+            n_classes, network.n_components, n_centers=self.n_centers, scale=self.scale, margin=self.margin
+        )

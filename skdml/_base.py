@@ -275,8 +275,8 @@ class BaseEmbedder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Transf
                     cls.__doc__ = cls.__doc__.replace(marker, text.strip())
 
     @abstractmethod
-    def _make_loss(self, n_classes, n_components):
-        """Return the loss module for labels 0..n_classes-1 and embeddings of n_components."""
+    def _make_loss(self, n_classes, network):
+        """Return the loss module for labels 0..n_classes-1 and embeddings of network.n_components."""
 
     def _make_batches(self, y):
         """Return the batch rule of ``_batches.py`` for labels 0..C-1."""
@@ -403,7 +403,7 @@ class BaseEmbedder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Transf
                     criterion = self._grow_loss(criterion, classes)
             else:
                 network = self._make_network(backbone, data.batch(slice(0, 2)))
-                criterion = self._make_loss(len(classes), network.n_components)
+                criterion = self._make_loss(len(classes), network)
             network = trained = network.to(device)
             if self.freeze == "batchnorm":
                 network.freeze_batchnorm()
@@ -453,7 +453,7 @@ class BaseEmbedder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Transf
 
     def _grow_loss(self, criterion, classes):
         """Return a loss of all the classes that has learned what the one of the known classes has."""
-        grown = self._make_loss(len(classes), self.network_.n_components)
+        grown = self._make_loss(len(classes), self.network_)
         known = np.searchsorted(classes, self.classes_)
         learned, state = criterion.state_dict(), grown.state_dict()
         for name, value in state.items():

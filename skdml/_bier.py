@@ -334,9 +334,9 @@ class BIEREmbedder(BalancedEmbedder):
         lengths = [(size / network.n_components) ** 0.5 for size in sizes]
         return PartsNetwork(network.backbone, network.head, sizes, lengths, self.normalize, self.precision)
 
-    def _make_loss(self, n_classes, n_components):
+    def _make_loss(self, n_classes, network):
         return BIERLoss(
-            n_components,
+            network.n_components,
             group_shares=self.group_shares,
             alpha=self.alpha,
             threshold=self.threshold,

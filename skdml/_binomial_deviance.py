@@ -158,7 +158,7 @@ class BinomialDevianceEmbedder(PairEmbedder):
 
     _parameter_constraints = {**PairEmbedder._parameter_constraints, **BinomialDevianceLoss._parameter_constraints}
 
-    def _make_loss(self, n_classes, n_components):
+    def _make_loss(self, n_classes, network):
         return BinomialDevianceLoss(
             alpha=self.alpha,
             beta=self.beta,

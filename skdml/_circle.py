@@ -156,5 +156,5 @@ class CircleEmbedder(PairEmbedder):
 
     _parameter_constraints = {**PairEmbedder._parameter_constraints, **CircleLoss._parameter_constraints}
 
-    def _make_loss(self, n_classes, n_components):
+    def _make_loss(self, n_classes, network):
         return CircleLoss(margin=self.margin, scale=self.scale, mining=self.mining, mining_margin=self.mining_margin)

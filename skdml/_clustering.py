@@ -290,5 +290,5 @@ class ClusteringEmbedder(BalancedEmbedder):
 
     _parameter_constraints = {**BalancedEmbedder._parameter_constraints, **ClusteringLoss._parameter_constraints}
 
-    def _make_loss(self, n_classes, n_components):
+    def _make_loss(self, n_classes, network):
         return ClusteringLoss(gamma=self.gamma, max_swap_rounds=self.max_swap_rounds)

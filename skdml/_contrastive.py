@@ -177,7 +177,7 @@ class ContrastiveEmbedder(PairEmbedder):
 
     _parameter_constraints = {**PairEmbedder._parameter_constraints, **ContrastiveLoss._parameter_constraints}
 
-    def _make_loss(self, n_classes, n_components):
+    def _make_loss(self, n_classes, network):
         return ContrastiveLoss(
             threshold=self.threshold,
             metric=self.metric,

@@ -364,11 +364,10 @@ class HDCEmbedder(BalancedEmbedder):
                 "freeze='backbone' keeps one tensor of features, but the backbone gives those of several levels. Set "
                 "freeze='none', or give a backbone of one level."
             )
-        self._level_sizes = tuple(network.sizes)  # for the loss: how many levels there are, the backbone alone tells
         return network
 
-    def _make_loss(self, n_classes, n_components):
-        sizes = self._level_sizes
+    def _make_loss(self, n_classes, network):
+        sizes = tuple(network.sizes)  # how many levels there are, the backbone alone tells
         return HDCLoss(
             hard_fractions=self.hard_fractions[: len(sizes)],
             margin=self.margin,

@@ -143,5 +143,5 @@ class HistogramEmbedder(PairEmbedder):
 
     _parameter_constraints = {**PairEmbedder._parameter_constraints, **HistogramLoss._parameter_constraints}
 
-    def _make_loss(self, n_classes, n_components):
+    def _make_loss(self, n_classes, network):
         return HistogramLoss(n_bins=self.n_bins, mining=self.mining, mining_margin=self.mining_margin)

@@ -323,7 +323,7 @@ class HTLEmbedder(BalancedEmbedder):
         "n_neighbors": [POSITIVE_INT],
     }
 
-    def _make_loss(self, n_classes, n_components):
+    def _make_loss(self, n_classes, network):
         return HTLLoss(margin=self.margin)
 
     def _make_batches(self, y):

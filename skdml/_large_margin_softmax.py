@@ -235,10 +235,10 @@ class LargeMarginSoftmaxEmbedder(ProxyEmbedder):
         "n_components": ProxyEmbedder._parameter_constraints["n_components"],
     }
 
-    def _make_loss(self, n_classes, n_components):
+    def _make_loss(self, n_classes, network):
         return LargeMarginSoftmaxLoss(
             n_classes,
-            n_components,
+            network.n_components,
             margin=self.margin,
             annealing_base=self.annealing_base,
             annealing_gamma=self.annealing_gamma,

@@ -191,7 +191,7 @@ class LiftedStructureEmbedder(PairEmbedder):
 
     _parameter_constraints = {**PairEmbedder._parameter_constraints, **LiftedStructureLoss._parameter_constraints}
 
-    def _make_loss(self, n_classes, n_components):
+    def _make_loss(self, n_classes, network):
         return LiftedStructureLoss(
             margin=self.margin,
             metric=self.metric,

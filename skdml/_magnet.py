@@ -328,7 +328,7 @@ class MagnetEmbedder(BaseEmbedder):
                 f"{2 * self.samples_per_cluster}, two clusters a batch. Got {self.batch_size} instead."
             )
 
-    def _make_loss(self, n_classes, n_components):
+    def _make_loss(self, n_classes, network):
         return MagnetLoss(alpha=self.alpha)
 
     def _make_batches(self, y):

@@ -257,7 +257,7 @@ class MarginEmbedder(PairEmbedder):
         "beta_learning_rate": [POSITIVE],
     }
 
-    def _make_loss(self, n_classes, n_components):
+    def _make_loss(self, n_classes, network):
         return MarginLoss(
             n_classes,
             margin=self.margin,

@@ -99,7 +99,7 @@ class MetricEmbedder(BalancedEmbedder):
                 f"Got {self.miner!r} instead."
             )
 
-    def _make_loss(self, n_classes, n_components):
+    def _make_loss(self, n_classes, network):
         if self.loss is None:
             return RAWLoss()
         return copy.deepcopy(self.loss) if isinstance(self.loss, nn.Module) else _FunctionLoss(self.loss)

@@ -152,5 +152,5 @@ class NPairsEmbedder(PairEmbedder):
 
     _parameter_constraints = {**PairEmbedder._parameter_constraints, **NPairsLoss._parameter_constraints}
 
-    def _make_loss(self, n_classes, n_components):
+    def _make_loss(self, n_classes, network):
         return NPairsLoss(l2=self.l2, mining=self.mining, mining_margin=self.mining_margin)

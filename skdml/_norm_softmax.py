@@ -155,5 +155,5 @@ class NormSoftmaxEmbedder(ProxyEmbedder):
         "n_components": ProxyEmbedder._parameter_constraints["n_components"],
     }
 
-    def _make_loss(self, n_classes, n_components):
-        return NormSoftmaxLoss(n_classes, n_components, scale=self.scale)
+    def _make_loss(self, n_classes, network):
+        return NormSoftmaxLoss(n_classes, network.n_components, scale=self.scale)

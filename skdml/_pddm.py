@@ -258,9 +258,9 @@ class PDDMEmbedder(BalancedEmbedder):
         "n_components": BalancedEmbedder._parameter_constraints["n_components"],
     }
 
-    def _make_loss(self, n_classes, n_components):
+    def _make_loss(self, n_classes, network):
         return PDDMLoss(
-            n_components,
+            network.n_components,
             n_hidden=self.n_hidden,
             score_margin=self.score_margin,
             distance_margin=self.distance_margin,

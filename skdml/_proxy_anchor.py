@@ -178,5 +178,5 @@ class ProxyAnchorEmbedder(ProxyEmbedder):
         "n_components": ProxyEmbedder._parameter_constraints["n_components"],
     }
 
-    def _make_loss(self, n_classes, n_components):
-        return ProxyAnchorLoss(n_classes, n_components, alpha=self.alpha, margin=self.margin)
+    def _make_loss(self, n_classes, network):
+        return ProxyAnchorLoss(n_classes, network.n_components, alpha=self.alpha, margin=self.margin)

@@ -194,10 +194,10 @@ class ProxyNCAEmbedder(ProxyEmbedder):
         "n_components": ProxyEmbedder._parameter_constraints["n_components"],
     }
 
-    def _make_loss(self, n_classes, n_components):
+    def _make_loss(self, n_classes, network):
         return ProxyNCALoss(
             n_classes,
-            n_components,
+            network.n_components,
             scale=self.scale,
             positive_in_denominator=self.positive_in_denominator,
             label_smoothing=self.label_smoothing,

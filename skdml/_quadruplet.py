@@ -140,5 +140,5 @@ class QuadrupletEmbedder(PairEmbedder):
 
     _parameter_constraints = {**PairEmbedder._parameter_constraints, **QuadrupletLoss._parameter_constraints}
 
-    def _make_loss(self, n_classes, n_components):
+    def _make_loss(self, n_classes, network):
         return QuadrupletLoss(margin=self.margin, mining=self.mining, mining_margin=self.mining_margin)

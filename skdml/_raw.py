@@ -155,7 +155,7 @@ class RAWEmbedder(PairEmbedder):
 
     _parameter_constraints = {**PairEmbedder._parameter_constraints, **RAWLoss._parameter_constraints}
 
-    def _make_loss(self, n_classes, n_components):
+    def _make_loss(self, n_classes, network):
         return RAWLoss(
             alpha=self.alpha,
             beta=self.beta,

@@ -234,7 +234,7 @@ class RecallSurrogateEmbedder(PairEmbedder):
         super()._check_params()
         _check_ks(self)
 
-    def _make_loss(self, n_classes, n_components):
+    def _make_loss(self, n_classes, network):
         return RecallSurrogateLoss(
             ks=self.ks, tau1=self.tau1, tau2=self.tau2, mining=self.mining, mining_margin=self.mining_margin
         )

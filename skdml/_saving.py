@@ -299,8 +299,6 @@ def network_input(embedder):
 
 def build(embedder):
     """Return ``network_`` and ``criterion_`` as the parameters make them, in eval mode, with other weights."""
-    maker = object.__new__(type(embedder))  # what building notes down stays off the embedder
-    vars(maker).update(vars(embedder))
     cpu = torch.device("cpu")
     backbone = embedder.backbone
     if isinstance(backbone, str):
@@ -309,8 +307,8 @@ def build(embedder):
     device = torch.device("meta") if backbone is None else cpu
     with seeded(0, cpu):
         with device:
-            network = maker._make_network(backbone, network_input(embedder).to(device))
-        criterion = maker._make_loss(len(embedder.classes_), network.n_components)
+            network = embedder._make_network(backbone, network_input(embedder).to(device))
+        criterion = embedder._make_loss(len(embedder.classes_), network)
     if device != cpu:
         network.to_empty(device=cpu)
     if embedder.freeze == "batchnorm":

@@ -382,7 +382,7 @@ class SmartMiningEmbedder(BaseEmbedder):
     }
     _pair_based = True
 
-    def _make_loss(self, n_classes, n_components):
+    def _make_loss(self, n_classes, network):
         return SmartMiningLoss(margin=self.margin, mean_weight=self.mean_weight, mean_margin=self.mean_margin)
 
     def _make_batches(self, y):

@@ -262,10 +262,10 @@ class SoftTripleEmbedder(BaseEmbedder):
         "center_learning_rate": [POSITIVE],
     }
 
-    def _make_loss(self, n_classes, n_components):
+    def _make_loss(self, n_classes, network):
         return SoftTripleLoss(
             n_classes,
-            n_components,
+            network.n_components,
             n_centers=self.n_centers,
             scale=self.scale,
             gamma=self.gamma,

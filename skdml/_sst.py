@@ -165,7 +165,7 @@ class SSTEmbedder(PairMixin, BaseEmbedder):
         **SSTLoss._parameter_constraints,
     }
 
-    def _make_loss(self, n_classes, n_components):
+    def _make_loss(self, n_classes, network):
         return SSTLoss(n_targets=self.n_targets, mining=self.mining, mining_margin=self.mining_margin)
 
     def _make_batches(self, y):

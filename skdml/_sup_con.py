@@ -159,7 +159,7 @@ class SupConEmbedder(PairEmbedder):
 
     _parameter_constraints = {**PairEmbedder._parameter_constraints, **SupConLoss._parameter_constraints}
 
-    def _make_loss(self, n_classes, n_components):
+    def _make_loss(self, n_classes, network):
         return SupConLoss(
             temperature=self.temperature,
             base_temperature=self.base_temperature,

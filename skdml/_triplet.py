@@ -302,7 +302,7 @@ class TripletEmbedder(PairEmbedder):
 
     _parameter_constraints = {**PairEmbedder._parameter_constraints, **TripletLoss._parameter_constraints}
 
-    def _make_loss(self, n_classes, n_components):
+    def _make_loss(self, n_classes, network):
         return TripletLoss(
             margin=self.margin,
             squared=self.squared,

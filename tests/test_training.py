@@ -42,7 +42,7 @@ def test_two_epochs_equal_a_loop_written_by_hand(blobs):
 
     with seeded(np.random.RandomState(0).randint(2**31 - 1), torch.device("cpu")):
         network = nn.Sequential(nn.Linear(6, 256), nn.ReLU(), nn.Linear(256, 64))
-        criterion = fitted._make_loss(4, 64)
+        criterion = fitted._make_loss(4, fitted.network_)
     optimizer = torch.optim.AdamW(
         [{"params": network.parameters(), "lr": 3e-3}, {"params": criterion.parameters(), "lr": 3e-3}],
         weight_decay=1e-4,
