@@ -46,6 +46,7 @@ sphinx_gallery_conf = {
     "abort_on_example_error": True,
     "download_all_examples": False,
     "show_signature": False,
+    "capture_repr": ("_repr_html_",),  # a display shows its picture, not its address
 }
 
 html_theme = "pydata_sphinx_theme"
