@@ -603,7 +603,10 @@ def test_autocast_does_not_lower_the_precision(device, metric):
     X, y = make_data(0, 200, 8)
     X = torch.tensor(X, device=device, dtype=torch.float32)
     expected = recall_at_k(X, y, KS, metric=metric), map_at_r(X, y, metric=metric)
+    rows, _ = _rows.prepare(X, y, metric=metric)
+    labels = _clustering.k_means(rows, 8, np.random.RandomState(0))
     with torch.autocast(device, dtype=torch.bfloat16):
+        assert_array_equal(_clustering.k_means(rows, 8, np.random.RandomState(0)).cpu(), labels.cpu())
         assert_array_equal(recall_at_k(X, y, KS, metric=metric), expected[0])
         assert map_at_r(X, y, metric=metric) == expected[1]
 

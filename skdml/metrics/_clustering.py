@@ -350,5 +350,5 @@ def _two_largest(S):
 
 
 def _half_squares(points):
-    """Return |x|^2 / 2 of each row, without a copy of the rows."""
-    return torch.einsum("ij,ij->i", points, points) / 2
+    """Return |x|^2 / 2 of each row: no copy of the rows, and no product that autocast would round."""
+    return torch.linalg.vector_norm(points, dim=1).square() / 2
