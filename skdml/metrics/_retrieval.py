@@ -14,7 +14,8 @@ from torch import nn
 from ._rows import blocks, count_matches, prepare, similarities, thresholds, tile_size, tiles
 
 _GROUP = 16  # gallery rows of a tile that are looked at one by one only if one of them is near enough
-_MAX_HELD = 2**26  # matches of all queries that are held at once, in 8 to 16 bytes each
+_FIRST = 64  # gallery rows after which it is first reckoned which matches may still be hits
+_MAX_HELD = 2**27  # matches of all queries that are held at once, in 8 bytes each, 12 in float64
 
 
 def recall_at_k(embeddings, y, k=1, *, gallery=None, gallery_y=None, metric="cosine", device=None):
@@ -272,8 +273,8 @@ def map_at_r(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine", de
     Notes
     -----
     Of rows at the same distance, those of the query's own class come last; :func:`recall_at_k` says what is the
-    same. Memory grows with Q times the R of the largest class up to 1 GiB; of larger classes, the gallery is compared
-    with a block of queries at a time.
+    same. Memory grows with Q times the R of the largest class up to 1 GiB (1.5 GiB in float64); of larger classes, the
+    gallery is compared with a block of queries at a time.
 
     References
     ----------
@@ -426,18 +427,31 @@ class _Ranking:
     """
 
     def __init__(self, matches, n_matches):
-        n_columns = 2 ** matches.shape[1].bit_length()  # for the binary search
-        self.matches = nn.functional.pad(matches, (0, n_columns - matches.shape[1]), value=-torch.inf)
+        self.matches = matches
         self.n_matches = n_matches
         # [q, i]: rows of other classes behind i matches of the query and before the next one
         self.n_between = torch.zeros_like(self.matches, dtype=torch.int32)
         self.n_lost = torch.zeros_like(n_matches)  # before the best match, since no match can be a hit
         self.rows, self.groups = [], []  # not yet tallied
-        self.n_columns = n_columns  # beyond them no match can be a hit
+        self.n_columns = matches.shape[1]  # beyond them no match can be a hit
+        self.is_new = True
         self._set_bar()
 
     def add(self, S, flags, axis):
         """Take in similarities, -inf for rows of the own class, to gallery rows along the axis; flags are scratch."""
+        # The bar is far too low for the first rows: they are few, and the next ones as many as all before.
+        length = _FIRST if self.is_new else S.shape[axis]
+        start = 0
+        while start < S.shape[axis]:
+            length = min(length, S.shape[axis] - start)
+            self._add(S.narrow(axis, start, length), flags.narrow(axis, start, length), axis)
+            start += length
+            length = start
+            if self.is_new:
+                self._raise_bar()
+        self.is_new = False
+
+    def _add(self, S, flags, axis):
         size = math.gcd(S.shape[axis], _GROUP)
         bar = self.bar if axis else self.bar.T
         counts = torch.ge(S, bar, out=flags).unflatten(axis, (size, -1)).sum(axis)
@@ -445,10 +459,10 @@ class _Ranking:
         if self.any_is_lost:
             self.n_lost += (counts.sum(1) * self.is_lost).long()
             counts = counts * ~self.is_lost[:, None]
-        row, group = counts.nonzero(as_tuple=True)
+        row, group = _where(counts > 0)
         if 8 * len(row) > counts.numel():
             bar = bar.masked_fill(self.is_lost[:, None] if axis else self.is_lost, torch.inf)
-            place = torch.ge(S, bar).nonzero(as_tuple=True)
+            place = _where(torch.ge(S, bar))
             row = place[1 - axis]
             self._tally(row, S[place])
         else:
@@ -464,19 +478,20 @@ class _Ranking:
 
     def _tally(self, row, values):
         """Count values by the matches between which they lie."""
-        # Binary search among the matches of the row; at the end `last` is the match before the value.
-        last = row * self.matches.shape[1] - 1
-        step = self.matches.shape[1] // 2
-        while step:
-            last.add_(self.matches.take(last + step) > values, alpha=step)
-            step //= 2
-        self.n_between.view(-1).index_add_(0, last + 1, torch.ones_like(row, dtype=torch.int32))
+        # Binary search: the matches before the value are those before `place`, and some of the `n_left` from there on.
+        n_left = self.matches.shape[1]
+        place = row * n_left
+        while n_left:
+            half = (n_left + 1) // 2
+            place.add_(self.matches.take(place + (half - 1)) > values, alpha=half)
+            n_left //= 2
+        self.n_between.view(-1).index_add_(0, place, torch.ones_like(row, dtype=torch.int32))
 
     def _raise_bar(self):
         if self.rows:
             row, values = torch.cat(self.rows), torch.cat(self.groups)
             self.rows, self.groups = [], []
-            near, column = (values >= self.bar[row]).nonzero(as_tuple=True)
+            near, column = _where(values >= self.bar[row])
             self._tally(row[near], values[near, column])
         self._set_bar()
 
@@ -492,7 +507,7 @@ class _Ranking:
 
     def finish(self):
         self._raise_bar()
-        n_before = self.n_between[:, : self.n_columns].cumsum(1)
+        n_before = self.n_between[:, : self.n_columns].cumsum(1, dtype=torch.int32)
         return self.n_lost + n_before[:, 0], *_hits(n_before, self.n_matches, self.matches.dtype)
 
 
@@ -511,6 +526,15 @@ def _find_in_strips(queries, gallery, n_matches, columns_of):
         n_before = torch.searchsorted(-_largest(S, r), -matches, right=True)
         parts.append((n_nearer, *_hits(n_before, n_matches[q], matches.dtype)))
     return parts
+
+
+def _where(mask):
+    """Return the indices of the rows and of the columns where the mask is True."""
+    if mask.device.type != "cpu":
+        return mask.nonzero(as_tuple=True)
+    place = torch.from_numpy(np.flatnonzero(mask.numpy()))  # several times faster than torch
+    row = place // mask.shape[1]
+    return row, place - row * mask.shape[1]
 
 
 def _columns_of_classes(queries, gallery):
