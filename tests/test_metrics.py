@@ -344,11 +344,9 @@ def test_k_means_is_lloyd(tile_size, monkeypatch):
     for spread in (0.3, 1.0, 3.0):
         X, y = make_clusters(spread=spread)
         rows, _ = _rows.prepare(X, y, metric="euclidean")
-        start = _clustering._k_means_plus_plus(
-            _rows.Rows(rows.points, rows.offsets, rows.classes), 30, np.random.RandomState(0)
-        )
-        labels = _clustering.k_means(rows, 30, np.random.RandomState(0))
-        peer = KMeans(30, init=start.points.numpy(), n_init=1, max_iter=20, tol=0).fit(rows.points.numpy())
+        start = _clustering._k_means_plus_plus(rows.points, 30, np.random.RandomState(0))
+        labels = _clustering.k_means(rows.points, 30, np.random.RandomState(0))
+        peer = KMeans(30, init=start.numpy(), n_init=1, max_iter=20, tol=0).fit(rows.points.numpy())
         assert adjusted_rand_score(labels, peer.labels_) == pytest.approx(1)
 
 
@@ -359,7 +357,7 @@ def test_k_means_is_as_good_as_the_mean_of_scikit_learn():
     def inertia(labels):
         return sum(((Z - Z.mean(0)) ** 2).sum() for Z in (rows.points.numpy()[labels == c] for c in set(labels)))
 
-    ours = [inertia(_clustering.k_means(rows, 30, np.random.RandomState(seed)).numpy()) for seed in range(5)]
+    ours = [inertia(_clustering.k_means(rows.points, 30, np.random.RandomState(seed)).numpy()) for seed in range(5)]
     peer = [KMeans(30, n_init=1, random_state=seed).fit(rows.points.numpy()).inertia_ for seed in range(5)]
     assert np.mean(ours) < 1.02 * np.mean(peer)
 
@@ -605,9 +603,9 @@ def test_autocast_does_not_lower_the_precision(device, metric):
     X = torch.tensor(X, device=device, dtype=torch.float32)
     expected = recall_at_k(X, y, KS, metric=metric), map_at_r(X, y, metric=metric)
     rows, _ = _rows.prepare(X, y, metric=metric)
-    labels = _clustering.k_means(rows, 8, np.random.RandomState(0))
+    labels = _clustering.k_means(rows.points, 8, np.random.RandomState(0))
     with torch.autocast(device, dtype=torch.bfloat16):
-        assert_array_equal(_clustering.k_means(rows, 8, np.random.RandomState(0)).cpu(), labels.cpu())
+        assert_array_equal(_clustering.k_means(rows.points, 8, np.random.RandomState(0)).cpu(), labels.cpu())
         assert_array_equal(recall_at_k(X, y, KS, metric=metric), expected[0])
         assert map_at_r(X, y, metric=metric) == expected[1]
 

@@ -11,7 +11,7 @@ from sklearn.metrics import mutual_info_score, normalized_mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix, pair_confusion_matrix
 from sklearn.utils import check_random_state
 
-from ._rows import Rows, prepare, rounding, similarities, tile_size
+from ._rows import prepare, rounding, tile_size
 
 _MAX_ITER = 20  # Lloyd's iterations; the measures no longer change in the third digit
 _MAX_SAMPLE = 16384  # rows from which the first centers are drawn, if there are no more clusters
@@ -222,7 +222,7 @@ class Clustering:
     def __init__(self, rows, random_state):
         self.y = rows.classes.cpu().numpy()
         n_classes = len(torch.unique_consecutive(rows.classes))
-        self.labels = k_means(rows, n_classes, check_random_state(random_state)).cpu().numpy()
+        self.labels = k_means(rows.points, n_classes, check_random_state(random_state)).cpu().numpy()
 
     def nmi(self):
         return float(normalized_mutual_info_score(self.y, self.labels))
@@ -265,25 +265,24 @@ def _expected_mutual_information(a, b):
 
 
 @torch.no_grad()
-def k_means(rows, n_clusters, rng):
+def k_means(points, n_clusters, rng):
     """Return the cluster of each row (N,): Lloyd's iterations from a k-means++ start.
 
     A row is compared with the centers that moved; with all others too only if it is now farther from its own one than
     the runner-up may be. That leaves out nothing that could be the nearest.
     """
-    rows = Rows(rows.points, _half_squares(rows.points), rows.classes)
-    centers = _k_means_plus_plus(rows, n_clusters, rng)
-    n_rows = min(len(rows), max(1, tile_size(rows.points) ** 2 // len(centers)))
-    blocks = [slice(start, start + n_rows) for start in range(0, len(rows), n_rows)]
-    buffer = rows.points.new_empty(n_rows * len(centers))
+    centers = _k_means_plus_plus(points, n_clusters, rng)
+    half_squares = _half_squares(centers)
+    n_rows = min(len(points), max(1, tile_size(points) ** 2 // len(centers)))  # compared with all centers at once
+    buffer = points.new_empty(n_rows * len(centers))
 
-    found = [_two_largest(similarities(rows[b], centers, buffer)) for b in blocks]
+    found = [_two_largest(_closeness(X, centers, half_squares, buffer)) for X in points.split(n_rows)]
     nearest, labels, runner_up = map(torch.cat, zip(*found, strict=True))
-    sums = torch.zeros_like(centers.points, dtype=torch.float64)
-    before, changed = labels, torch.arange(len(rows), device=labels.device)
+    sums = torch.zeros_like(centers, dtype=torch.float64)
+    before, changed = labels, torch.arange(len(points), device=labels.device)
     for iteration in range(_MAX_ITER):
         for index in changed.split(n_rows):
-            X = rows.points[index].double()
+            X = points[index].double()
             sums.index_add_(0, labels[index], X)
             if iteration:
                 sums.index_add_(0, before[index], X, alpha=-1)
@@ -292,42 +291,46 @@ def k_means(rows, n_clusters, rng):
         has_moved[labels[changed]] = has_moved[before[changed]] = True
         has_moved &= counts > 0  # an empty cluster keeps its center
         moved, position = has_moved.nonzero()[:, 0], (has_moved.cumsum(0) - 1).clamp(min=0)
-        centers.points[moved] = (sums[moved] / counts[moved, None]).to(rows.points.dtype)
-        centers.offsets[moved] = _half_squares(centers.points[moved])
-        moved_centers = centers[moved]
+        centers[moved] = (sums[moved] / counts[moved, None]).to(points.dtype)
+        half_squares[moved] = _half_squares(centers[moved])
+        moved_centers = centers[moved], half_squares[moved]
 
         before, labels = labels, labels.clone()
-        for b in blocks:
-            S, own = similarities(rows[b], moved_centers, buffer), labels[b]
+        n_block = len(buffer) // len(moved)
+        for start in range(0, len(points), n_block):
+            b = slice(start, start + n_block)
+            S, own = _closeness(points[b], *moved_centers, buffer), labels[b]
             now = torch.where(has_moved[own], S.gather(1, position[own, None])[:, 0], nearest[b])
             first, label, second = _two_largest(S)
             label = moved[label]
             second = torch.where(label == own, second, torch.maximum(second, torch.minimum(first, now)))
             labels[b] = torch.where(first > now, label, own)
             nearest[b] = torch.maximum(first, now)
-            unsure = b.start + (nearest[b] < runner_up[b]).nonzero()[:, 0]
+            unsure = start + (nearest[b] < runner_up[b]).nonzero()[:, 0]
             runner_up[b] = torch.maximum(runner_up[b], second)
-            if len(unsure):
-                first, label, runner_up[unsure] = _two_largest(similarities(rows[unsure], centers, buffer))
-                labels[unsure] = torch.where(first > nearest[unsure], label, labels[unsure])
-                nearest[unsure] = first
+            for index in unsure.split(n_rows):
+                first, label, runner_up[index] = _two_largest(_closeness(points[index], centers, half_squares, buffer))
+                labels[index] = torch.where(first > nearest[index], label, labels[index])
+                nearest[index] = first
         changed = (labels != before).nonzero()[:, 0]
         if len(changed) == 0:
             break
     return labels
 
 
-def _k_means_plus_plus(rows, n_clusters, rng):
+def _k_means_plus_plus(points, n_clusters, rng):
     """Return centers drawn from the rows by greedy k-means++.
 
     They are drawn from a sample of the rows, all of whose similarities are at hand: of several rows drawn with a chance
     in proportion to their squared distance from the centers so far, the one that lowers the sum of these most.
     """
     n_drawn = 2 + int(np.log(n_clusters))
-    size = min(len(rows), max(n_clusters, min(4 * n_clusters, _MAX_SAMPLE)))
-    sample = rows[torch.from_numpy(rng.permutation(len(rows))[:size]).to(rows.points.device)]
-    S = similarities(sample, sample, sample.points.new_empty(size**2))
-    noise = 2 * rounding(S.dtype) * sample.offsets
+    size = min(len(points), max(n_clusters, min(4 * n_clusters, _MAX_SAMPLE)))
+    sample = points[torch.from_numpy(rng.permutation(len(points))[:size]).to(points.device)]
+    half_squares = _half_squares(sample)
+    S = _closeness(sample, sample, half_squares, points.new_empty(size**2))
+    S.sub_(half_squares[:, None])  # -|x - z|^2 / 2
+    noise = 2 * rounding(S.dtype) * half_squares
     chosen = torch.zeros(n_clusters, dtype=torch.int64, device=S.device)  # the sample is in random order
     nearest = S[0]
     draws = torch.from_numpy(rng.random_sample((n_clusters, n_drawn))).to(S.device)
@@ -341,6 +344,12 @@ def _k_means_plus_plus(rows, n_clusters, rng):
         chosen[k] = drawn[best]
         nearest = candidates[best]
     return sample[chosen]
+
+
+def _closeness(points, centers, half_squares, buffer):
+    """Return x c - |c|^2 / 2 of each row x and center c, in `buffer`: the larger, the nearer."""
+    S = buffer[: len(points) * len(centers)].view(len(points), len(centers))
+    return torch.mm(points, centers.T, out=S).sub_(half_squares)  # with out=, autocast does not lower the precision
 
 
 def _two_largest(S):
