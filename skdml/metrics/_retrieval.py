@@ -460,18 +460,10 @@ class _Ranking:
             self.n_lost += (counts.sum(1) * self.is_lost).long()
             counts = counts * ~self.is_lost[:, None]
         row, group = _where(counts > 0)
-        if 8 * len(row) > counts.numel():
-            bar = bar.masked_fill(self.is_lost[:, None] if axis else self.is_lost, torch.inf)
-            place = _where(torch.ge(S, bar))
-            row = place[1 - axis]
-            self._tally(row, S[place])
-        else:
-            S = S.unflatten(axis, (size, -1))
-            values = S[row, :, group] if axis else S[:, group, row].T
-            self.rows.append(row)
-            self.groups.append(
-                nn.functional.pad(values, (0, _GROUP - size), value=-torch.inf) if size < _GROUP else values
-            )
+        S = S.unflatten(axis, (size, -1))
+        values = S[row, :, group] if axis else S[:, group, row].T
+        self.rows.append(row)
+        self.groups.append(nn.functional.pad(values, (0, _GROUP - size), value=-torch.inf) if size < _GROUP else values)
         self.n_new += len(row)
         if self.n_new > self.n_between.numel() / 16:
             self._raise_bar()
@@ -503,7 +495,7 @@ class _Ranking:
         self.is_lost = n_hits == 0
         self.any_is_lost = bool(self.is_lost.any())
         self.bar = _threshold(self.matches, (n_hits - 1).clamp(min=0)[:, None])
-        self.n_new = 0  # values since then
+        self.n_new = 0  # groups since then
 
     def finish(self):
         self._raise_bar()
