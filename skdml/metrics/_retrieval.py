@@ -15,7 +15,7 @@ from ._rows import blocks, count_matches, prepare, similarities, thresholds, til
 
 _GROUP = 16  # gallery rows of a tile that are looked at one by one only if one of them is near enough
 _FIRST = 64  # gallery rows after which it is first reckoned which matches may still be hits
-_MAX_HELD = 2**27  # matches of all queries that are held at once, in 8 bytes each, 12 in float64
+_MAX_HELD = 2**27  # matches of all queries that are held at once, in about 16 bytes each, 24 in float64
 
 
 def recall_at_k(embeddings, y, k=1, *, gallery=None, gallery_y=None, metric="cosine", device=None):
@@ -273,7 +273,7 @@ def map_at_r(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine", de
     Notes
     -----
     Of rows at the same distance, those of the query's own class come last; :func:`recall_at_k` says what is the
-    same. Memory grows with Q times the R of the largest class up to 1 GiB (1.5 GiB in float64); of larger classes, the
+    same. Memory grows with Q times the R of the largest class up to 2 GiB (3 GiB in float64); of larger classes, the
     gallery is compared with a block of queries at a time.
 
     References
@@ -439,14 +439,14 @@ class _Ranking:
 
     def add(self, S, flags, axis):
         """Take in similarities, -inf for rows of the own class, to gallery rows along the axis; flags are scratch."""
-        # The bar is far too low for the first rows: they are few, and the next ones as many as all before.
+        # The bar is far too low for the first rows, so it is raised after a few of them.
         length = _FIRST if self.is_new else S.shape[axis]
         start = 0
         while start < S.shape[axis]:
             length = min(length, S.shape[axis] - start)
             self._add(S.narrow(axis, start, length), flags.narrow(axis, start, length), axis)
             start += length
-            length = start
+            length = start  # as many as so far
             if self.is_new:
                 self._raise_bar()
         self.is_new = False
@@ -465,7 +465,7 @@ class _Ranking:
         self.rows.append(row)
         self.groups.append(nn.functional.pad(values, (0, _GROUP - size), value=-torch.inf) if size < _GROUP else values)
         self.n_new += len(row)
-        if self.n_new > self.n_between.numel() / 16:
+        if self.n_new * _GROUP > self.n_between.numel():  # as many values wait as matches are held
             self._raise_bar()
 
     def _tally(self, row, values):
