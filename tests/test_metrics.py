@@ -31,7 +31,7 @@ from skdml.metrics import (
     RetrievalScorer,
     RPrecision,
     _clustering,
-    _retrieval,
+    _ranking,
     _rows,
     ami_score,
     intra_inter_ratio,
@@ -122,8 +122,8 @@ def test_equals_definition(metric, data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_rows, "CPU_TILE", data.draw(st.sampled_from([1, 2, 7, 16, 1024])))
         recall = quiet(recall_at_k, k=KS, metric=metric, **queries)
-        patch.setattr(_retrieval, "_MAX_HELD", data.draw(st.sampled_from([0, 2**27])))
-        patch.setattr(_retrieval, "_FIRST", data.draw(st.sampled_from([1, 3, 64])))
+        patch.setattr(_ranking, "_MAX_HELD", data.draw(st.sampled_from([0, 2**27])))
+        patch.setattr(_ranking, "_FIRST", data.draw(st.sampled_from([1, 3, 64])))
         precision = quiet(map_at_r, metric=metric, **queries)
         share = quiet(r_precision, metric=metric, **queries)
         report = quiet(retrieval_report, k=KS, metric=metric, **queries)
@@ -155,7 +155,7 @@ def test_tiles_of_any_size(tile, metric, n_classes):
 @pytest.mark.parametrize("k", [1, 7, 40, 900])
 def test_largest_are_those_of_a_full_sort(k):
     S = torch.tensor(np.random.default_rng(k).integers(0, 500, size=(6, 1003))).float()
-    assert_array_equal(_retrieval._largest(S, k), S.sort(dim=1, descending=True).values[:, :k])
+    assert_array_equal(_ranking._largest(S, k), S.sort(dim=1, descending=True).values[:, :k])
 
 
 def test_map_at_r_by_hand():
@@ -237,13 +237,13 @@ def test_euclidean_of_data_far_from_the_origin():
 def test_many_tiles_of_poor_and_good_embeddings(monkeypatch, n_per_class):
     """Enough tiles for the rows kept to be merged again and again, and for queries that no match can win."""
     monkeypatch.setattr(_rows, "CPU_TILE", 32)
-    monkeypatch.setattr(_retrieval, "_FIRST", 4)
+    monkeypatch.setattr(_ranking, "_FIRST", 4)
     for spread in (0.0, 0.3, 3.0):
         X, y = make_data(0, 1000, 1000 // n_per_class, d=8, spread=spread)
         in_tiles = quiet(retrieval_report, X, y, k=[1, 5, 100])
-        monkeypatch.setattr(_retrieval, "_MAX_HELD", 0)
+        monkeypatch.setattr(_ranking, "_MAX_HELD", 0)
         in_strips = quiet(retrieval_report, X, y, k=[1, 5, 100])
-        monkeypatch.setattr(_retrieval, "_MAX_HELD", 2**27)
+        monkeypatch.setattr(_ranking, "_MAX_HELD", 2**27)
         assert in_tiles == pytest.approx(in_strips, rel=1e-12)
         assert in_tiles["map_at_r"] == pytest.approx(quiet(map_by_hand, X, y), rel=1e-12)
 

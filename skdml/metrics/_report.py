@@ -3,7 +3,8 @@
 import re
 
 from ._clustering import Clustering
-from ._retrieval import check_k, find_matches, nearer_than_best_match, recalls_of
+from ._ranking import find_matches, nearer_than_best_match, recalls_of
+from ._retrieval import check_k
 from ._rows import count_matches, prepare
 
 RETRIEVAL = ("precision_at_1", "r_precision", "map_at_r")
