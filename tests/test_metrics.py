@@ -123,7 +123,7 @@ def test_equals_definition(metric, data):
         patch.setattr(_rows, "CPU_TILE", data.draw(st.sampled_from([1, 2, 7, 16, 1024])))
         recall = quiet(recall_at_k, k=KS, metric=metric, **queries)
         patch.setattr(_ranking, "_MAX_HELD", data.draw(st.sampled_from([0, 2**27])))
-        patch.setattr(_ranking, "_FIRST", data.draw(st.sampled_from([1, 3, 64])))
+        patch.setattr(_ranking, "_SAFETY", data.draw(st.sampled_from([-3, 0, 1.5])))  # below: wrong guesses
         precision = quiet(map_at_r, metric=metric, **queries)
         share = quiet(r_precision, metric=metric, **queries)
         report = quiet(retrieval_report, k=KS, metric=metric, **queries)
@@ -150,6 +150,32 @@ def test_tiles_of_any_size(tile, metric, n_classes):
     assert_array_equal(recall, recall_by_hand(*split, metric=metric))
     precision = quiet(map_at_r, *split[:2], gallery=split[2], gallery_y=split[3], metric=metric)
     assert_allclose(precision, map_by_hand(*split, metric=metric), rtol=1e-12)
+
+
+@pytest.mark.parametrize("n", [65, 129, 131])
+def test_tiles_that_are_no_whole_groups_of_columns(monkeypatch, n):
+    """Of two tiles, one has a column more, and thereby a group more."""
+    monkeypatch.setattr(_rows, "CPU_TILE", 96)
+    X, y = make_data(0, n, 9)
+    assert_allclose(map_at_r(X, y), map_by_hand(X, y), rtol=1e-12)
+    assert_allclose(map_at_r(X[:40], y[:40], gallery=X, gallery_y=y), map_by_hand(X[:40], y[:40], X, y), rtol=1e-12)
+
+
+def test_order_within_classes_does_not_mislead_the_guess(monkeypatch):
+    """Objects from 64 angles each, in one order: every n-th row would be another set of angles, whose rows are near."""
+    n_wrong, find_in_strips = [], _ranking._find_in_strips
+
+    def count(queries, gallery, n_matches, index):
+        n_wrong.append(len(index))
+        return find_in_strips(queries, gallery, n_matches, index)
+
+    monkeypatch.setattr(_ranking, "_find_in_strips", count)
+    monkeypatch.setattr(_rows, "CPU_TILE", 256)
+    rng = np.random.default_rng(0)
+    X = (rng.normal(size=(40, 1, 8)) + 2 * rng.normal(size=(1, 64, 8))).reshape(-1, 8)
+    y = np.repeat(np.arange(40), 64)
+    assert map_at_r(X, y) == pytest.approx(map_by_hand(X, y), rel=1e-12)
+    assert sum(n_wrong) < 10  # more than 40 in the order given
 
 
 @pytest.mark.parametrize("k", [1, 7, 40, 900])
@@ -237,7 +263,6 @@ def test_euclidean_of_data_far_from_the_origin():
 def test_many_tiles_of_poor_and_good_embeddings(monkeypatch, n_per_class):
     """Enough tiles for the rows kept to be merged again and again, and for queries that no match can win."""
     monkeypatch.setattr(_rows, "CPU_TILE", 32)
-    monkeypatch.setattr(_ranking, "_FIRST", 4)
     for spread in (0.0, 0.3, 3.0):
         X, y = make_data(0, 1000, 1000 // n_per_class, d=8, spread=spread)
         in_tiles = quiet(retrieval_report, X, y, k=[1, 5, 100])

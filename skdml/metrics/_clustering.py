@@ -281,7 +281,7 @@ def k_means(points, n_clusters, rng):
     sums = torch.zeros_like(centers, dtype=torch.float64)
     before, changed = labels, torch.arange(len(points), device=labels.device)
     for iteration in range(_MAX_ITER):
-        for index in changed.split(n_rows):
+        for index in changed.split(tile_size(points)):  # few, so that their copies stay in the cache
             X = points[index].double()
             sums.index_add_(0, labels[index], X)
             if iteration:

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from ._rows import blocks, similarities, thresholds, tile_size, tiles
+from ._rows import compare, similarities, thresholds, tile_size, tiles
 
-_GROUP = 16  # gallery rows of a tile that are looked at one by one only if one of them is near enough
-_FIRST = 64  # gallery rows after which it is first reckoned which matches may still be hits
+_GROUP = 32  # columns of a tile that are looked at one by one only if one of them is near enough
+_SAFETY = 1.5  # of a guess how many rows come before a match: three standard deviations of the root of a Poisson count
 _MAX_HELD = 2**27  # matches of all queries that are held at once, in about 16 bytes each, 24 in float64
 
 
@@ -91,192 +91,286 @@ class Matches:
 @torch.no_grad()
 def find_matches(queries, gallery, n_matches):
     """Return the `Matches` of all queries."""
-    find = _find_in_tiles if len(n_matches) * int(n_matches.max()) <= _MAX_HELD else _find_in_strips
-    parts = find(queries, gallery, n_matches, _columns_of_classes(queries, gallery))
-    return Matches(n_matches, *map(torch.cat, zip(*parts, strict=True)))
+    if int(n_matches.sum()) <= _MAX_HELD:
+        return Matches(n_matches, *_find_in_tiles(queries, gallery, n_matches))
+    everyone = torch.arange(len(queries), device=n_matches.device)
+    return Matches(n_matches, *_find_in_strips(queries, gallery, n_matches, everyone))
 
 
-def _find_in_tiles(queries, gallery, n_matches, columns_of):
-    """Return n_nearer, n_hits and precision of one block of queries after another, from one pass over the tiles.
+def _find_in_tiles(queries, gallery, n_matches):
+    """Return n_nearer, n_hits and precision of each query, from one pass over the tiles.
 
-    As in `nearer_than_best_match`, a tile serves its rows and its columns where the queries are the gallery.
+    The rows are dealt to the tiles like cards, so that each tile holds a fair sample of the gallery. As in
+    `nearer_than_best_match`, a tile serves its rows and its columns where the queries are the gallery.
     """
+    symmetric = queries is gallery
     size = tile_size(queries.points)
-    query_blocks = [q for q, *_ in blocks(queries, size)]
-    rankings = {}
-    for q, r in zip(query_blocks, _largest_r(n_matches, query_blocks), strict=True):
-        parts = []
-        for part in _split(q, math.ceil(size / 16)):  # small, to compare few rows of other classes
-            near = gallery[columns_of(part)]
-            S = similarities(queries[part], near, near.points.new_empty((part.stop - part.start) * len(near)))
-            parts.append(_match_thresholds(S, queries, gallery, part, columns_of(part), r))
-        rankings[q.start] = _Ranking(torch.cat(parts), n_matches[q])
+    query_slices, gallery_slices = _deal(queries, size), _deal(gallery, size)
+    query_blocks, gallery_blocks = [queries[q] for q in query_slices], [gallery[g] for g in gallery_slices]
+    matches, start = _thresholds_of_matches(queries, gallery, n_matches)
+    n_held = [int(n_matches[q].sum()) for q in query_slices]
+    sums = torch.zeros(max(n_held) + 1, dtype=torch.int32, device=start.device)
+    rankings = [
+        _Ranking(matches, start[q], n_matches[q], len(gallery), sums[: n + 1])
+        for q, n in zip(query_slices, n_held, strict=True)
+    ]
 
-    buffer, flags = (queries.points.new_empty(min(size, len(queries)) * min(size, len(gallery))) for _ in range(2))
-    for q, g, may_match, may_differ in tiles(queries, gallery, size):
-        if may_differ:
-            S = similarities(queries[q], gallery[g], buffer)
-            if may_match:
-                S.masked_fill_(queries.classes[q, None] == gallery.classes[g], -torch.inf)
-            nearer = flags[: S.numel()].view_as(S)
-            rankings[q.start].add(S, nearer, axis=1)
-            if queries is gallery and q != g:
-                rankings[g.start].add(S, nearer, axis=0)
-    return [ranking.finish() for ranking in rankings.values()]
+    buffer, flags = (queries.points.new_empty(len(query_blocks[0]) * _padded(len(gallery_blocks[0]))) for _ in range(2))
+    for i, rows in enumerate(query_blocks):
+        for j in range(i if symmetric else 0, len(gallery_blocks)):
+            columns = gallery_blocks[j]
+            shape = len(rows), _padded(len(columns))
+            S, scratch = (memory[: math.prod(shape)].view(shape) for memory in (buffer, flags))
+            compare(rows, columns, S[:, : len(columns)])
+            S[:, len(columns) :] = -torch.inf
+            _leave_out_matches(S, rows.classes, columns.classes)
+            largest = S.view(len(S), -1, _GROUP).amax(2)
+            rankings[i].add(S, largest, scratch, len(columns), axis=1)
+            if symmetric and i != j:
+                rankings[j].add(S, largest, scratch, len(rows), axis=0)
+
+    found = torch.empty_like(n_matches), torch.empty_like(n_matches), queries.points.new_empty(len(queries))
+    is_wrong = torch.empty_like(n_matches, dtype=torch.bool)
+    for q, ranking in zip(query_slices, rankings, strict=True):
+        *parts, is_wrong[q] = ranking.finish()
+        for values, part in zip(found, parts, strict=True):
+            values[q] = part
+    wrong = is_wrong.nonzero()[:, 0]
+    if len(wrong):
+        for values, part in zip(found, _find_in_strips(queries, gallery, n_matches, wrong), strict=True):
+            values[wrong] = part
+    return found
 
 
 class _Ranking:
     """How many rows of other classes come before the matches of a block of queries.
 
     The i-th match is a hit while at most R - i of them do. Of each tile only those rows are looked at that come before
-    the last match that may still be a hit. Where no match may, those before the best one are only counted.
+    the first match that seems to be no hit, as guessed from the rows seen so far. Where that is the best match, they
+    are only counted. Queries of which the guess was wrong are held against the whole gallery at the end.
     """
 
-    def __init__(self, matches, n_matches):
-        self.matches = matches
+    def __init__(self, matches, start, n_matches, n_gallery, sums):
+        self.matches = matches  # thresholds of one query after another, falling for each
+        self.start = start  # those of each query start here
         self.n_matches = n_matches
-        # [q, i]: rows of other classes behind i matches of the query and before the next one
-        self.n_between = torch.zeros_like(self.matches, dtype=torch.int32)
-        self.n_lost = torch.zeros_like(n_matches)  # before the best match, since no match can be a hit
-        self.rows, self.groups = [], []  # not yet tallied
-        self.n_columns = matches.shape[1]  # beyond them no match can be a hit
-        self.is_new = True
-        self._set_bar()
+        self.n_gallery = n_gallery
+        self.n_possible = n_matches  # matches that may be hits
+        self.n_kept = n_matches  # those of them up to the first that seems to be no hit
+        # rows of other classes that come before a match but not before the previous one, and where they start
+        self.n_between = torch.zeros_like(sums[1:])
+        self.first = n_matches.cumsum(0) - n_matches
+        self.n_before = sums  # of all matches up to this one; the memory serves all blocks, as they need it in turn
+        self.n_lost = torch.zeros_like(n_matches)  # rows before the best match, counted where it seems to be no hit
+        self.rows, self.values, self.n_waiting = [], [], 0  # not yet tallied
+        self.n_seen, self.n_next = 0, 1  # gallery rows: so far, and when the bar is set again
+        self._place_bar(torch.zeros_like(n_matches, dtype=torch.bool))
 
-    def add(self, S, flags, axis):
-        """Take in similarities, -inf for rows of the own class, to gallery rows along the axis; flags are scratch."""
-        # The bar is far too low for the first rows, so it is raised after a few of them.
-        length = _FIRST if self.is_new else S.shape[axis]
-        start = 0
-        while start < S.shape[axis]:
-            length = min(length, S.shape[axis] - start)
-            self._add(S.narrow(axis, start, length), flags.narrow(axis, start, length), axis)
-            start += length
-            length = start  # as many as so far
-            if self.is_new:
-                self._raise_bar()
-        self.is_new = False
+    def add(self, S, largest, flags, n_new, axis):
+        """Take in similarities, -inf for rows of the own class, to `n_new` gallery rows along the axis.
 
-    def _add(self, S, flags, axis):
-        size = math.gcd(S.shape[axis], _GROUP)
-        bar = self.bar if axis else self.bar.T
-        counts = torch.ge(S, bar, out=flags).unflatten(axis, (size, -1)).sum(axis)
-        counts = counts if axis else counts.T  # (Q, groups)
+        `largest` are those of each group of columns; flags are memory to use.
+        """
+        if self.n_seen == 0:
+            self._make_first_guess(S if axis else S[:, : len(self.n_matches)].T)
         if self.any_is_lost:
-            self.n_lost += (counts.sum(1) * self.is_lost).long()
-            counts = counts * ~self.is_lost[:, None]
-        row, group = _where(counts > 0)
-        S = S.unflatten(axis, (size, -1))
-        values = S[row, :, group] if axis else S[:, group, row].T
-        self.rows.append(row)
-        self.groups.append(nn.functional.pad(values, (0, _GROUP - size), value=-torch.inf) if size < _GROUP else values)
-        self.n_new += len(row)
-        if self.n_new * _GROUP > self.n_between.numel():  # as many values wait as matches are held
-            self._raise_bar()
+            best = self.best[: len(S), None] if axis else self.best
+            self.n_lost += torch.ge(S, best, out=flags).sum(axis)[: len(self.n_lost)].long()
+        self._look(S, largest, axis)
+        self.n_seen += n_new
+        if self.n_seen >= self.n_next or self.n_waiting > len(self.n_between) / 2:
+            self._tally()
+            self._set_bar(self.n_seen)
+            self.n_next = 4 * self.n_seen
 
-    def _tally(self, row, values):
-        """Count values by the matches between which they lie."""
-        # Binary search: the matches before the value are those before `place`, and some of the `n_left` from there on.
-        n_left = self.matches.shape[1]
-        place = row * n_left
+    def _make_first_guess(self, S):
+        for step in (32, 4):
+            sample = S[:, ::step]
+            place = _where((sample >= self.bar[: len(sample), None]).flatten())
+            self._wait(place // sample.shape[1], sample.flatten()[place])
+            self._tally()
+            self._set_bar(sample.shape[1])
+            self.n_between.zero_()
+
+    def _look(self, S, largest, axis):
+        """Note the values that come before the bar, of the groups of columns whose largest one does."""
+        n_groups = largest.shape[1]
+        if axis:
+            group = _where((largest >= self.bar[: len(S), None]).flatten())
+            block = group // n_groups
+            bars = self.bar[:, None]
+        else:
+            bars = self.bar.view(n_groups, _GROUP)
+            group = _where((largest >= bars.amin(1)).flatten())
+            block = group % n_groups
+        values = S.view(-1, _GROUP).index_select(0, group)  # many times faster than an index in brackets
+        place = _where((values >= bars[block]).flatten())
+        group = place // _GROUP
+        row = block[group] if axis else block[group] * _GROUP + place % _GROUP
+        self._wait(row, values.flatten()[place])
+
+    def _wait(self, row, values):
+        self.rows.append(row)
+        self.values.append(values)
+        self.n_waiting += len(row)
+
+    def _tally(self):
+        """Count the values waiting by the matches between which they lie."""
+        row, values = torch.cat(self.rows), torch.cat(self.values)
+        self.rows, self.values, self.n_waiting = [], [], 0
+        # Binary search: the matches before the value are those before `place`, and some of the `n_left` from there on,
+        # never the last one kept.
+        n_left = int(self.n_kept.max())
+        place = self.start[row]
+        last = place + (self.n_kept[row] - 1) if n_left > int(self.n_matches.min()) else None
         while n_left:
             half = (n_left + 1) // 2
-            place.add_(self.matches.take(place + (half - 1)) > values, alpha=half)
+            middle = place + (half - 1)
+            if last is not None:
+                torch.minimum(middle, last, out=middle)
+            place.add_(self.matches.take(middle) > values, alpha=half)
             n_left //= 2
-        self.n_between.view(-1).index_add_(0, place, torch.ones_like(row, dtype=torch.int32))
+        place += (self.first - self.start)[row]
+        self.n_between.index_add_(0, place, torch.ones_like(row, dtype=torch.int32))
 
-    def _raise_bar(self):
-        if self.rows:
-            row, values = torch.cat(self.rows), torch.cat(self.groups)
-            self.rows, self.groups = [], []
-            near, column = _where(values >= self.bar[row])
-            self._tally(row[near], values[near, column])
-        self._set_bar()
+    def _set_bar(self, n_seen):
+        """Leave out the matches that are no hits, or seem to be none after so many gallery rows."""
+        n_hits = self._count_hits(self.n_gallery / n_seen)
+        i = n_hits + 1
+        is_certain = (i <= self.n_kept) & (i + self._rows_before(i) > self.n_matches)
+        self.n_possible = torch.where(is_certain, n_hits, self.n_possible)
+        self.n_kept = torch.where(is_certain, n_hits.clamp(min=1), torch.minimum(i, self.n_kept))
+        self._place_bar(n_hits == 0)
 
-    def _set_bar(self):
-        position = self.n_between[:, : self.n_columns].cumsum(1, dtype=torch.int32)
-        position += torch.arange(1, self.n_columns + 1, dtype=torch.int32, device=position.device)
-        n_hits = torch.searchsorted(position, self.n_matches[:, None].int(), right=True)[:, 0]
-        self.n_columns = max(1, int(n_hits.max()))
-        self.is_lost = n_hits == 0
-        self.any_is_lost = bool(self.is_lost.any())
-        self.bar = _threshold(self.matches, (n_hits - 1).clamp(min=0)[:, None])
-        self.n_new = 0  # groups since then
+    def _place_bar(self, is_lost):
+        """Set from which similarity on a row is noted, and from which it is only counted; inf: it is not."""
+        is_lost &= self.n_matches > 0
+        self.any_is_lost = bool(is_lost.any())
+        bar = self.matches[(self.start + self.n_kept - 1).clamp(min=0)]
+        padding = 0, _padded(len(bar)) - len(bar)
+        self.bar, self.best = (
+            nn.functional.pad(bar.masked_fill(is_none, torch.inf), padding, value=torch.inf)
+            for is_none in (is_lost | (self.n_matches == 0), ~is_lost)
+        )
+
+    def _count_hits(self, times):
+        """Return how many of the matches kept are hits if there are so many times the rows counted before them."""
+        torch.cumsum(self.n_between, 0, dtype=torch.int32, out=self.n_before[1:])
+        n_hits = torch.zeros_like(self.n_matches)
+        step = 1 << int(self.n_kept.max()).bit_length() >> 1
+        while step:
+            i = n_hits + step
+            n = self._rows_before(i)
+            if times > 1:
+                n = torch.maximum(n, (n.sqrt() - _SAFETY).clamp(min=0).square() * times)
+            n_hits = torch.where((i <= self.n_kept) & (i + n <= self.n_matches), i, n_hits)
+            step //= 2
+        return n_hits
+
+    def _rows_before(self, i, q=slice(None)):
+        """Return how many rows of other classes were counted before the i-th match, or the last one kept."""
+        i = torch.minimum(i, self.n_kept[q])
+        return self.n_before[self.first[q] + i] - self.n_before[self.first[q]] + self.n_lost[q]
 
     def finish(self):
-        self._raise_bar()
-        n_before = self.n_between[:, : self.n_columns].cumsum(1, dtype=torch.int32)
-        return self.n_lost + n_before[:, 0], *_hits(n_before, self.n_matches, self.matches.dtype)
+        """Return n_nearer, n_hits and precision of each query, and whether a guess was wrong."""
+        if self.rows:
+            self._tally()
+        n_hits = self._count_hits(1)
+        is_wrong = (n_hits == self.n_kept) & (self.n_kept < self.n_possible)
+
+        i = torch.arange(1, int(n_hits.max().clamp(min=1)) + 1, device=n_hits.device)
+        precision = []
+        few = math.ceil(tile_size(i) ** 2 / 16 / len(i))  # so that they stay in the cache
+        for q in torch.arange(len(n_hits), device=i.device).split(few):
+            position = i + self._rows_before(i, q[:, None])
+            precision.append((i.to(self.matches.dtype) / position).masked_fill(i > n_hits[q, None], 0).sum(1))
+        return self._rows_before(i[0]), n_hits, torch.cat(precision), is_wrong
 
 
-def _find_in_strips(queries, gallery, n_matches, columns_of):
-    """Return the same from rows of similarities to the whole gallery: for classes that are a fair share of it."""
-    n_rows = min(len(queries), math.ceil(16 * tile_size(gallery.points) ** 2 / len(gallery)))
+def _padded(n):
+    return math.ceil(n / _GROUP) * _GROUP
+
+
+def _deal(rows, size):
+    """Return slices of every n-th row, for as few n as leave no more than `size` rows each."""
+    n = math.ceil(len(rows) / size)
+    return [slice(start, None, n) for start in range(n)]
+
+
+def _thresholds_of_matches(queries, gallery, n_matches):
+    """Return the thresholds of all matches, falling for each query, and where those of each query start (Q,)."""
+    columns_of = _columns_of_classes(queries, gallery)
+    # Few queries at once, to compare few rows of other classes.
+    parts = torch.arange(len(queries), device=n_matches.device).split(math.ceil(tile_size(queries.points) / 16))
+    widths = torch.stack([n_matches[q].max() for q in parts]).clamp(min=1).tolist()
+    matches = queries.points.new_empty(sum(len(q) * r for q, r in zip(parts, widths, strict=True)))
+    start = torch.empty_like(n_matches)
+    first = n_held = 0
+    for q, r in zip(parts, widths, strict=True):
+        columns = columns_of(first, first + len(q) - 1)
+        near = gallery[columns]
+        S = similarities(queries[q], near, near.points.new_empty(len(q) * len(near)))
+        matches[n_held : n_held + len(q) * r] = _match_thresholds(S, queries, gallery, q, columns, r).flatten()
+        start[q] = n_held + r * (q - first)
+        first, n_held = first + len(q), n_held + len(q) * r
+    return matches, start
+
+
+def _leave_out_matches(S, row_classes, column_classes):
+    """Write -inf where row and column, both in the order of their classes, are of one class."""
+    row_classes, column_classes = row_classes.contiguous(), column_classes.contiguous()
+    first = torch.searchsorted(column_classes, row_classes)
+    n = torch.searchsorted(column_classes, row_classes, right=True) - first
+    place = (torch.arange(len(S), device=n.device) * S.shape[1] + first - (n.cumsum(0) - n)).repeat_interleave(n)
+    place += torch.arange(len(place), device=n.device)
+    S.view(-1).index_fill_(0, place, -torch.inf)
+
+
+def _find_in_strips(queries, gallery, n_matches, index):
+    """Return the same for the queries of a rising index, from their similarities to the whole gallery."""
+    n_rows = min(len(index), math.ceil(16 * tile_size(gallery.points) ** 2 / len(gallery)))
     buffer = gallery.points.new_empty(n_rows * len(gallery))
-    strips = _split(slice(0, len(queries)), n_rows)
+    columns_of = _columns_of_classes(queries, gallery)
     parts = []
-    for q, r in zip(strips, _largest_r(n_matches, strips), strict=True):
-        S = similarities(queries[q], gallery, buffer)
-        columns = columns_of(q)
-        matches = _match_thresholds(S[:, columns], queries, gallery, q, columns, r)
-        S[:, columns].masked_fill_(queries.classes[q, None] == gallery.classes[columns], -torch.inf)
-        n_nearer = torch.ge(S, _threshold(matches, n_matches.new_zeros(len(S), 1))).sum(1)
-        n_before = torch.searchsorted(-_largest(S, r), -matches, right=True)
-        parts.append((n_nearer, *_hits(n_before, n_matches[q], matches.dtype)))
-    return parts
+    for q in index.split(n_rows):
+        rows, columns = queries[q], columns_of(int(q[0]), int(q[-1]))
+        S = similarities(rows, gallery, buffer)
+        matches = _match_thresholds(S[:, columns], queries, gallery, q, columns, int(n_matches[q].max().clamp(min=1)))
+        S[:, columns].masked_fill_(rows.classes[:, None] == gallery.classes[columns], -torch.inf)
+
+        best = matches[:, :1]
+        n_nearer = torch.ge(S, best.masked_fill(best == -torch.inf, torch.inf)).sum(1)  # none before no match
+        i = torch.arange(1, matches.shape[1] + 1, dtype=matches.dtype, device=q.device)
+        position = i + torch.searchsorted(-_largest(S, len(i)), -matches, right=True)
+        is_hit = position <= n_matches[q, None]
+        parts.append((n_nearer, is_hit.sum(1), (i / position * is_hit).sum(1)))
+    return map(torch.cat, zip(*parts, strict=True))
 
 
 def _where(mask):
-    """Return the indices of the rows and of the columns where the mask is True."""
+    """Return the indices at which a mask of one axis is True."""
     if mask.device.type != "cpu":
-        return mask.nonzero(as_tuple=True)
-    place = torch.from_numpy(np.flatnonzero(mask.numpy()))  # several times faster than torch
-    row = place // mask.shape[1]
-    return row, place - row * mask.shape[1]
+        return mask.nonzero()[:, 0]
+    return torch.from_numpy(np.flatnonzero(mask.numpy()))  # several times faster than torch
 
 
 def _columns_of_classes(queries, gallery):
-    """Return a function from a slice of queries to the slice of the gallery that holds their classes."""
+    """Return a function from the first and the last of some queries to the slice of the gallery with their classes."""
     first = torch.searchsorted(gallery.classes, queries.classes).tolist()
     last = torch.searchsorted(gallery.classes, queries.classes, right=True).tolist()
-    return lambda q: slice(first[q.start], last[q.stop - 1])
-
-
-def _split(block, size):
-    return [slice(start, min(start + size, block.stop)) for start in range(block.start, block.stop, size)]
-
-
-def _largest_r(n_matches, slices):
-    """List the largest R of each slice, at least 1; they leave the device at once."""
-    return torch.stack([n_matches[q].max() for q in slices]).clamp(min=1).tolist()
+    return lambda a, b: slice(first[a], last[b])
 
 
 def _match_thresholds(S, queries, gallery, q, columns, r):
     """Return from which similarity on a row is as near as each of r matches, falling (Q, R); -inf beyond the matches.
 
-    S holds the similarities of the slices q and columns.
+    S holds the similarities of the queries q, an index, and of a slice of the gallery.
     """
     S = S.masked_fill(queries.classes[q, None] != gallery.classes[columns], -torch.inf)
     if queries is gallery:
-        S.diagonal(q.start - columns.start).fill_(-torch.inf)
+        S.scatter_(1, q[:, None] - columns.start, -torch.inf)
     return thresholds(_largest(S, r), queries[q])
-
-
-def _threshold(matches, index):
-    """Return the thresholds at an index (Q, 1), inf for queries without a match: nothing counts as nearer."""
-    values = matches.gather(1, index)
-    return values.masked_fill(values == -torch.inf, torch.inf)
-
-
-def _hits(n_before, n_matches, dtype):
-    """Return how many matches are among the first R (Q,) and the sum of the precision at them (Q,).
-
-    n_before (Q, R) says how many rows of other classes come before each match: as near as it, or nearer.
-    """
-    i = torch.arange(1, n_before.shape[1] + 1, dtype=dtype, device=n_before.device)
-    position = i + n_before
-    is_hit = position <= n_matches[:, None]
-    return is_hit.sum(1), (i / position * is_hit).sum(1)
 
 
 def _largest(S, k):

@@ -33,7 +33,11 @@ class Rows:
 
 def similarities(rows, columns, buffer):
     """Similarities of two sets of rows, in `buffer`: the larger, the nearer."""
-    S = buffer[: len(rows) * len(columns)].view(len(rows), len(columns))
+    return compare(rows, columns, buffer[: len(rows) * len(columns)].view(len(rows), len(columns)))
+
+
+def compare(rows, columns, S):
+    """Write the similarities of two sets of rows into S."""
     # With out=, a surrounding autocast does not lower the precision.
     if rows.offsets is None:
         return torch.mm(rows.points, columns.points.T, out=S)
@@ -105,8 +109,10 @@ def prepare(embeddings, y, gallery=None, gallery_y=None, *, metric="cosine", dev
     classes = _encode(labels).to(points[0].device).split([len(p) for p in points])
     sorted_rows = []
     for p, c in zip(points, classes, strict=True):
-        c, order = c.sort(stable=True)
-        sorted_rows.append(Rows(p[order], None, c))
+        # Without an order within a class, every n-th row is a fair sample of all.
+        shuffled = torch.from_numpy(np.random.default_rng(0).permutation(len(c))).to(c.device)
+        order = shuffled[c[shuffled].argsort(stable=True)]
+        sorted_rows.append(Rows(p[order], None, c[order]))
     _to_metric(sorted_rows, metric)
     return sorted_rows[0], sorted_rows[-1]
 
