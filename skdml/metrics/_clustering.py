@@ -3,6 +3,9 @@
 Axis letters: N rows, D components, K clusters.
 """
 
+import math
+from itertools import pairwise
+
 import numpy as np
 import torch
 from scipy.special import gammaln
@@ -328,8 +331,12 @@ def _k_means_plus_plus(points, n_clusters, rng):
     size = min(len(points), max(n_clusters, min(4 * n_clusters, _MAX_SAMPLE)))
     sample = points[torch.from_numpy(rng.permutation(len(points))[:size]).to(points.device)]
     half_squares = _half_squares(sample)
-    S = _closeness(sample, sample, half_squares, points.new_empty(size**2))
-    S.sub_(half_squares[:, None])  # -|x - z|^2 / 2
+    S = points.new_empty(size, size)  # -|x - z|^2 / 2, the same for z and x
+    edges = [*range(0, size, math.ceil(tile_size(points) / 2)), size]
+    for start, stop in pairwise(edges):
+        part = torch.mm(sample[start:stop], sample[:stop].T, out=S[start:stop, :stop])
+        part.sub_(half_squares[:stop]).sub_(half_squares[start:stop, None])
+        S[:start, start:stop] = part[:, :start].T
     noise = 2 * rounding(S.dtype) * half_squares
     chosen = torch.zeros(n_clusters, dtype=torch.int64, device=S.device)  # the sample is in random order
     nearest = S[0]

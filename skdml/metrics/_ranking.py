@@ -14,7 +14,7 @@ from ._rows import compare, similarities, thresholds, tile_size, tiles
 
 _GROUP = 32  # columns of a tile that are looked at one by one only if one of them is near enough
 _SAFETY = 1.5  # of a guess how many rows come before a match: three standard deviations of the root of a Poisson count
-_MAX_HELD = 2**27  # matches of all queries that are held at once, in about 16 bytes each, 24 in float64
+_MAX_HELD = 2**27  # matches of all queries that are held at once, in about 12 bytes each, 18 in float64
 
 
 def recalls_of(n_nearer, n_matches, ks):
