@@ -114,16 +114,8 @@ def main(quick):
 
     # Classes that the embedding tells apart fairly well, MAP@R 0.6 to 0.83, and not at all.
     neighbours = RetrievalScorer(("recall_at_1", "recall_at_8", "r_precision", "map_at_r"))
-    for n_per_class, spread in (
-        (15, 0.5),
-        (30, 0.5),
-        (60, 0.45),
-        (100, 0.45),
-        (300, 0.4),
-        (3000, 0.4),
-        (100, 0.0),
-        (300, 0.0),
-    ):
+    data = zip((15, 30, 60, 100, 300, 3000, 100, 300), (0.5, 0.5, 0.45, 0.45, 0.4, 0.4, 0, 0), strict=True)
+    for n_per_class, spread in data:
         X, y = make_data(n, 512, n // n_per_class, spread)
         kind = f"{n_per_class} a class" if spread else f"{n_per_class} a random class"
         work = (lambda X=X, y=y: retrieval_report(X, y), lambda X=X, y=y: neighbours(FunctionTransformer(), X, y))
