@@ -160,7 +160,8 @@ class _Ranking:
         # rows of other classes that come before a match but not before the previous one, and where they start
         self.n_between = torch.zeros_like(sums[1:])
         self.first = n_matches.cumsum(0) - n_matches
-        self.n_before = sums  # of all matches up to this one; the memory serves all blocks, as they need it in turn
+        # Their sums, of which only differences are used, so that they may wrap; all blocks use this memory in turn.
+        self.n_before = sums
         self.n_lost = torch.zeros_like(n_matches)  # rows before the best match, counted where it seems to be no hit
         self.rows, self.values, self.n_waiting = [], [], 0  # not yet tallied
         self.n_seen, self.n_next = 0, 1  # gallery rows: so far, and when the bar is set again
