@@ -261,7 +261,7 @@ def test_euclidean_of_data_far_from_the_origin():
 
 @pytest.mark.parametrize("n_per_class", [3, 40])
 def test_many_tiles_of_poor_and_good_embeddings(monkeypatch, n_per_class):
-    """Enough tiles for the rows kept to be merged again and again, and for queries that no match can win."""
+    """Enough tiles for the bar to be set again and again, and queries of which no match is a hit."""
     monkeypatch.setattr(_rows, "CPU_TILE", 32)
     for spread in (0.0, 0.3, 3.0):
         X, y = make_data(0, 1000, 1000 // n_per_class, d=8, spread=spread)

@@ -157,10 +157,10 @@ class _Ranking:
         self.n_gallery = n_gallery
         self.n_possible = n_matches  # matches that may be hits
         self.n_kept = n_matches  # those of them up to the first that seems to be no hit
-        # rows of other classes that come before a match but not before the previous one, and where they start
+        # Rows of other classes that come before a match but not before the previous one, each query's from `first` on;
+        # and their sums, of which only differences are used, so that they may wrap. All blocks use this memory in turn.
         self.n_between = torch.zeros_like(sums[1:])
         self.first = n_matches.cumsum(0) - n_matches
-        # Their sums, of which only differences are used, so that they may wrap; all blocks use this memory in turn.
         self.n_before = sums
         self.n_lost = torch.zeros_like(n_matches)  # rows before the best match, counted where it seems to be no hit
         self.rows, self.values, self.n_waiting = [], [], 0  # not yet tallied
@@ -182,9 +182,10 @@ class _Ranking:
         if self.n_seen >= self.n_next or self.n_waiting > len(self.n_between) / 2:
             self._tally()
             self._set_bar(self.n_seen)
-            self.n_next = 4 * self.n_seen
+            self.n_next = 4 * self.n_seen  # a guess gets better by the root of the rows seen
 
     def _make_first_guess(self, S):
+        """Set the bar by two samples of a tile, taken in afterwards: the first bar is too low for all of it."""
         for step in (32, 4):
             sample = S[:, ::step]
             place = _where((sample >= self.bar[: len(sample), None]).flatten())
@@ -204,7 +205,7 @@ class _Ranking:
             bars = self.bar.view(n_groups, _GROUP)
             group = _where((largest >= bars.amin(1)).flatten())
             block = group % n_groups
-        values = S.view(-1, _GROUP).index_select(0, group)  # many times faster than an index in brackets
+        values = S.view(-1, _GROUP).index_select(0, group)  # twice as fast as an index in brackets
         place = _where((values >= bars[block]).flatten())
         group = place // _GROUP
         row = block[group] if axis else block[group] * _GROUP + place % _GROUP
@@ -282,7 +283,7 @@ class _Ranking:
 
         i = torch.arange(1, int(n_hits.max().clamp(min=1)) + 1, device=n_hits.device)
         precision = []
-        few = math.ceil(tile_size(i) ** 2 / 16 / len(i))  # so that they stay in the cache
+        few = math.ceil(tile_size(i) ** 2 / 16 / len(i))  # queries, so that they stay in the cache
         for q in torch.arange(len(n_hits), device=i.device).split(few):
             position = i + self._rows_before(i, q[:, None])
             precision.append((i.to(self.matches.dtype) / position).masked_fill(i > n_hits[q, None], 0).sum(1))
@@ -329,7 +330,7 @@ def _leave_out_matches(S, row_classes, column_classes):
 
 
 def _find_in_strips(queries, gallery, n_matches, index):
-    """Return the same for the queries of a rising index, from their similarities to the whole gallery."""
+    """Return n_nearer, n_hits and precision of the queries of a rising index, from whole rows of similarities."""
     n_rows = min(len(index), math.ceil(16 * tile_size(gallery.points) ** 2 / len(gallery)))
     buffer = gallery.points.new_empty(n_rows * len(gallery))
     columns_of = _columns_of_classes(queries, gallery)

@@ -109,7 +109,7 @@ def prepare(embeddings, y, gallery=None, gallery_y=None, *, metric="cosine", dev
     classes = _encode(labels).to(points[0].device).split([len(p) for p in points])
     sorted_rows = []
     for p, c in zip(points, classes, strict=True):
-        # Without an order within a class, every n-th row is a fair sample of all.
+        # In random order within a class, so that every n-th row is a fair sample of all: see `_ranking`.
         shuffled = torch.from_numpy(np.random.default_rng(0).permutation(len(c))).to(c.device)
         order = shuffled[c[shuffled].argsort(stable=True)]
         sorted_rows.append(Rows(p[order], None, c[order]))
