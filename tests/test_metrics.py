@@ -362,17 +362,50 @@ def test_pairwise_f1_by_hand():
     assert clustering.pairwise_f1() == pytest.approx(f1_score(of_class, of_cluster))
 
 
+@pytest.mark.parametrize("rough", [False, True])
 @pytest.mark.parametrize("tile_size", [8, 1024])
-def test_k_means_is_lloyd(tile_size, monkeypatch):
+def test_k_means_is_lloyd(tile_size, rough, monkeypatch):
     """What is left out of an iteration changes nothing: from the same start, scikit-learn ends in the same clusters."""
     monkeypatch.setattr(_rows, "CPU_TILE", tile_size)
+    monkeypatch.setattr(_clustering, "_has_fast_bfloat16", lambda device: rough)
+    monkeypatch.setattr(_clustering, "_MANY", 5)
     for spread in (0.3, 1.0, 3.0):
         X, y = make_clusters(spread=spread)
         rows, _ = _rows.prepare(X, y, metric="euclidean")
         start = _clustering._k_means_plus_plus(rows.points, 30, np.random.RandomState(0))
         labels = _clustering.k_means(rows.points, 30, np.random.RandomState(0))
-        peer = KMeans(30, init=start.numpy(), n_init=1, max_iter=20, tol=0).fit(rows.points.numpy())
+        peer = KMeans(30, init=start.numpy(), n_init=1, tol=0).fit(rows.points.numpy())
         assert adjusted_rand_score(labels, peer.labels_) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_bounds_of_products_in_bfloat16(scale, dtype, device):
+    rng = np.random.default_rng(0)
+    rows, centers = (torch.tensor(scale * rng.normal(size=(n, 33)), device=device, dtype=dtype) for n in (200, 40))
+    half_squares = _clustering._half_squares(centers)
+    rough = _clustering._Rough(rows, torch.empty(200 * 40, device=device, dtype=dtype))
+    margin = rough.set_centers(centers, half_squares)
+    S = _clustering._closeness(rows, centers, half_squares, torch.empty_like(rough.buffer))
+    off = (rough.closeness(slice(None)) - S).abs().amax(1)
+    assert (off > 0).all()
+    assert (off < margin).all()
+    assert (margin < 0.02 * rows.norm(dim=1) * centers.norm(dim=1).max()).all()
+
+
+def test_k_means_ends_when_few_rows_change(monkeypatch):
+    points = torch.from_numpy(np.random.default_rng(0).normal(size=(600, 4)))
+
+    def labels(**settings):
+        for name, value in settings.items():
+            monkeypatch.setattr(_clustering, name, value)
+        return _clustering.k_means(points, 20, np.random.RandomState(0))
+
+    end, previous, last = labels(_FEW=0), *(labels(_MAX_ITER=n) for n in (4, 5))
+    n_changed = (previous != last).sum().item()
+    assert 0 < n_changed < 60
+    assert not torch.equal(last, end)
+    assert torch.equal(labels(_MAX_ITER=100, _FEW=n_changed / 600), last)
 
 
 def test_k_means_is_as_good_as_the_mean_of_scikit_learn():

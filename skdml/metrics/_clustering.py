@@ -4,7 +4,6 @@ Axis letters: N rows, D components, K clusters.
 """
 
 import math
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -16,7 +15,9 @@ from sklearn.utils import check_random_state
 
 from ._rows import prepare, rounding, tile_size
 
-_MAX_ITER = 20  # Lloyd's iterations; the measures no longer change in the third digit
+_MAX_ITER = 100  # Lloyd's iterations
+_FEW = 1e-3  # share of the rows: when no more change their cluster, the measures do not change in the second digit
+_MANY = 256  # centers from which on bfloat16 pays
 _MAX_SAMPLE = 16384  # rows from which the first centers are drawn, if there are no more clusters
 
 
@@ -64,8 +65,9 @@ def nmi_score(embeddings, y, *, metric="cosine", random_state=0, device=None):
     Notes
     -----
     k-means draws its first centers by greedy k-means++ from at most four rows a cluster (16,384 in all, or as many as
-    there are clusters) and takes at most 20 of Lloyd's iterations, from one start. Another seed gives another value,
-    by several hundredths where many classes overlap: compare embeddings with the same seed, or over several.
+    there are clusters) and goes on, from one start, until one row in a thousand or fewer change their cluster, for at
+    most 100 of Lloyd's iterations. Another seed gives another value, by several hundredths where many classes overlap:
+    compare embeddings with the same seed, or over several.
 
     References
     ----------
@@ -130,8 +132,9 @@ def ami_score(embeddings, y, *, metric="cosine", random_state=0, device=None):
     Notes
     -----
     k-means draws its first centers by greedy k-means++ from at most four rows a cluster (16,384 in all, or as many as
-    there are clusters) and takes at most 20 of Lloyd's iterations, from one start. Another seed gives another value,
-    by several hundredths where many classes overlap: compare embeddings with the same seed, or over several.
+    there are clusters) and goes on, from one start, until one row in a thousand or fewer change their cluster, for at
+    most 100 of Lloyd's iterations. Another seed gives another value, by several hundredths where many classes overlap:
+    compare embeddings with the same seed, or over several.
     The value for given clusters is that of ``sklearn.metrics.adjusted_mutual_info_score``.
 
     References
@@ -198,8 +201,9 @@ def pairwise_f1_score(embeddings, y, *, metric="cosine", random_state=0, device=
     Notes
     -----
     k-means draws its first centers by greedy k-means++ from at most four rows a cluster (16,384 in all, or as many as
-    there are clusters) and takes at most 20 of Lloyd's iterations, from one start. Another seed gives another value,
-    by several hundredths where many classes overlap: compare embeddings with the same seed, or over several.
+    there are clusters) and goes on, from one start, until one row in a thousand or fewer change their cluster, for at
+    most 100 of Lloyd's iterations. Another seed gives another value, by several hundredths where many classes overlap:
+    compare embeddings with the same seed, or over several.
 
     References
     ----------
@@ -272,85 +276,138 @@ def k_means(points, n_clusters, rng):
     """Return the cluster of each row (N,): Lloyd's iterations from a k-means++ start.
 
     A row is compared with the centers that moved; with all others too only if it is now farther from its own one than
-    the runner-up may be. That leaves out nothing that could be the nearest.
+    another may be. Many centers are compared in bfloat16 where the processor multiplies that faster, and exactly where
+    its rounding leaves in doubt which one is nearest. Neither leaves out anything that could be the nearest.
     """
     centers = _k_means_plus_plus(points, n_clusters, rng)
     half_squares = _half_squares(centers)
     n_rows = min(len(points), max(1, tile_size(points) ** 2 // len(centers)))  # compared with all centers at once
     buffer = points.new_empty(n_rows * len(centers))
+    rough = _Rough(points, buffer) if len(centers) >= _MANY and _has_fast_bfloat16(points.device) else None
 
-    found = [_two_largest(_closeness(X, centers, half_squares, buffer)) for X in points.split(n_rows)]
-    nearest, labels, runner_up = map(torch.cat, zip(*found, strict=True))
     sums = torch.zeros_like(centers, dtype=torch.float64)
-    before, changed = labels, torch.arange(len(points), device=labels.device)
-    for iteration in range(_MAX_ITER):
+    labels = torch.zeros(len(points), dtype=torch.int64, device=points.device)
+    nearest, runner_up = points.new_full((2, len(points)), -torch.inf)  # closeness: at least, and at most of all others
+    has_moved = torch.ones(len(centers), dtype=torch.bool, device=points.device)
+    for iteration in range(_MAX_ITER + 1):
+        moved, position = has_moved.nonzero()[:, 0], (has_moved.cumsum(0) - 1).clamp(min=0)
+        moved_centers = centers[moved], half_squares[moved]
+        is_rough = rough is not None and len(moved) >= _MANY
+        margin = rough.set_centers(*moved_centers) if is_rough else torch.zeros_like(nearest)
+        before, labels = labels, labels.clone()
+        n_block = len(buffer) // len(moved)
+        for start in range(0, len(points), n_block):
+            b = slice(start, start + n_block)
+            S = rough.closeness(b) if is_rough else _closeness(points[b], *moved_centers, buffer)
+            own = labels[b]
+            place, own_moved = position[own, None], has_moved[own]
+            now = S.gather(1, place)
+            S.scatter_(1, place, now.masked_fill(own_moved[:, None], -torch.inf))
+            now = torch.where(own_moved, now[:, 0] - margin[b], nearest[b])
+            other = S.amax(1)
+            new = (other - margin[b] > now).nonzero()[:, 0]
+            first, label, second = _two_largest(S[new])
+            labels[start + new] = moved[label]
+            other[new] = torch.maximum(second, now[new] + margin[start + new])
+            now[new] = first - margin[start + new]
+            nearest[b] = now
+            runner_up[b] = torch.maximum(runner_up[b], other + margin[b])
+        for index in (nearest < runner_up).nonzero()[:, 0].split(n_rows):
+            S, own = _closeness(points[index], centers, half_squares, buffer), labels[index]
+            now = S.gather(1, own[:, None])[:, 0]
+            nearest[index], label, runner_up[index] = _two_largest(S)
+            labels[index] = torch.where(nearest[index] > now, label, own)
+
+        changed = (labels != before).nonzero()[:, 0] if iteration else torch.arange(len(points), device=labels.device)
+        if len(changed) <= _FEW * len(points) or iteration == _MAX_ITER:
+            return labels
         for index in changed.split(tile_size(points)):  # few, so that their copies stay in the cache
             X = points[index].double()
             sums.index_add_(0, labels[index], X)
             if iteration:
                 sums.index_add_(0, before[index], X, alpha=-1)
         counts = torch.bincount(labels, minlength=len(centers))  # (K,)
-        has_moved = torch.zeros_like(counts, dtype=torch.bool)
+        has_moved.zero_()
         has_moved[labels[changed]] = has_moved[before[changed]] = True
         has_moved &= counts > 0  # an empty cluster keeps its center
-        moved, position = has_moved.nonzero()[:, 0], (has_moved.cumsum(0) - 1).clamp(min=0)
-        centers[moved] = (sums[moved] / counts[moved, None]).to(points.dtype)
-        half_squares[moved] = _half_squares(centers[moved])
-        moved_centers = centers[moved], half_squares[moved]
+        centers[has_moved] = (sums[has_moved] / counts[has_moved, None]).to(points.dtype)
+        half_squares[has_moved] = _half_squares(centers[has_moved])
 
-        before, labels = labels, labels.clone()
-        n_block = len(buffer) // len(moved)
-        for start in range(0, len(points), n_block):
-            b = slice(start, start + n_block)
-            S, own = _closeness(points[b], *moved_centers, buffer), labels[b]
-            now = torch.where(has_moved[own], S.gather(1, position[own, None])[:, 0], nearest[b])
-            first, label, second = _two_largest(S)
-            label = moved[label]
-            second = torch.where(label == own, second, torch.maximum(second, torch.minimum(first, now)))
-            labels[b] = torch.where(first > now, label, own)
-            nearest[b] = torch.maximum(first, now)
-            unsure = start + (nearest[b] < runner_up[b]).nonzero()[:, 0]
-            runner_up[b] = torch.maximum(runner_up[b], second)
-            for index in unsure.split(n_rows):
-                first, label, runner_up[index] = _two_largest(_closeness(points[index], centers, half_squares, buffer))
-                labels[index] = torch.where(first > nearest[index], label, labels[index])
-                nearest[index] = first
-        changed = (labels != before).nonzero()[:, 0]
-        if len(changed) == 0:
-            break
-    return labels
+
+class _Rough:
+    """Closeness of rows and centers, computed in bfloat16."""
+
+    def __init__(self, points, buffer):
+        self.points = points.bfloat16()
+        self.buffer, self.products = buffer, buffer.new_empty(len(buffer), dtype=torch.bfloat16)
+        blocks = zip(*(p.split(tile_size(points)) for p in (points, self.points)), strict=True)
+        self.lost = torch.cat([_lengths(x - rounded) for x, rounded in blocks])
+        self.lengths = _lengths(points) + self.lost
+        # Products are summed in float32, and the sum is rounded.
+        self.of_sum = points.shape[1] * torch.finfo(torch.float32).eps + torch.finfo(torch.bfloat16).eps / 2
+
+    def set_centers(self, centers, half_squares):
+        """Set the centers to compare with; return by how much the closeness of each row (N,) may be off at most.
+
+        |xc - x'c'| <= |x - x'| |c| + |x'| |c - c'| for x and c rounded to x' and c', and the rounding of the product.
+        """
+        self.centers, self.half_squares = centers.bfloat16(), half_squares
+        lost = _lengths(centers - self.centers).max()
+        longest = _lengths(centers).max() + lost
+        return self.lost * longest + self.lengths * (lost + self.of_sum * longest)
+
+    def closeness(self, b):
+        points = self.points[b]
+        shape = len(points), len(self.centers)
+        S, products = (memory[: math.prod(shape)].view(shape) for memory in (self.buffer, self.products))
+        return S.copy_(torch.mm(points, self.centers.T, out=products)).sub_(self.half_squares)
+
+
+def _has_fast_bfloat16(device):
+    """Whether a product in bfloat16 is several times faster than in float32, on the devices where that was measured."""
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # torch < 2.11
+        return False
+    return any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def _k_means_plus_plus(points, n_clusters, rng):
     """Return centers drawn from the rows by greedy k-means++.
 
-    They are drawn from a sample of the rows, all of whose similarities are at hand: of several rows drawn with a chance
-    in proportion to their squared distance from the centers so far, the one that lowers the sum of these most.
+    They are drawn from a sample of the rows, all of whose distances are at hand: of several rows drawn with a chance in
+    proportion to their squared distance from the centers so far, the one that lowers the sum of these most.
     """
     n_drawn = 2 + int(np.log(n_clusters))
     size = min(len(points), max(n_clusters, min(4 * n_clusters, _MAX_SAMPLE)))
     sample = points[torch.from_numpy(rng.permutation(len(points))[:size]).to(points.device)]
-    half_squares = _half_squares(sample)
-    S = points.new_empty(size, size)  # -|x - z|^2 / 2, the same for z and x
-    edges = [*range(0, size, math.ceil(tile_size(points) / 2)), size]
-    for start, stop in pairwise(edges):
-        part = torch.mm(sample[start:stop], sample[:stop].T, out=S[start:stop, :stop])
-        part.sub_(half_squares[:stop]).sub_(half_squares[start:stop, None])
-        S[:start, start:stop] = part[:, :start].T
-    noise = 2 * rounding(S.dtype) * half_squares
-    chosen = torch.zeros(n_clusters, dtype=torch.int64, device=S.device)  # the sample is in random order
-    nearest = S[0]
-    draws = torch.from_numpy(rng.random_sample((n_clusters, n_drawn))).to(S.device)
+    D = _half_squared_distances(sample)
+    chosen = torch.zeros(n_clusters, dtype=torch.int64, device=D.device)  # the sample is in random order
+    nearest = D[0]
+    draws = torch.from_numpy(rng.random_sample((n_clusters, n_drawn))).to(D.device)
     for k in range(1, n_clusters):
-        weights = torch.where(nearest < -noise, -nearest, 0).cumsum(0, dtype=torch.float64)
+        weights = nearest.cumsum(0, dtype=torch.float64)
         if weights[-1] == 0:  # fewer distinct rows than clusters
             return sample[chosen[:k]]
         drawn = torch.searchsorted(weights, draws[k] * weights[-1], right=True).clamp_(max=size - 1)
-        candidates = torch.maximum(S[drawn], nearest)
-        best = candidates.sum(1).argmax()
+        candidates = torch.minimum(D.index_select(0, drawn), nearest)
+        best = candidates.sum(1).argmin()
         chosen[k] = drawn[best]
         nearest = candidates[best]
     return sample[chosen]
+
+
+def _half_squared_distances(points):
+    """Return |x - z|^2 / 2 of all pairs of rows (N, N), 0 if it is no larger than its rounding; each computed once."""
+    half_squares = _half_squares(points) * (1 - 2 * rounding(points.dtype))
+    D = points.new_empty(len(points), len(points))
+    size = math.ceil(tile_size(points) / 2)
+    blocks = [slice(start, start + size) for start in range(0, len(points), size)]
+    for i, rows in enumerate(blocks):
+        for columns in blocks[: i + 1]:
+            part = torch.mm(points[rows], points[columns].T, out=D[rows, columns])
+            torch.sub(half_squares[columns], part, out=part).add_(half_squares[rows, None]).clamp_(min=0)
+            if rows != columns:
+                D[columns, rows] = part.T
+    return D
 
 
 def _closeness(points, centers, half_squares, buffer):
@@ -366,5 +423,9 @@ def _two_largest(S):
 
 
 def _half_squares(points):
-    """Return |x|^2 / 2 of each row: no copy of the rows, and no product that autocast would round."""
-    return torch.linalg.vector_norm(points, dim=1).square() / 2
+    return _lengths(points).square() / 2
+
+
+def _lengths(points):
+    """Return |x| of each row (N,): no copy of the rows, and no product that autocast would round."""
+    return torch.linalg.vector_norm(points, dim=1)
