@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ._base import ProxyEmbedder
 from ._constraints import POSITIVE, POSITIVE_INT, Interval, check_constraints
 from ._networks import unit_rows
-from ._pairs import check_batch, weighted_mean
+from ._pairs import check_batch, rows_at, weighted_mean
 
 
 class ArcFaceLoss(nn.Module):
@@ -134,7 +134,7 @@ class ArcFaceLoss(nn.Module):
             return embeddings.sum() + 0 * self.centers.sum()
         w = unit_rows(self.centers)  # (C, K, D)
         s, nearest = (embeddings @ w.flatten(0, 1).T).unflatten(1, w.shape[:2]).max(dim=2)  # (B, C)
-        own_center = w[y, nearest.gather(1, y[:, None])[:, 0]]  # (B, D)
+        own_center = rows_at(w.flatten(0, 1), y * w.shape[1] + nearest.gather(1, y[:, None])[:, 0])  # (B, D)
         own = _psi(embeddings, own_center, self.margin)  # (B,)
         is_own = y[:, None] == torch.arange(self.n_classes, device=y.device)  # (B, C)
         logits = self.scale * torch.where(is_own, own[:, None], s)  # (B, C)

@@ -13,7 +13,7 @@ from torch import nn
 
 from ._base import BalancedEmbedder
 from ._constraints import NON_NEGATIVE, Interval, check_constraints
-from ._pairs import check_batch
+from ._pairs import check_batch, rows_at
 
 
 class ClusteringLoss(nn.Module):
@@ -125,7 +125,9 @@ class ClusteringLoss(nn.Module):
 def _facility_location(embeddings, medoid, w):
     """Return minus the sum of the distances of the rows (B, D) to the rows that ``medoid`` (B,) names, times w."""
     medoid = torch.from_numpy(medoid).to(embeddings.device)
-    return -(w * torch.linalg.vector_norm(embeddings - embeddings[medoid], dim=1)).sum()  # its gradient at 0 is 0
+    return -(
+        w * torch.linalg.vector_norm(embeddings - rows_at(embeddings, medoid), dim=1)
+    ).sum()  # its gradient at 0 is 0
 
 
 class _MedoidSearch:

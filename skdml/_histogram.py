@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ._base import PairEmbedder
 from ._constraints import POSITIVE_INT, check_constraints
-from ._pairs import MINING_CONSTRAINTS, PairLoss, pair_shares
+from ._pairs import MINING_CONSTRAINTS, PairLoss, pair_shares, sums_at
 
 
 class HistogramLoss(PairLoss):
@@ -91,11 +91,11 @@ class HistogramLoss(PairLoss):
         share = place - node  # (B, M), of the node above
         positive, negative = positive.to(S.dtype), negative.to(S.dtype)
         weight = pair_shares(positive, sample_weight) + pair_shares(negative, sample_weight)  # (B, M)
-        # Both histograms, as rows, in one sum. Not by scatter_add, which on a GPU adds in any order.
-        row = negative.long()  # (B, M)
-        h = share.new_zeros(2, self.n_bins + 1)
-        h = h.index_put((row, node), (1 - share) * weight, accumulate=True)
-        h_positive, h_negative = h.index_put((row, node + 1), share * weight, accumulate=True)  # (R,)
+        first = node + (self.n_bins + 1) * negative.long()  # (B, M), of two histograms, one behind the other
+        below, above = (
+            sums_at(first + i, values * weight, 2 * (self.n_bins + 1)) for i, values in enumerate((1 - share, share))
+        )
+        h_positive, h_negative = (below + above).chunk(2)  # (R,)
         return (h_negative * h_positive.cumsum(dim=0)).sum()
 
 

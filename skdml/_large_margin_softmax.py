@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ._base import ProxyEmbedder
 from ._constraints import NON_NEGATIVE, POSITIVE_INT, check_constraints
 from ._networks import unit_rows
-from ._pairs import check_batch, weighted_mean
+from ._pairs import check_batch, rows_at, weighted_mean
 
 
 class LargeMarginSoftmaxLoss(nn.Module):
@@ -146,7 +146,7 @@ class LargeMarginSoftmaxLoss(nn.Module):
         check_batch(embeddings, y, sample_weight)
         if len(y) == 0:
             return embeddings.sum() + 0 * self.proxies.sum()
-        w = self.proxies[y]  # (B, D)
+        w = rows_at(self.proxies, y)  # (B, D)
         cosine = (unit_rows(embeddings) * unit_rows(w)).sum(dim=1)  # (B,)
         length = torch.linalg.vector_norm(embeddings, dim=1) * torch.linalg.vector_norm(w, dim=1)  # (B,)
         annealing = self._annealing(cosine.dtype)

@@ -18,6 +18,7 @@ from ._pairs import (
     distance_weighted,
     distances,
     pair_masks,
+    rows_at,
     weighted_mean,
 )
 
@@ -130,7 +131,7 @@ class MarginLoss(PairLoss):
 
     def _compare(self, S, y, columns_y, n_components, sample_weight=None):
         selected = self.mine(S.detach(), *pair_masks(y, columns_y), n_components)
-        return self.pair_loss(S, *selected, self.betas[y], sample_weight)
+        return self.pair_loss(S, *selected, rows_at(self.betas, y), sample_weight)
 
     def mine(self, S, positive, negative, n_components):
         """Select the pairs that count; "distance_weighted" with the limits of this loss.

@@ -9,7 +9,7 @@ import torch
 
 from ._base import PairEmbedder
 from ._constraints import NON_NEGATIVE, check_constraints
-from ._pairs import MINING_CONSTRAINTS, PairLoss, log1p_sum_exp, weighted_mean
+from ._pairs import MINING_CONSTRAINTS, PairLoss, log1p_sum_exp, rows_at, weighted_mean
 
 
 class NPairsLoss(PairLoss):
@@ -102,7 +102,7 @@ class NPairsLoss(PairLoss):
         losses = log1p_sum_exp(excess, negative & compared, 1.0, 0.0)  # (B,)
         if self.l2 > 0:
             squared_length = S.diagonal()  # (B,)
-            losses = losses + self.l2 * (squared_length + squared_length[partner])
+            losses = losses + self.l2 * (squared_length + rows_at(squared_length, partner))
         return weighted_mean(torch.where(is_anchor, losses, 0), sample_weight, is_anchor)
 
 

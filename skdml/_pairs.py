@@ -6,12 +6,14 @@ the anchor.
 """
 
 import inspect
+import math
 import textwrap
 
 import torch
 from torch import nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from ._constraints import NON_NEGATIVE, StrOptions
 
@@ -300,6 +302,21 @@ class _Log1pSumExp(Function):
     def backward(ctx, grad):
         (log_weights,) = ctx.saved_tensors
         return log_weights.exp().mul_(ctx.scale * grad[:, None]).fill_diagonal_(0), None, None, None
+
+
+def rows_at(x, index):
+    """Return x[index], with a gradient that adds in a fixed order: that of an index in brackets does not on the CPU."""
+    rows = F.embedding(index, x.reshape(len(x), math.prod(x.shape[1:])))
+    return rows.reshape(*index.shape, *x.shape[1:])
+
+
+def sums_at(index, values, size):
+    """Return the sums (size,) of the values with each index, added in a fixed order on every device."""
+    index, values = index.flatten(), values.flatten()
+    sums = values.new_zeros(size)
+    if values.device.type == "cpu":
+        return sums.scatter_add(0, index, values)  # on a GPU in any order
+    return sums.index_put((index,), values, accumulate=True)  # on the CPU in any order
 
 
 def most(counts, bound):

@@ -11,7 +11,7 @@ from torch import nn
 from ._base import BalancedEmbedder
 from ._constraints import NON_NEGATIVE, POSITIVE_INT, check_constraints
 from ._networks import unit_rows
-from ._pairs import check_batch, pair_masks
+from ._pairs import check_batch, pair_masks, rows_at
 
 
 class PDDMLoss(nn.Module):
@@ -150,20 +150,20 @@ class PDDMLoss(nn.Module):
         positive, negative = pair_masks(y)  # (B, B)
         hardest = self._hardest(embeddings.detach(), negative)  # (B,), k of i and l of j
         row, column = (positive & negative.any(dim=1, keepdim=True)).triu(diagonal=1).nonzero(as_tuple=True)  # (P,)
-        s, d = self._compare(embeddings[row], embeddings[column])  # (P,)
-        s_negative, d_negative = self._compare(embeddings, embeddings[hardest])  # (B,)
+        s, d = self._compare(rows_at(embeddings, row), rows_at(embeddings, column))  # (P,)
+        s_negative, d_negative = self._compare(embeddings, rows_at(embeddings, hardest))  # (B,)
 
         w = torch.ones_like(d_negative) if sample_weight is None else sample_weight.to(d.dtype)  # (B,)
         terms = 0
         for end in (row, column):
-            scores = (self.score_margin + s_negative[end] - s).relu()
+            scores = (self.score_margin + rows_at(s_negative, end) - s).relu()
             terms = terms + w[end] * (
-                scores + self.distance_weight * (self.distance_margin + d - d_negative[end]).relu()
+                scores + self.distance_weight * (self.distance_margin + d - rows_at(d_negative, end)).relu()
             )
         weights = (w[row] + w[column]) / 2  # (P,), as are the terms
         if self.n_quadruplets is not None:
             lowest = s.detach().argsort(stable=True)[: self.n_quadruplets]  # (Q,)
-            terms, weights = terms[lowest], weights[lowest]
+            terms, weights = rows_at(terms, lowest), weights[lowest]
         total = weights.sum()
         return terms.sum() / total.where(total > 0, 1)
 

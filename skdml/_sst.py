@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ._base import BaseEmbedder, PairMixin
 from ._batches import LocalBatches
 from ._constraints import POSITIVE_INT, check_constraints
-from ._pairs import MINING_CONSTRAINTS, PairLoss, distance_similarities, squared_distances, weighted_mean
+from ._pairs import MINING_CONSTRAINTS, PairLoss, distance_similarities, rows_at, squared_distances, weighted_mean
 
 
 class SSTLoss(PairLoss):
@@ -96,7 +96,7 @@ class SSTLoss(PairLoss):
         distance = squared_distances(S)  # (B, M)
         B = len(S)
         target, is_target = _nearest(distance[:, :B].detach(), positive[:, :B], self.n_targets)  # (B, K)
-        z = distance.gather(1, target)[:, :, None] - (distance[:, None, :] + distance[target]) / 2  # (B, K, M)
+        z = distance.gather(1, target)[:, :, None] - (distance[:, None, :] + rows_at(distance, target)) / 2  # (B, K, M)
         is_triplet = is_target[:, :, None] & negative[:, None, :]  # (B, K, M)
         return weighted_mean(torch.where(is_triplet, F.softplus(z), 0), sample_weight, is_triplet)
 

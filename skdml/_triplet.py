@@ -21,6 +21,7 @@ from ._pairs import (
     most,
     semihard_negatives,
     squared_distances,
+    sums_at,
     weighted_mean,
 )
 
@@ -212,9 +213,8 @@ def active_counts(distance, positive, negative, margin):
     # Sums from the active end, small where few are active, so that weights lose no digits to a difference.
     sums = positive.gather(1, index).flip(1).cumsum(dim=1).flip(1)  # (R, K), over the ranks from r on
     farther = F.pad(sums, (0, 1)).gather(1, n_inactive) * negative  # (R, M)
-    # Not by scatter_add, which on a GPU adds in any order.
-    row = torch.arange(len(distance), device=distance.device)[:, None]
-    histogram = distance.new_zeros(len(distance), K + 1).index_put((row, n_inactive), negative, accumulate=True)
+    first = (K + 1) * torch.arange(len(distance), device=distance.device)[:, None]
+    histogram = sums_at(first + n_inactive, negative, len(distance) * (K + 1)).view(-1, K + 1)
     # The positive of rank r, from 0, is active with the negatives that have at most r inactive positives.
     nearer = torch.zeros_like(distance).scatter_(1, index, histogram.cumsum(dim=1)[:, :-1]) * positive
     return nearer - farther, farther.sum()

@@ -13,6 +13,7 @@ from skorch import NeuralNet
 from torch import nn
 from torch.func import functional_call
 from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from skdml import losses
 from skdml._pairs import PairLoss
@@ -141,6 +142,25 @@ def test_weights_of_one_are_no_weights(name, settings):
     loss = make_loss(name, settings)
     x, y = make_batch()
     torch.testing.assert_close(gradients(loss, x, y, torch.ones(12, dtype=x.dtype)), gradients(loss, x, y))
+
+
+@pytest.mark.parametrize(("name", "settings"), LOSSES)
+def test_the_same_result_every_time(name, settings):
+    """On the CPU torch adds many values by index in any order, where these stand in brackets."""
+
+    class Operations(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            names.add(operation.overloadpacket.__name__)
+            return operation(*args, **(kwargs or {}))
+
+    names = set()
+    with Operations():
+        gradients(make_loss(name, settings), *make_batch())
+    assert not {"index_put", "index_put_", "_index_put_impl_", "put", "put_"} & names
+
+    batch = make_batch(256, dtype=torch.float32)
+    first, again = (gradients(make_loss(name, settings, dtype=torch.float32), *batch) for _ in range(2))
+    torch.testing.assert_close(first, again, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("name", "settings"), without(SUMS_WEIGHTS))
