@@ -5,6 +5,8 @@ Axes: B samples of a batch, M samples the anchors are compared with, R nodes of 
 
 from dataclasses import dataclass
 
+from torch.nn import functional as F
+
 from ._base import PairEmbedder
 from ._constraints import POSITIVE_INT, check_constraints
 from ._pairs import MINING_CONSTRAINTS, PairLoss, pair_shares, sums_at
@@ -91,11 +93,11 @@ class HistogramLoss(PairLoss):
         share = place - node  # (B, M), of the node above
         positive, negative = positive.to(S.dtype), negative.to(S.dtype)
         weight = pair_shares(positive, sample_weight) + pair_shares(negative, sample_weight)  # (B, M)
-        first = node + (self.n_bins + 1) * negative.long()  # (B, M), of two histograms, one behind the other
+        node = node + self.n_bins * negative.long()  # of two histograms, one behind the other
         below, above = (
-            sums_at(first + i, values * weight, 2 * (self.n_bins + 1)) for i, values in enumerate((1 - share, share))
+            sums_at(node, values * weight, 2 * self.n_bins).view(2, self.n_bins) for values in (1 - share, share)
         )
-        h_positive, h_negative = (below + above).chunk(2)  # (R,)
+        h_positive, h_negative = F.pad(below, (0, 1)) + F.pad(above, (1, 0))  # (R,)
         return (h_negative * h_positive.cumsum(dim=0)).sum()
 
 
