@@ -11,12 +11,13 @@ import multiprocessing
 import statistics
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 from sklearn.preprocessing import FunctionTransformer
 
-from skdml.metrics import RetrievalScorer, map_at_r, recall_at_k, retrieval_report
+from skdml.metrics import RetrievalScorer, _k_means, map_at_r, recall_at_k, retrieval_report
 from skdml.verification import calibrate_threshold
 
 
@@ -90,6 +91,15 @@ def in_fresh_process(function, *args):
         return pool.apply(function, args)
 
 
+def cluster(X, n_clusters):
+    _k_means.k_means(torch.from_numpy(X), n_clusters, np.random.RandomState(0))
+
+
+def cluster_in_float32(X, n_clusters):
+    with mock.patch.object(_k_means, "_has_fast_bfloat16", return_value=False):
+        cluster(X, n_clusters)
+
+
 def report(work, value, bar, unit=""):
     print(f"{work:<64}{value:>7.2f}{unit:<5}{'-' if bar is None else f'<= {bar:.2f}{unit}'}", flush=True)
 
@@ -122,6 +132,16 @@ def main(quick):
         for name, ours, bar in zip(("retrieval_report", "its retrieval measures"), work, (1.5, None), strict=True):
             (ratio,) = median_ratios(ours, [lambda X=X, y=y: recall_at_k(X, y, [1, 2, 4, 8])], min(n_rounds, 3))
             report(f"{name}, {n} x 512, {kind}, time / Recall@K", ratio, bar)
+
+    if _k_means._has_fast_bfloat16(torch.device("cpu")):
+        for rows, n_per_class, spread in ((n, 15, 0.5), (n, 30, 0.5), (n, 60, 0.45), (n, 100, 0.45), (2 * n, 5, 0.7)):
+            k = rows // n_per_class
+            X, _ = make_data(rows, 512, k, spread)
+            ours, peer = (lambda f=f, X=X, k=k: f(X, k) for f in (cluster, cluster_in_float32))
+            (ratio,) = median_ratios(ours, [peer], min(n_rounds, 3))
+            report(f"k-means, {rows} x 512 into {k}, time / the same in float32", ratio, None)
+    else:
+        print("This processor is not known for fast bfloat16: k-means works in float32.")
 
     if AccuracyCalculator is None or faiss is None:
         print("pytorch-metric-learning or faiss is not installed: their rows are left out.")

@@ -125,9 +125,8 @@ class ClusteringLoss(nn.Module):
 def _facility_location(embeddings, medoid, w):
     """Return minus the sum of the distances of the rows (B, D) to the rows that ``medoid`` (B,) names, times w."""
     medoid = torch.from_numpy(medoid).to(embeddings.device)
-    return -(
-        w * torch.linalg.vector_norm(embeddings - rows_at(embeddings, medoid), dim=1)
-    ).sum()  # its gradient at 0 is 0
+    distance = torch.linalg.vector_norm(embeddings - rows_at(embeddings, medoid), dim=1)  # its gradient at 0 is 0
+    return -(w * distance).sum()
 
 
 class _MedoidSearch:

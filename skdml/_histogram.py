@@ -93,7 +93,7 @@ class HistogramLoss(PairLoss):
         share = place - node  # (B, M), of the node above
         positive, negative = positive.to(S.dtype), negative.to(S.dtype)
         weight = pair_shares(positive, sample_weight) + pair_shares(negative, sample_weight)  # (B, M)
-        node = node + self.n_bins * negative.long()  # of two histograms, one behind the other
+        node = node + self.n_bins * negative.long()  # (B, M), of two histograms, one behind the other
         below, above = (
             sums_at(node, values * weight, 2 * self.n_bins).view(2, self.n_bins) for values in (1 - share, share)
         )

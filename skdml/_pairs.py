@@ -311,11 +311,11 @@ def rows_at(x, index):
 
 
 def sums_at(index, values, size):
-    """Return the sums (size,) of the values with each index, added in a fixed order on every device."""
+    """Return the sums (size,) of the values with each index, added in a fixed order on the CPU and on CUDA."""
     index, values = index.flatten(), values.flatten()
     sums = values.new_zeros(size)
     if values.device.type == "cpu":
-        return sums.scatter_add(0, index, values)  # on a GPU in any order
+        return sums.scatter_add(0, index, values)  # on CUDA in any order
     return sums.index_put((index,), values, accumulate=True)  # on the CPU in any order
 
 

@@ -31,6 +31,7 @@ from skdml.metrics import (
     RetrievalScorer,
     RPrecision,
     _clustering,
+    _k_means,
     _ranking,
     _rows,
     ami_score,
@@ -367,13 +368,13 @@ def test_pairwise_f1_by_hand():
 def test_k_means_is_lloyd(tile_size, rough, monkeypatch):
     """What is left out of an iteration changes nothing: from the same start, scikit-learn ends in the same clusters."""
     monkeypatch.setattr(_rows, "CPU_TILE", tile_size)
-    monkeypatch.setattr(_clustering, "_has_fast_bfloat16", lambda device: rough)
-    monkeypatch.setattr(_clustering, "_MANY", 5)
+    monkeypatch.setattr(_k_means, "_has_fast_bfloat16", lambda device: rough)
+    monkeypatch.setattr(_k_means, "_MANY", 5)
     for spread in (0.3, 1.0, 3.0):
         X, y = make_clusters(spread=spread)
         rows, _ = _rows.prepare(X, y, metric="euclidean")
-        start = _clustering._k_means_plus_plus(rows.points, 30, np.random.RandomState(0))
-        labels = _clustering.k_means(rows.points, 30, np.random.RandomState(0))
+        start = _k_means._k_means_plus_plus(rows.points, 30, np.random.RandomState(0))
+        labels = _k_means.k_means(rows.points, 30, np.random.RandomState(0))
         peer = KMeans(30, init=start.numpy(), n_init=1, tol=0).fit(rows.points.numpy())
         assert adjusted_rand_score(labels, peer.labels_) == pytest.approx(1)
 
@@ -383,10 +384,10 @@ def test_k_means_is_lloyd(tile_size, rough, monkeypatch):
 def test_bounds_of_products_in_bfloat16(scale, dtype, device):
     rng = np.random.default_rng(0)
     rows, centers = (torch.tensor(scale * rng.normal(size=(n, 33)), device=device, dtype=dtype) for n in (200, 40))
-    half_squares = _clustering._half_squares(centers)
-    rough = _clustering._Rough(rows, torch.empty(200 * 40, device=device, dtype=dtype))
+    half_squares = _k_means._half_squares(centers)
+    rough = _k_means._Rough(rows, torch.empty(200 * 40, device=device, dtype=dtype))
     margin = rough.set_centers(centers, half_squares)
-    S = _clustering._closeness(rows, centers, half_squares, torch.empty_like(rough.buffer))
+    S = _k_means._closeness(rows, centers, half_squares, torch.empty_like(rough.buffer))
     off = (rough.closeness(slice(None)) - S).abs().amax(1)
     assert (off > 0).all()
     assert (off < margin).all()
@@ -398,8 +399,8 @@ def test_k_means_ends_when_few_rows_change(monkeypatch):
 
     def labels(**settings):
         for name, value in settings.items():
-            monkeypatch.setattr(_clustering, name, value)
-        return _clustering.k_means(points, 20, np.random.RandomState(0))
+            monkeypatch.setattr(_k_means, name, value)
+        return _k_means.k_means(points, 20, np.random.RandomState(0))
 
     end, previous, last = labels(_FEW=0), *(labels(_MAX_ITER=n) for n in (4, 5))
     n_changed = (previous != last).sum().item()
@@ -415,7 +416,7 @@ def test_k_means_is_as_good_as_the_mean_of_scikit_learn():
     def inertia(labels):
         return sum(((Z - Z.mean(0)) ** 2).sum() for Z in (rows.points.numpy()[labels == c] for c in set(labels)))
 
-    ours = [inertia(_clustering.k_means(rows.points, 30, np.random.RandomState(seed)).numpy()) for seed in range(5)]
+    ours = [inertia(_k_means.k_means(rows.points, 30, np.random.RandomState(seed)).numpy()) for seed in range(5)]
     peer = [KMeans(30, n_init=1, random_state=seed).fit(rows.points.numpy()).inertia_ for seed in range(5)]
     assert np.mean(ours) < 1.02 * np.mean(peer)
 
@@ -661,9 +662,9 @@ def test_autocast_does_not_lower_the_precision(device, metric):
     X = torch.tensor(X, device=device, dtype=torch.float32)
     expected = recall_at_k(X, y, KS, metric=metric), map_at_r(X, y, metric=metric)
     rows, _ = _rows.prepare(X, y, metric=metric)
-    labels = _clustering.k_means(rows.points, 8, np.random.RandomState(0))
+    labels = _k_means.k_means(rows.points, 8, np.random.RandomState(0))
     with torch.autocast(device, dtype=torch.bfloat16):
-        assert_array_equal(_clustering.k_means(rows.points, 8, np.random.RandomState(0)).cpu(), labels.cpu())
+        assert_array_equal(_k_means.k_means(rows.points, 8, np.random.RandomState(0)).cpu(), labels.cpu())
         assert_array_equal(recall_at_k(X, y, KS, metric=metric), expected[0])
         assert map_at_r(X, y, metric=metric) == expected[1]
 

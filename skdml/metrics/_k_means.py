@@ -1,0 +1,176 @@
+"""k-means of the embeddings, for the clustering measures.
+
+Axis letters: N rows, D components, K clusters.
+"""
+
+import math
+
+import numpy as np
+import torch
+
+from ._rows import rounding, tile_size
+
+_MAX_ITER = 100  # Lloyd's iterations
+_FEW = 1e-3  # share of the rows: when no more change their cluster, NMI is within 0.002 of its end
+_MANY = 256  # centers from which on bfloat16 pays
+_MAX_SAMPLE = 16384  # rows from which the first centers are drawn, if there are no more clusters
+
+
+@torch.no_grad()
+def k_means(points, n_clusters, rng):
+    """Return the cluster of each row (N,): Lloyd's iterations from a k-means++ start.
+
+    A row is compared with the centers that moved; with all others too only if it is now farther from its own one than
+    another may be. Many centers are compared in bfloat16 where the processor multiplies that faster, and exactly where
+    its rounding leaves in doubt which one is nearest. Neither leaves out anything that could be the nearest.
+    """
+    centers = _k_means_plus_plus(points, n_clusters, rng)
+    half_squares = _half_squares(centers)
+    n_rows = min(len(points), max(1, tile_size(points) ** 2 // len(centers)))  # compared with all centers at once
+    buffer = points.new_empty(n_rows * len(centers))
+    rough = _Rough(points, buffer) if len(centers) >= _MANY and _has_fast_bfloat16(points.device) else None
+
+    sums = torch.zeros_like(centers, dtype=torch.float64)
+    labels = torch.zeros(len(points), dtype=torch.int64, device=points.device)
+    nearest, runner_up = points.new_full((2, len(points)), -torch.inf)  # closeness: at least, and at most of all others
+    has_moved = torch.ones(len(centers), dtype=torch.bool, device=points.device)
+    for iteration in range(_MAX_ITER + 1):
+        moved, position = has_moved.nonzero()[:, 0], (has_moved.cumsum(0) - 1).clamp(min=0)
+        moved_centers = centers[moved], half_squares[moved]
+        is_rough = rough is not None and len(moved) >= _MANY
+        margin = rough.set_centers(*moved_centers) if is_rough else torch.zeros_like(nearest)
+        before, labels = labels, labels.clone()
+        n_block = len(buffer) // len(moved)
+        for start in range(0, len(points), n_block):
+            b = slice(start, start + n_block)
+            S = rough.closeness(b) if is_rough else _closeness(points[b], *moved_centers, buffer)
+            own = labels[b]
+            place, own_moved = position[own, None], has_moved[own]
+            now = S.gather(1, place)
+            S.scatter_(1, place, now.masked_fill(own_moved[:, None], -torch.inf))
+            now = torch.where(own_moved, now[:, 0] - margin[b], nearest[b])
+            other = S.amax(1)
+            new = (other - margin[b] > now).nonzero()[:, 0]
+            first, label, second = _two_largest(S[new])
+            labels[start + new] = moved[label]
+            other[new] = torch.maximum(second, now[new] + margin[start + new])
+            now[new] = first - margin[start + new]
+            nearest[b] = now
+            runner_up[b] = torch.maximum(runner_up[b], other + margin[b])
+        for index in (nearest < runner_up).nonzero()[:, 0].split(n_rows):
+            S, own = _closeness(points[index], centers, half_squares, buffer), labels[index]
+            now = S.gather(1, own[:, None])[:, 0]
+            nearest[index], label, runner_up[index] = _two_largest(S)
+            labels[index] = torch.where(nearest[index] > now, label, own)
+
+        changed = (labels != before).nonzero()[:, 0] if iteration else torch.arange(len(points), device=labels.device)
+        if len(changed) <= _FEW * len(points) or iteration == _MAX_ITER:
+            return labels
+        for index in changed.split(tile_size(points)):  # few, so that their copies stay in the cache
+            X = points[index].double()
+            sums.index_add_(0, labels[index], X)
+            if iteration:
+                sums.index_add_(0, before[index], X, alpha=-1)
+        counts = torch.bincount(labels, minlength=len(centers))  # (K,)
+        has_moved.zero_()
+        has_moved[labels[changed]] = has_moved[before[changed]] = True
+        has_moved &= counts > 0  # an empty cluster keeps its center
+        centers[has_moved] = (sums[has_moved] / counts[has_moved, None]).to(points.dtype)
+        half_squares[has_moved] = _half_squares(centers[has_moved])
+
+
+class _Rough:
+    """Closeness of rows and centers, computed in bfloat16."""
+
+    def __init__(self, points, buffer):
+        self.points = points.bfloat16()
+        self.buffer, self.products = buffer, buffer.new_empty(len(buffer), dtype=torch.bfloat16)
+        blocks = zip(*(p.split(tile_size(points)) for p in (points, self.points)), strict=True)
+        self.lost = torch.cat([_lengths(x - rounded) for x, rounded in blocks])
+        self.lengths = _lengths(points) + self.lost
+        # Products are summed in float32, and the sum is rounded.
+        self.of_sum = points.shape[1] * torch.finfo(torch.float32).eps + torch.finfo(torch.bfloat16).eps / 2
+
+    def set_centers(self, centers, half_squares):
+        """Set the centers to compare with; return by how much the closeness of each row (N,) may be off at most.
+
+        |xc - x'c'| <= |x - x'| |c| + |x'| |c - c'| for x and c rounded to x' and c', and the rounding of the product.
+        """
+        self.centers, self.half_squares = centers.bfloat16(), half_squares
+        lost = _lengths(centers - self.centers).max()
+        longest = _lengths(centers).max() + lost
+        return self.lost * longest + self.lengths * (lost + self.of_sum * longest)
+
+    def closeness(self, b):
+        points = self.points[b]
+        shape = len(points), len(self.centers)
+        S, products = (memory[: math.prod(shape)].view(shape) for memory in (self.buffer, self.products))
+        return S.copy_(torch.mm(points, self.centers.T, out=products)).sub_(self.half_squares)
+
+
+def _has_fast_bfloat16(device):
+    """Whether a product in bfloat16 is several times faster than in float32, on the devices where that was measured."""
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # older ones do not tell
+        return False
+    return any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
+
+
+def _k_means_plus_plus(points, n_clusters, rng):
+    """Return centers drawn from the rows by greedy k-means++.
+
+    They are drawn from a sample of the rows, all of whose distances are at hand: of several rows drawn with a chance in
+    proportion to their squared distance from the centers so far, the one that lowers the sum of these most.
+    """
+    n_drawn = 2 + int(np.log(n_clusters))
+    size = min(len(points), max(n_clusters, min(4 * n_clusters, _MAX_SAMPLE)))
+    sample = points[torch.from_numpy(rng.permutation(len(points))[:size]).to(points.device)]
+    distances = _half_squared_distances(sample)
+    chosen = torch.zeros(n_clusters, dtype=torch.int64, device=sample.device)  # the sample is in random order
+    nearest = distances[0]
+    draws = torch.from_numpy(rng.random_sample((n_clusters, n_drawn))).to(sample.device)
+    for k in range(1, n_clusters):
+        weights = nearest.cumsum(0, dtype=torch.float64)
+        if weights[-1] == 0:  # fewer distinct rows than clusters
+            return sample[chosen[:k]]
+        drawn = torch.searchsorted(weights, draws[k] * weights[-1], right=True).clamp_(max=size - 1)
+        candidates = torch.minimum(distances.index_select(0, drawn), nearest)
+        best = candidates.sum(1).argmin()
+        chosen[k] = drawn[best]
+        nearest = candidates[best]
+    return sample[chosen]
+
+
+def _half_squared_distances(points):
+    """Return |x - z|^2 / 2 of all pairs of rows (N, N), 0 if it is no larger than its rounding; each computed once."""
+    half_squares = _half_squares(points) * (1 - 2 * rounding(points.dtype))
+    distances = points.new_empty(len(points), len(points))
+    size = math.ceil(tile_size(points) / 2)
+    blocks = [slice(start, start + size) for start in range(0, len(points), size)]
+    for i, rows in enumerate(blocks):
+        for columns in blocks[: i + 1]:
+            part = torch.mm(points[rows], points[columns].T, out=distances[rows, columns])
+            torch.sub(half_squares[columns], part, out=part).add_(half_squares[rows, None]).clamp_(min=0)
+            if rows != columns:
+                distances[columns, rows] = part.T
+    return distances
+
+
+def _closeness(points, centers, half_squares, buffer):
+    """Return x c - |c|^2 / 2 of each row x and center c, in `buffer`: the larger, the nearer."""
+    S = buffer[: len(points) * len(centers)].view(len(points), len(centers))
+    return torch.mm(points, centers.T, out=S).sub_(half_squares)  # with out=, autocast does not lower the precision
+
+
+def _two_largest(S):
+    """Return the largest value of each row (N,), its index (N,) and the second largest value (N,); S is changed."""
+    first, index = S.max(1)
+    return first, index, S.scatter_(1, index[:, None], -torch.inf).amax(1)
+
+
+def _half_squares(points):
+    return _lengths(points).square() / 2
+
+
+def _lengths(points):
+    """Return |x| of each row (N,): no copy of the rows, and no product that autocast would round."""
+    return torch.linalg.vector_norm(points, dim=1)
