@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from sklearn.preprocessing import FunctionTransformer
 
-from skdml.metrics import RetrievalScorer, _k_means, map_at_r, recall_at_k, retrieval_report
+from skdml.metrics import RetrievalScorer, _bfloat16, _k_means, map_at_r, recall_at_k, retrieval_report
 from skdml.verification import calibrate_threshold
 
 
@@ -96,7 +96,7 @@ def cluster(X, n_clusters):
 
 
 def cluster_in_float32(X, n_clusters):
-    with mock.patch.object(_k_means, "_has_fast_bfloat16", return_value=False):
+    with mock.patch.object(_bfloat16, "_has_fast_bfloat16", return_value=False):
         cluster(X, n_clusters)
 
 
@@ -133,7 +133,7 @@ def main(quick):
             (ratio,) = median_ratios(ours, [lambda X=X, y=y: recall_at_k(X, y, [1, 2, 4, 8])], min(n_rounds, 3))
             report(f"{name}, {n} x 512, {kind}, time / Recall@K", ratio, bar)
 
-    if _k_means._has_fast_bfloat16(torch.device("cpu")):
+    if _bfloat16._has_fast_bfloat16(torch.device("cpu")):
         for rows, n_per_class, spread in ((n, 15, 0.5), (n, 30, 0.5), (n, 60, 0.45), (n, 100, 0.45), (2 * n, 5, 0.7)):
             k = rows // n_per_class
             X, _ = make_data(rows, 512, k, spread)

@@ -30,6 +30,7 @@ from skdml.metrics import (
     RecallAtK,
     RetrievalScorer,
     RPrecision,
+    _bfloat16,
     _clustering,
     _k_means,
     _ranking,
@@ -58,6 +59,13 @@ def tile(request, monkeypatch):
     """Size of a tile, from smaller to larger than the data."""
     monkeypatch.setattr(_rows, "CPU_TILE", request.param)
     monkeypatch.setattr(_rows, "GPU_TILE", request.param)
+
+
+@pytest.fixture(params=[False, True])
+def in_bfloat16(request, monkeypatch):
+    """Whether the processor counts as one that is fast in bfloat16; any one can compute in it."""
+    monkeypatch.setattr(_bfloat16, "_has_fast_bfloat16", lambda device: request.param)
+    return request.param
 
 
 def neighbours_correct(X, y, gallery=None, gallery_y=None, metric="cosine"):
@@ -125,6 +133,9 @@ def test_equals_definition(metric, data):
         recall = quiet(recall_at_k, k=KS, metric=metric, **queries)
         patch.setattr(_ranking, "_MAX_HELD", data.draw(st.sampled_from([0, 2**27])))
         patch.setattr(_ranking, "_SAFETY", data.draw(st.sampled_from([-3, 0, 1.5])))  # below: wrong guesses
+        is_rough = data.draw(st.booleans())
+        patch.setattr(_bfloat16, "_has_fast_bfloat16", lambda device: is_rough)
+        patch.setattr(_ranking, "_MAX_ROUGH", data.draw(st.sampled_from([1 / 16, 1])))
         precision = quiet(map_at_r, metric=metric, **queries)
         share = quiet(r_precision, metric=metric, **queries)
         report = quiet(retrieval_report, k=KS, metric=metric, **queries)
@@ -217,7 +228,7 @@ def test_one_class_and_two_points():
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("n", "d"), [(7, 32), (130, 37), (127, 128)])
-def test_collapsed_embeddings_tie(tile, n, d, dtype, metric):
+def test_collapsed_embeddings_tie(tile, in_bfloat16, n, d, dtype, metric):
     """The rounding of a product depends on the place in it: equal rows must tie all the same."""
     X = np.repeat(np.random.default_rng(0).normal(size=(1, d)), n, axis=0).astype(dtype)
     y = np.arange(n) % (n // 2)
@@ -261,7 +272,7 @@ def test_euclidean_of_data_far_from_the_origin():
 
 
 @pytest.mark.parametrize("n_per_class", [3, 40])
-def test_many_tiles_of_poor_and_good_embeddings(monkeypatch, n_per_class):
+def test_many_tiles_of_poor_and_good_embeddings(monkeypatch, in_bfloat16, n_per_class):
     """Enough tiles for the bar to be set again and again, and queries of which no match is a hit."""
     monkeypatch.setattr(_rows, "CPU_TILE", 32)
     for spread in (0.0, 0.3, 3.0):
@@ -272,6 +283,19 @@ def test_many_tiles_of_poor_and_good_embeddings(monkeypatch, n_per_class):
         monkeypatch.setattr(_ranking, "_MAX_HELD", 2**27)
         assert in_tiles == pytest.approx(in_strips, rel=1e-12)
         assert in_tiles["map_at_r"] == pytest.approx(quiet(map_by_hand, X, y), rel=1e-12)
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_tiles_in_which_bfloat16_tells_little_are_computed_again(monkeypatch, narrow):
+    """All of them where the embeddings lie in a narrow cone, few otherwise."""
+    monkeypatch.setattr(_bfloat16, "_has_fast_bfloat16", lambda device: True)
+    monkeypatch.setattr(_rows, "CPU_TILE", 64)
+    n_tiles, compare = [], _ranking.compare
+    monkeypatch.setattr(_ranking, "compare", lambda *args: n_tiles.append(1) or compare(*args))
+    X, y = make_data(0, 640, 128, d=64, spread=2)
+    X += 100 * narrow
+    assert quiet(map_at_r, X, y) == pytest.approx(quiet(map_by_hand, X, y), rel=1e-12)
+    assert len(n_tiles) == 55 if narrow else len(n_tiles) < 5
 
 
 def test_map_at_r_of_pytorch_metric_learning():
@@ -363,12 +387,10 @@ def test_pairwise_f1_by_hand():
     assert clustering.pairwise_f1() == pytest.approx(f1_score(of_class, of_cluster))
 
 
-@pytest.mark.parametrize("rough", [False, True])
 @pytest.mark.parametrize("tile_size", [8, 1024])
-def test_k_means_is_lloyd(tile_size, rough, monkeypatch):
+def test_k_means_is_lloyd(tile_size, in_bfloat16, monkeypatch):
     """What is left out of an iteration changes nothing: from the same start, scikit-learn ends in the same clusters."""
     monkeypatch.setattr(_rows, "CPU_TILE", tile_size)
-    monkeypatch.setattr(_k_means, "_has_fast_bfloat16", lambda device: rough)
     monkeypatch.setattr(_k_means, "_MANY", 5)
     for spread in (0.3, 1.0, 3.0):
         X, y = make_clusters(spread=spread)
@@ -381,17 +403,31 @@ def test_k_means_is_lloyd(tile_size, rough, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
-def test_bounds_of_products_in_bfloat16(scale, dtype, device):
+def test_bounds_of_products_in_bfloat16(scale, dtype, device, monkeypatch):
+    monkeypatch.setattr(_bfloat16, "_has_fast_bfloat16", lambda device: True)
     rng = np.random.default_rng(0)
-    rows, centers = (torch.tensor(scale * rng.normal(size=(n, 33)), device=device, dtype=dtype) for n in (200, 40))
-    half_squares = _k_means._half_squares(centers)
-    rough = _k_means._Rough(rows, torch.empty(200 * 40, device=device, dtype=dtype))
-    margin = rough.set_centers(centers, half_squares)
-    S = _k_means._closeness(rows, centers, half_squares, torch.empty_like(rough.buffer))
-    off = (rough.closeness(slice(None)) - S).abs().amax(1)
-    assert (off > 0).all()
-    assert (off < margin).all()
-    assert (margin < 0.02 * rows.norm(dim=1) * centers.norm(dim=1).max()).all()
+    left, right = (torch.tensor(scale * rng.normal(size=(n, 33)), device=device, dtype=dtype) for n in (200, 40))
+    left[0], left[1] = 0, left[1] * 1e-6
+    half_squares = right.norm(dim=1).square() / 2
+    rounded, others = _bfloat16.round_rows(left), _bfloat16.round_rows(right)
+    S = rounded.multiply(others, left.new_empty(200, 40), torch.empty(8000, device=device, dtype=torch.bfloat16))
+    margin = rounded.margin(others)
+    for off in (S - left @ right.T, (S - half_squares) - (left @ right.T - half_squares)):
+        assert (off.abs().amax(1) < margin).all()
+    assert (left @ right.T != S)[1:].any(1).all()
+    assert (margin < (0.02 * left.norm(dim=1) + 1e-5 * scale) * right.norm(dim=1).max()).all()
+
+
+@pytest.mark.parametrize("longest", [0, 1e-25, 1e17, 1e25])
+def test_products_in_bfloat16_at_the_limits(longest, monkeypatch):
+    """None where they may overflow; those that count as 0 are within the margin."""
+    monkeypatch.setattr(_bfloat16, "_has_fast_bfloat16", lambda device: True)
+    rows = longest * torch.eye(3, dtype=torch.float64)
+    rounded = _bfloat16.round_rows(rows)
+    assert (rounded is None) == (longest == 1e25)
+    if rounded:
+        S = rounded.multiply(rounded, torch.empty(3, 3), torch.empty(9, dtype=torch.bfloat16))
+        assert ((S - rows @ rows.T).abs().amax(1) < rounded.margin(rounded)).all()
 
 
 def test_k_means_ends_when_few_rows_change(monkeypatch):

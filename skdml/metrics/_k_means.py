@@ -8,7 +8,8 @@ import math
 import numpy as np
 import torch
 
-from ._rows import rounding, tile_size
+from ._bfloat16 import lengths, round_rows
+from ._rows import matrix_in, rounding, tile_size
 
 _MAX_ITER = 100  # Lloyd's iterations
 _FEW = 1e-3  # share of the rows: when no more change their cluster, NMI is within 0.002 of its end
@@ -28,7 +29,8 @@ def k_means(points, n_clusters, rng):
     half_squares = _half_squares(centers)
     n_rows = min(len(points), max(1, tile_size(points) ** 2 // len(centers)))  # compared with all centers at once
     buffer = points.new_empty(n_rows * len(centers))
-    rough = _Rough(points, buffer) if len(centers) >= _MANY and _has_fast_bfloat16(points.device) else None
+    rounded = round_rows(points) if len(centers) >= _MANY else None
+    products = points.new_empty(len(buffer) if rounded else 0, dtype=torch.bfloat16)
 
     sums = torch.zeros_like(centers, dtype=torch.float64)
     labels = torch.zeros(len(points), dtype=torch.int64, device=points.device)
@@ -37,14 +39,18 @@ def k_means(points, n_clusters, rng):
     for iteration in range(_MAX_ITER + 1):
         moved, position = has_moved.nonzero()[:, 0], (has_moved.cumsum(0) - 1).clamp(min=0)
         moved_centers = centers[moved], half_squares[moved]
-        is_rough = rough is not None and len(moved) >= _MANY
-        margin = rough.set_centers(*moved_centers) if is_rough else torch.zeros_like(nearest)
+        rounded_centers = round_rows(moved_centers[0]) if rounded and len(moved) >= _MANY else None
+        margin = rounded.margin(rounded_centers) if rounded_centers else torch.zeros_like(nearest)
         before, labels = labels, labels.clone()
         n_block = len(buffer) // len(moved)
         for start in range(0, len(points), n_block):
             b = slice(start, start + n_block)
-            S = rough.closeness(b) if is_rough else _closeness(points[b], *moved_centers, buffer)
             own = labels[b]
+            if rounded_centers:
+                S = matrix_in(buffer, len(own), len(moved))
+                rounded[b].multiply(rounded_centers, S, products).sub_(half_squares[moved])
+            else:
+                S = _closeness(points[b], *moved_centers, buffer)
             place, own_moved = position[own, None], has_moved[own]
             now = S.gather(1, place)
             S.scatter_(1, place, now.masked_fill(own_moved[:, None], -torch.inf))
@@ -77,42 +83,6 @@ def k_means(points, n_clusters, rng):
         has_moved &= counts > 0  # an empty cluster keeps its center
         centers[has_moved] = (sums[has_moved] / counts[has_moved, None]).to(points.dtype)
         half_squares[has_moved] = _half_squares(centers[has_moved])
-
-
-class _Rough:
-    """Closeness of rows and centers, computed in bfloat16."""
-
-    def __init__(self, points, buffer):
-        self.points = points.bfloat16()
-        self.buffer, self.products = buffer, buffer.new_empty(len(buffer), dtype=torch.bfloat16)
-        blocks = zip(*(p.split(tile_size(points)) for p in (points, self.points)), strict=True)
-        self.lost = torch.cat([_lengths(x - rounded) for x, rounded in blocks])
-        self.lengths = _lengths(points) + self.lost
-        # Products are summed in float32, and the sum is rounded.
-        self.of_sum = points.shape[1] * torch.finfo(torch.float32).eps + torch.finfo(torch.bfloat16).eps / 2
-
-    def set_centers(self, centers, half_squares):
-        """Set the centers to compare with; return by how much the closeness of each row (N,) may be off at most.
-
-        |xc - x'c'| <= |x - x'| |c| + |x'| |c - c'| for x and c rounded to x' and c', and the rounding of the product.
-        """
-        self.centers, self.half_squares = centers.bfloat16(), half_squares
-        lost = _lengths(centers - self.centers).max()
-        longest = _lengths(centers).max() + lost
-        return self.lost * longest + self.lengths * (lost + self.of_sum * longest)
-
-    def closeness(self, b):
-        points = self.points[b]
-        shape = len(points), len(self.centers)
-        S, products = (memory[: math.prod(shape)].view(shape) for memory in (self.buffer, self.products))
-        return S.copy_(torch.mm(points, self.centers.T, out=products)).sub_(self.half_squares)
-
-
-def _has_fast_bfloat16(device):
-    """Whether a product in bfloat16 is several times faster than in float32, on the devices where that was measured."""
-    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # older ones do not tell
-        return False
-    return any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def _k_means_plus_plus(points, n_clusters, rng):
@@ -157,7 +127,7 @@ def _half_squared_distances(points):
 
 def _closeness(points, centers, half_squares, buffer):
     """Return x c - |c|^2 / 2 of each row x and center c, in `buffer`: the larger, the nearer."""
-    S = buffer[: len(points) * len(centers)].view(len(points), len(centers))
+    S = matrix_in(buffer, len(points), len(centers))
     return torch.mm(points, centers.T, out=S).sub_(half_squares)  # with out=, autocast does not lower the precision
 
 
@@ -168,9 +138,4 @@ def _two_largest(S):
 
 
 def _half_squares(points):
-    return _lengths(points).square() / 2
-
-
-def _lengths(points):
-    """Return |x| of each row (N,): no copy of the rows, and no product that autocast would round."""
-    return torch.linalg.vector_norm(points, dim=1)
+    return lengths(points).square() / 2

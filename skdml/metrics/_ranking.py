@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from ._rows import compare, similarities, thresholds, tile_size, tiles
+from ._bfloat16 import Rounded, round_rows
+from ._rows import Rows, compare, matrix_in, similarities, similarities_of, thresholds, tile_size, tiles
 
 _GROUP = 32  # columns of a tile that are looked at one by one only if one of them is near enough
 _SAFETY = 1.5  # of a guess how many rows come before a match: three standard deviations of the root of a Poisson count
+_MAX_ROUGH = 1 / 8  # of the similarities of a tile: if more than that are to be computed again, all of them are
 _MAX_HELD = 2**27  # matches of all queries that are held at once, in about 12 bytes each, 18 in float64
 
 
@@ -70,7 +72,7 @@ class Matches:
     """Where the matches of each query stand among its neighbours; of equally near rows, other classes come first."""
 
     n_matches: torch.Tensor  # (Q,) R
-    n_nearer: torch.Tensor  # (Q,) rows of other classes as near as the nearest match, or nearer
+    n_nearer: torch.Tensor  # (Q,) rows of other classes as near as the nearest match, or nearer; or enough of them
     n_hits: torch.Tensor  # (Q,) matches among the first R neighbours
     precision: torch.Tensor  # (Q,) sum over these matches of the precision at their position
 
@@ -89,52 +91,56 @@ class Matches:
 
 
 @torch.no_grad()
-def find_matches(queries, gallery, n_matches):
-    """Return the `Matches` of all queries."""
+def find_matches(queries, gallery, n_matches, k_max=1):
+    """Return the `Matches` of all queries, which tell the recall at k up to `k_max`."""
     if int(n_matches.sum()) <= _MAX_HELD:
-        return Matches(n_matches, *_find_in_tiles(queries, gallery, n_matches))
+        return Matches(n_matches, *_find_in_tiles(queries, gallery, n_matches, k_max))
     everyone = torch.arange(len(queries), device=n_matches.device)
     return Matches(n_matches, *_find_in_strips(queries, gallery, n_matches, everyone))
 
 
-def _find_in_tiles(queries, gallery, n_matches):
+def _find_in_tiles(queries, gallery, n_matches, k_max):
     """Return n_nearer, n_hits and precision of each query, from one pass over the tiles.
 
     The rows are dealt to the tiles like cards, so that each tile holds a fair sample of the gallery. As in
     `nearer_than_best_match`, a tile serves its rows and its columns where the queries are the gallery.
     """
     symmetric = queries is gallery
-    size = tile_size(queries.points)
-    query_slices, gallery_slices = _deal(queries, size), _deal(gallery, size)
-    query_blocks, gallery_blocks = [queries[q] for q in query_slices], [gallery[g] for g in gallery_slices]
+    query_blocks = _deal(queries, gallery)
+    gallery_blocks = query_blocks if symmetric else _deal(gallery, queries)
     matches, start = _thresholds_of_matches(queries, gallery, n_matches)
-    n_held = [int(n_matches[q].sum()) for q in query_slices]
+    n_held = [int(n_matches[block.index].sum()) for block in query_blocks]
     sums = torch.zeros(max(n_held) + 1, dtype=torch.int32, device=start.device)
     rankings = [
-        _Ranking(matches, start[q], n_matches[q], len(gallery), sums[: n + 1])
-        for q, n in zip(query_slices, n_held, strict=True)
+        _Ranking(matches, start[block.index], n_matches[block.index], k_max, len(gallery), sums[: n + 1])
+        for block, n in zip(query_blocks, n_held, strict=True)
     ]
 
-    buffer, flags = (queries.points.new_empty(len(query_blocks[0]) * _padded(len(gallery_blocks[0]))) for _ in range(2))
-    for i, rows in enumerate(query_blocks):
-        for j in range(i if symmetric else 0, len(gallery_blocks)):
-            columns = gallery_blocks[j]
-            shape = len(rows), _padded(len(columns))
-            S, scratch = (memory[: math.prod(shape)].view(shape) for memory in (buffer, flags))
-            compare(rows, columns, S[:, : len(columns)])
-            S[:, len(columns) :] = -torch.inf
-            _leave_out_matches(S, rows.classes, columns.classes)
-            largest = S.view(len(S), -1, _GROUP).amax(2)
-            rankings[i].add(S, largest, scratch, len(columns), axis=1)
+    buffer = queries.points.new_empty(len(query_blocks[0].rows) * _padded(len(gallery_blocks[0].rows)))
+    is_rounded = query_blocks[0].rounded is not None
+    products = buffer.new_empty(len(buffer) if is_rounded else 0, dtype=torch.bfloat16)
+    for i, left in enumerate(query_blocks):
+        for j, right in enumerate(gallery_blocks[i:] if symmetric else gallery_blocks, i if symmetric else 0):
+            sides = [(rankings[i], left, right, 1)]
             if symmetric and i != j:
-                rankings[j].add(S, largest, scratch, len(rows), axis=0)
+                sides.append((rankings[j], right, left, 0))
+            S = matrix_in(buffer, len(left.rows), _padded(len(right.rows)))
+            for is_rough in (True, False) if is_rounded else (False,):
+                largest = _compare_blocks(left, right, S, products if is_rough else None)
+                places = [r.look(S, largest, axis, block.margin * is_rough) for r, block, _, axis in sides]
+                if sum(map(len, places)) <= _MAX_ROUGH * S.numel():
+                    break
+            for (ranking, _, other, axis), place in zip(sides, places, strict=True):
+                row, column = place // S.shape[1], place % S.shape[1]
+                values = similarities_of(left.rows, right.rows, row, column) if is_rough else S.view(-1)[place]
+                ranking.add(row if axis else column, values, len(other.rows))
 
     found = torch.empty_like(n_matches), torch.empty_like(n_matches), queries.points.new_empty(len(queries))
     is_wrong = torch.empty_like(n_matches, dtype=torch.bool)
-    for q, ranking in zip(query_slices, rankings, strict=True):
-        *parts, is_wrong[q] = ranking.finish()
+    for block, ranking in zip(query_blocks, rankings, strict=True):
+        *parts, is_wrong[block.index] = ranking.finish()
         for values, part in zip(found, parts, strict=True):
-            values[q] = part
+            values[block.index] = part
     wrong = is_wrong.nonzero()[:, 0]
     if len(wrong):
         for values, part in zip(found, _find_in_strips(queries, gallery, n_matches, wrong), strict=True):
@@ -142,18 +148,65 @@ def _find_in_tiles(queries, gallery, n_matches):
     return found
 
 
+@dataclass
+class _Block:
+    """Some rows of the queries or of the gallery."""
+
+    index: slice
+    rows: Rows
+    rounded: Rounded | None  # in bfloat16, if both sides are
+    margin: torch.Tensor  # (n,) by how much their products with the other side are off then
+
+
+def _deal(rows, others):
+    """Return every n-th row as a block, for as few n as leave no more than a tile has."""
+    rounded, margin = round_rows(rows.points), torch.zeros_like(rows.points[:, 0])
+    rounded_others = rounded if rows is others else round_rows(others.points)
+    if rounded is None or rounded_others is None:
+        rounded = None
+    else:
+        margin = rounded.margin(rounded_others)
+    blocks = []
+    n = math.ceil(len(rows) / tile_size(rows.points))
+    for start in range(n):
+        q = slice(start, None, n)
+        # Copied, so that the rows of a block are near each other in memory.
+        block = rows[torch.arange(start, len(rows), n, device=margin.device)]
+        blocks.append(_Block(q, block, rounded and rounded[q], margin[q]))
+    return blocks
+
+
+def _compare_blocks(left, right, S, products=None):
+    """Write the similarities of two blocks into S; return the largest one of each group of columns.
+
+    -inf for rows of one class and for columns beyond. With memory for the products, these are computed in bfloat16.
+    """
+    rows, columns = left.rows, right.rows
+    part = S[:, : len(columns)]
+    if products is None:
+        compare(rows, columns, part)
+    else:
+        left.rounded.multiply(right.rounded, part, products)
+        if rows.offsets is not None:
+            part.sub_(rows.offsets[:, None]).sub_(columns.offsets)
+    S[:, len(columns) :] = -torch.inf
+    _leave_out_matches(S, rows.classes, columns.classes)
+    return S.view(len(S), -1, _GROUP).amax(2)
+
+
 class _Ranking:
     """How many rows of other classes come before the matches of a block of queries.
 
     The i-th match is a hit while at most R - i of them do. Of each tile only those rows are looked at that come before
-    the first match that seems to be no hit, as guessed from the rows seen so far. Where that is the best match, they
-    are only counted. Queries of which the guess was wrong are held against the whole gallery at the end.
+    the first match that seems to be no hit, as guessed from the rows seen so far, or before the best match. Queries of
+    which the guess was wrong are held against the whole gallery at the end.
     """
 
-    def __init__(self, matches, start, n_matches, n_gallery, sums):
+    def __init__(self, matches, start, n_matches, k_max, n_gallery, sums):
         self.matches = matches  # thresholds of one query after another, falling for each
         self.start = start  # those of each query start here
         self.n_matches = n_matches
+        self.n_enough = n_matches.clamp(min=k_max)  # rows before the best match: more need not be told apart
         self.n_gallery = n_gallery
         self.n_possible = n_matches  # matches that may be hits
         self.n_kept = n_matches  # those of them up to the first that seems to be no hit
@@ -162,22 +215,35 @@ class _Ranking:
         self.n_between = torch.zeros_like(sums[1:])
         self.first = n_matches.cumsum(0) - n_matches
         self.n_before = sums
-        self.n_lost = torch.zeros_like(n_matches)  # rows before the best match, counted where it seems to be no hit
         self.rows, self.values, self.n_waiting = [], [], 0  # not yet tallied
-        self.n_seen, self.n_next = 0, 1  # gallery rows: so far, and when the bar is set again
-        self._place_bar(torch.zeros_like(n_matches, dtype=torch.bool))
+        self.n_seen, self.n_next = 0, 0  # gallery rows: so far, and when the bar is set again
+        self._place_bar()
 
-    def add(self, S, largest, flags, n_new, axis):
-        """Take in similarities, -inf for rows of the own class, to `n_new` gallery rows along the axis.
+    def look(self, S, largest, axis, margin):
+        """Return the places in S, a matrix, of the similarities that may come before the bar.
 
-        `largest` are those of each group of columns; flags are memory to use.
+        They may be off by `margin` (Q,), and are -inf for rows of the own class. The gallery lies along the axis;
+        `largest` are those of each group of columns.
         """
-        if self.n_seen == 0:
-            self._make_first_guess(S if axis else S[:, : len(self.n_matches)].T)
-        if self.any_is_lost:
-            best = self.best[: len(S), None] if axis else self.best
-            self.n_lost += torch.ge(S, best, out=flags).sum(axis)[: len(self.n_lost)].long()
-        self._look(S, largest, axis)
+        if self.n_next == 0:
+            self._make_first_guess((S if axis else S[:, : len(margin)].T) - margin[:, None])
+        bar = nn.functional.pad(self.bar - margin, (0, _padded(len(margin)) - len(margin)), value=torch.inf)
+        n_groups = largest.shape[1]
+        if axis:
+            group = _where((largest >= bar[: len(S), None]).flatten())
+            bars = bar.index_select(0, group // n_groups)[:, None]
+        else:
+            bars = bar.view(n_groups, _GROUP)
+            group = _where((largest >= bars.amin(1)).flatten())
+            bars = bars.index_select(0, group % n_groups)
+        values = S.view(-1, _GROUP).index_select(0, group)  # twice as fast as an index in brackets
+        place = _where((values >= bars).flatten())
+        return group.index_select(0, place // _GROUP) * _GROUP + place % _GROUP
+
+    def add(self, row, values, n_new):
+        """Take in the similarities found in a comparison with so many gallery rows."""
+        above = _where(values >= self.bar.index_select(0, row))
+        self._wait(row.index_select(0, above), values.index_select(0, above))
         self.n_seen += n_new
         if self.n_seen >= self.n_next or self.n_waiting > len(self.n_between) / 2:
             self._tally()
@@ -188,28 +254,12 @@ class _Ranking:
         """Set the bar by two samples of a tile, taken in afterwards: the first bar is too low for all of it."""
         for step in (32, 4):
             sample = S[:, ::step]
-            place = _where((sample >= self.bar[: len(sample), None]).flatten())
+            place = _where((sample >= self.bar[:, None]).flatten())
             self._wait(place // sample.shape[1], sample.flatten()[place])
             self._tally()
             self._set_bar(sample.shape[1])
             self.n_between.zero_()
-
-    def _look(self, S, largest, axis):
-        """Note the values that come before the bar, of the groups of columns whose largest one does."""
-        n_groups = largest.shape[1]
-        if axis:
-            group = _where((largest >= self.bar[: len(S), None]).flatten())
-            block = group // n_groups
-            bars = self.bar[:, None]
-        else:
-            bars = self.bar.view(n_groups, _GROUP)
-            group = _where((largest >= bars.amin(1)).flatten())
-            block = group % n_groups
-        values = S.view(-1, _GROUP).index_select(0, group)  # twice as fast as an index in brackets
-        place = _where((values >= bars[block]).flatten())
-        group = place // _GROUP
-        row = block[group] if axis else block[group] * _GROUP + place % _GROUP
-        self._wait(row, values.flatten()[place])
+        self.n_next = 1
 
     def _wait(self, row, values):
         self.rows.append(row)
@@ -236,24 +286,23 @@ class _Ranking:
         self.n_between.index_add_(0, place, torch.ones_like(row, dtype=torch.int32))
 
     def _set_bar(self, n_seen):
-        """Leave out the matches that are no hits, or seem to be none after so many gallery rows."""
+        """Leave out the matches that are no hits, or seem to be none after so many gallery rows.
+
+        The best match is kept until `n_enough` rows come before it.
+        """
         n_hits = self._count_hits(self.n_gallery / n_seen)
         i = n_hits + 1
         is_certain = (i <= self.n_kept) & (i + self._rows_before(i) > self.n_matches)
         self.n_possible = torch.where(is_certain, n_hits, self.n_possible)
-        self.n_kept = torch.where(is_certain, n_hits.clamp(min=1), torch.minimum(i, self.n_kept))
-        self._place_bar(n_hits == 0)
+        is_lost = self._rows_before(torch.ones_like(i)) >= self.n_enough
+        n_kept = torch.where(is_certain, n_hits.clamp(min=1), torch.minimum(i, self.n_kept))
+        self.n_kept = n_kept.masked_fill(is_lost, 0)
+        self._place_bar()
 
-    def _place_bar(self, is_lost):
-        """Set from which similarity on a row is noted, and from which it is only counted; inf: it is not."""
-        is_lost &= self.n_matches > 0
-        self.any_is_lost = bool(is_lost.any())
-        bar = self.matches[(self.start + self.n_kept - 1).clamp(min=0)]
-        padding = 0, _padded(len(bar)) - len(bar)
-        self.bar, self.best = (
-            nn.functional.pad(bar.masked_fill(is_none, torch.inf), padding, value=torch.inf)
-            for is_none in (is_lost | (self.n_matches == 0), ~is_lost)
-        )
+    def _place_bar(self):
+        """Set from which similarity on a row is noted; inf: none is."""
+        last = self.matches[(self.start + self.n_kept - 1).clamp(min=0)]
+        self.bar = last.masked_fill(self.n_kept == 0, torch.inf)
 
     def _count_hits(self, times):
         """Return how many of the matches kept are hits if there are so many times the rows counted before them."""
@@ -272,7 +321,7 @@ class _Ranking:
     def _rows_before(self, i, q=slice(None)):
         """Return how many rows of other classes were counted before the i-th match, or the last one kept."""
         i = torch.minimum(i, self.n_kept[q])
-        return self.n_before[self.first[q] + i] - self.n_before[self.first[q]] + self.n_lost[q]
+        return self.n_before[self.first[q] + i] - self.n_before[self.first[q]]
 
     def finish(self):
         """Return n_nearer, n_hits and precision of each query, and whether a guess was wrong."""
@@ -287,17 +336,12 @@ class _Ranking:
         for q in torch.arange(len(n_hits), device=i.device).split(few):
             position = i + self._rows_before(i, q[:, None])
             precision.append((i.to(self.matches.dtype) / position).masked_fill(i > n_hits[q, None], 0).sum(1))
-        return self._rows_before(i[0]), n_hits, torch.cat(precision), is_wrong
+        n_nearer = torch.where(self.n_kept > 0, self._rows_before(i[0]), self.n_enough)
+        return n_nearer, n_hits, torch.cat(precision), is_wrong
 
 
 def _padded(n):
     return math.ceil(n / _GROUP) * _GROUP
-
-
-def _deal(rows, size):
-    """Return slices of every n-th row, for as few n as leave no more than `size` rows each."""
-    n = math.ceil(len(rows) / size)
-    return [slice(start, None, n) for start in range(n)]
 
 
 def _thresholds_of_matches(queries, gallery, n_matches):

@@ -108,7 +108,7 @@ def measure(names, queries, gallery, n_matches, random_state):
     ks = {name: 1 if name == "precision_at_1" else k_of(name) for name in names}
     ks = {name: k for name, k in ks.items() if k}
     if "r_precision" in names or "map_at_r" in names:
-        matches = find_matches(queries, gallery, n_matches)
+        matches = find_matches(queries, gallery, n_matches, max(ks.values(), default=1))
         scores |= {"r_precision": matches.r_precision(), "map_at_r": matches.map_at_r()}
         n_nearer = matches.n_nearer
     elif ks:

@@ -6,6 +6,7 @@ Axis letters: Q queries, G gallery rows, D components.
 import math
 import warnings
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -33,7 +34,12 @@ class Rows:
 
 def similarities(rows, columns, buffer):
     """Similarities of two sets of rows, in `buffer`: the larger, the nearer."""
-    return compare(rows, columns, buffer[: len(rows) * len(columns)].view(len(rows), len(columns)))
+    return compare(rows, columns, matrix_in(buffer, len(rows), len(columns)))
+
+
+def matrix_in(buffer, n_rows, n_columns):
+    """Return a matrix in the first part of the memory of `buffer`."""
+    return buffer[: n_rows * n_columns].view(n_rows, n_columns)
 
 
 def compare(rows, columns, S):
@@ -44,6 +50,24 @@ def compare(rows, columns, S):
     # -|x - z|^2 / 2, in an order of operations that is symmetric in x and z.
     torch.add(rows.offsets[:, None], columns.offsets, out=S)
     return torch.addmm(S, rows.points, columns.points.T, beta=-1, out=S)
+
+
+def similarities_of(rows, columns, row, column):
+    """Return the similarities of some pairs, given by the indices `row`, rising, and `column`."""
+    starts = torch.searchsorted(row, torch.arange(len(rows) + 1, device=row.device))
+    _take_warning_of_sparse_tensors()
+    zeros, shape = rows.points.new_zeros(len(row)), (len(rows), len(columns))
+    pairs = torch.sparse_csr_tensor(starts, column, zeros, shape, check_invariants=False)
+    S = torch.sparse.sampled_addmm(pairs, rows.points, columns.points.T, beta=0).values()
+    return S if rows.offsets is None else S.sub_(rows.offsets[row] + columns.offsets[column])
+
+
+@cache
+def _take_warning_of_sparse_tensors():
+    """Make one where nobody sees the warning, once in a process, that they may change."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        torch.sparse_csr_tensor([0, 0], [], [], (1, 1), check_invariants=False)
 
 
 def thresholds(values, queries):
