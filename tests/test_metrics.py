@@ -430,6 +430,43 @@ def test_products_in_bfloat16_at_the_limits(longest, monkeypatch):
         assert ((S - rows @ rows.T).abs().amax(1) < rounded.margin(rounded)).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_any_processor_draws_the_same_centers(monkeypatch, dtype):
+    """Products of whole numbers have no rounding: in float32 they are those in bfloat16, rounded once."""
+    monkeypatch.setattr(_rows, "CPU_TILE", 64)
+    points = torch.tensor(make_data(0, 300, 100, d=64)[0] + 5, dtype=dtype)
+    parts = []
+    for is_fast in (False, True):
+        monkeypatch.setattr(_bfloat16, "_has_fast_bfloat16", lambda device, is_fast=is_fast: is_fast)
+        parts.append(_k_means._rounded_distances(points))
+    assert torch.equal(parts[0][0], parts[1][0])
+    assert parts[0][1] == parts[1][1]
+    exact = torch.cdist(points, points).square()
+    share = parts[0][0].double() / exact
+    off_diagonal = share[~torch.eye(300, dtype=torch.bool)]
+    assert off_diagonal.max() < 1.05 * off_diagonal.min()
+
+
+@pytest.mark.parametrize("spread", [1.0, 30.0])
+@pytest.mark.parametrize("n_classes", [40, 80])
+def test_rounded_distances_draw_centers_as_well_as_exact_ones(monkeypatch, spread, n_classes):
+    """Of tight classes the rounding hides the rows in one class from each other: they are drawn by exact distances."""
+    monkeypatch.setattr(_k_means, "_MANY", 5)
+    n_exact, distances = [], _k_means._half_squared_distances
+    monkeypatch.setattr(_k_means, "_half_squared_distances", lambda rows: n_exact.append(1) or distances(rows))
+    points = torch.from_numpy(make_data(0, 400, 40, d=32, spread=spread)[0])
+
+    def inertia(seed):
+        centers = _k_means._k_means_plus_plus(points, n_classes, np.random.RandomState(seed))
+        assert len(centers) == n_classes
+        return torch.cdist(points, centers).square().amin(1).mean().item()
+
+    rounded = np.mean([inertia(seed) for seed in range(20)])
+    assert len(n_exact) == 20 * (spread == 30)
+    monkeypatch.setattr(_k_means, "_MANY", 1000)
+    assert rounded == pytest.approx(np.mean([inertia(seed) for seed in range(20)]), rel=0.02)
+
+
 def test_k_means_ends_when_few_rows_change(monkeypatch):
     points = torch.from_numpy(np.random.default_rng(0).normal(size=(600, 4)))
 

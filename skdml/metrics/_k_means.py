@@ -8,7 +8,7 @@ import math
 import numpy as np
 import torch
 
-from ._bfloat16 import lengths, round_rows
+from ._bfloat16 import lengths, round_rows, whole_numbers
 from ._rows import matrix_in, rounding, tile_size
 
 _MAX_ITER = 100  # Lloyd's iterations
@@ -94,20 +94,58 @@ def _k_means_plus_plus(points, n_clusters, rng):
     n_drawn = 2 + int(np.log(n_clusters))
     size = min(len(points), max(n_clusters, min(4 * n_clusters, _MAX_SAMPLE)))
     sample = points[torch.from_numpy(rng.permutation(len(points))[:size]).to(points.device)]
-    distances = _half_squared_distances(sample)
-    chosen = torch.zeros(n_clusters, dtype=torch.int64, device=sample.device)  # the sample is in random order
-    nearest = distances[0]
     draws = torch.from_numpy(rng.random_sample((n_clusters, n_drawn))).to(sample.device)
-    for k in range(1, n_clusters):
+    if n_clusters >= _MANY:
+        distances, rounding_matters = _rounded_distances(sample)
+        chosen, mean = _draw(distances, draws)
+        if mean > rounding_matters:
+            return sample[chosen]
+    return sample[_draw(_half_squared_distances(sample), draws)[0]]
+
+
+def _draw(distances, draws):
+    """Return which rows are the centers, and the mean of the distances of all rows to the nearest one.
+
+    There are as many centers as draws or distinct rows. The distances are squared, times any number; the rows are in
+    random order.
+    """
+    chosen = torch.zeros(len(draws), dtype=torch.int64, device=distances.device)
+    nearest = distances[0].to(torch.promote_types(distances.dtype, torch.float32))
+    for k in range(1, len(draws)):
         weights = nearest.cumsum(0, dtype=torch.float64)
-        if weights[-1] == 0:  # fewer distinct rows than clusters
-            return sample[chosen[:k]]
-        drawn = torch.searchsorted(weights, draws[k] * weights[-1], right=True).clamp_(max=size - 1)
-        candidates = torch.minimum(distances.index_select(0, drawn), nearest)
+        if weights[-1] == 0:
+            return chosen[:k], 0.0
+        drawn = torch.searchsorted(weights, draws[k] * weights[-1], right=True).clamp_(max=len(distances) - 1)
+        candidates = torch.minimum(distances.index_select(0, drawn).to(nearest.dtype), nearest)
         best = candidates.sum(1).argmin()
         chosen[k] = drawn[best]
         nearest = candidates[best]
-    return sample[chosen]
+    return chosen, float(nearest.mean())
+
+
+def _rounded_distances(points):
+    """Return squared distances of all pairs of rows (N, N), and up to which mean of the nearest their rounding matters.
+
+    They are in bfloat16 and in a unit in which the rows are whole numbers up to 256. Their products are then sums
+    without rounding, in whatever order, so that the same rows are drawn on processors that multiply it fast and on
+    others.
+    """
+    points = points - points.mean(0, dtype=torch.float64).to(points.dtype)
+    grid = (points / points.abs().max().clamp(min=torch.finfo(points.dtype).tiny) * 256).round_()
+    half_squares = _half_squares(grid)
+    grid = whole_numbers(grid)
+    distances = grid.new_empty(len(grid), len(grid), dtype=torch.bfloat16)
+    size = math.ceil(tile_size(points) / 2)
+    products = grid.new_empty(size**2)
+    blocks = [slice(start, start + size) for start in range(0, len(grid), size)]
+    for i, rows in enumerate(blocks):
+        for columns in blocks[: i + 1]:
+            part = torch.mm(grid[rows], grid[columns].T, out=matrix_in(products, len(grid[rows]), len(grid[columns])))
+            part = half_squares[columns] + half_squares[rows, None] - part.bfloat16()
+            distances[rows, columns] = part
+            if rows != columns:
+                distances[columns, rows] = distances[rows, columns].T
+    return distances.fill_diagonal_(0).clamp_(min=0), float(half_squares.mean()) / 16
 
 
 def _half_squared_distances(points):
