@@ -106,8 +106,11 @@ def _find_in_tiles(queries, gallery, n_matches, k_max):
     `nearer_than_best_match`, a tile serves its rows and its columns where the queries are the gallery.
     """
     symmetric = queries is gallery
-    query_blocks = _deal(queries, gallery)
-    gallery_blocks = query_blocks if symmetric else _deal(gallery, queries)
+    rounded = round_rows(queries.points)
+    rounded_gallery = rounded if symmetric else round_rows(gallery.points)
+    is_rounded = rounded is not None and rounded_gallery is not None
+    query_blocks = _deal(queries, rounded if is_rounded else None, rounded_gallery)
+    gallery_blocks = query_blocks if symmetric else _deal(gallery, rounded_gallery if is_rounded else None, rounded)
     matches, start = _thresholds_of_matches(queries, gallery, n_matches)
     n_held = [int(n_matches[block.index].sum()) for block in query_blocks]
     sums = torch.zeros(max(n_held) + 1, dtype=torch.int32, device=start.device)
@@ -117,23 +120,26 @@ def _find_in_tiles(queries, gallery, n_matches, k_max):
     ]
 
     buffer = queries.points.new_empty(len(query_blocks[0].rows) * _padded(len(gallery_blocks[0].rows)))
-    is_rounded = query_blocks[0].rounded is not None
     products = buffer.new_empty(len(buffer) if is_rounded else 0, dtype=torch.bfloat16)
     for i, left in enumerate(query_blocks):
-        for j, right in enumerate(gallery_blocks[i:] if symmetric else gallery_blocks, i if symmetric else 0):
-            sides = [(rankings[i], left, right, 1)]
-            if symmetric and i != j:
-                sides.append((rankings[j], right, left, 0))
+        for j in range(i if symmetric else 0, len(gallery_blocks)):
+            right = gallery_blocks[j]
+            for_columns = symmetric and i != j
             S = matrix_in(buffer, len(left.rows), _padded(len(right.rows)))
+            column_bar = S.new_full((S.shape[1],), torch.inf)
             for is_rough in (True, False) if is_rounded else (False,):
-                largest = _compare_blocks(left, right, S, products if is_rough else None)
-                places = [r.look(S, largest, axis, block.margin * is_rough) for r, block, _, axis in sides]
-                if sum(map(len, places)) <= _MAX_ROUGH * S.numel():
+                _compare_blocks(left, right, S, products if is_rough else None)
+                row_bar = rankings[i].bar_in(S, left.margin * is_rough)
+                if for_columns:
+                    column_bar[: len(right.rows)] = rankings[j].bar_in(S.T[: len(right.rows)], right.margin * is_rough)
+                place = _places_before(S, row_bar, column_bar)
+                if len(place) <= _MAX_ROUGH * S.numel():
                     break
-            for (ranking, _, other, axis), place in zip(sides, places, strict=True):
-                row, column = place // S.shape[1], place % S.shape[1]
-                values = similarities_of(left.rows, right.rows, row, column) if is_rough else S.view(-1)[place]
-                ranking.add(row if axis else column, values, len(other.rows))
+            row, column = place // S.shape[1], place % S.shape[1]
+            values = similarities_of(left.rows, right.rows, row, column) if is_rough else S.take(place)
+            rankings[i].add(row, values, len(right.rows))
+            if for_columns:
+                rankings[j].add(column, values, len(left.rows))
 
     found = torch.empty_like(n_matches), torch.empty_like(n_matches), queries.points.new_empty(len(queries))
     is_wrong = torch.empty_like(n_matches, dtype=torch.bool)
@@ -154,18 +160,13 @@ class _Block:
 
     index: slice
     rows: Rows
-    rounded: Rounded | None  # in bfloat16, if both sides are
+    rounded: Rounded | None  # in bfloat16
     margin: torch.Tensor  # (n,) by how much their products with the other side are off then
 
 
-def _deal(rows, others):
+def _deal(rows, rounded, others):
     """Return every n-th row as a block, for as few n as leave no more than a tile has."""
-    rounded, margin = round_rows(rows.points), torch.zeros_like(rows.points[:, 0])
-    rounded_others = rounded if rows is others else round_rows(others.points)
-    if rounded is None or rounded_others is None:
-        rounded = None
-    else:
-        margin = rounded.margin(rounded_others)
+    margin = rounded.margin(others) if rounded else torch.zeros_like(rows.points[:, 0])
     blocks = []
     n = math.ceil(len(rows) / tile_size(rows.points))
     for start in range(n):
@@ -177,9 +178,9 @@ def _deal(rows, others):
 
 
 def _compare_blocks(left, right, S, products=None):
-    """Write the similarities of two blocks into S; return the largest one of each group of columns.
+    """Write the similarities of two blocks into S, -inf for rows of one class and for columns beyond.
 
-    -inf for rows of one class and for columns beyond. With memory for the products, these are computed in bfloat16.
+    With memory for the products, these are computed in bfloat16.
     """
     rows, columns = left.rows, right.rows
     part = S[:, : len(columns)]
@@ -191,7 +192,18 @@ def _compare_blocks(left, right, S, products=None):
             part.sub_(rows.offsets[:, None]).sub_(columns.offsets)
     S[:, len(columns) :] = -torch.inf
     _leave_out_matches(S, rows.classes, columns.classes)
-    return S.view(len(S), -1, _GROUP).amax(2)
+
+
+def _places_before(S, row_bar, column_bar):
+    """Return the places in S, rising, of the values that come before the bar of their row or that of their column."""
+    groups, column_bars = S.view(-1, _GROUP), column_bar.view(-1, _GROUP)
+    bar = torch.minimum(row_bar[:, None], column_bars.amin(1))  # of all columns of a group
+    group = _where(groups.amax(1) >= bar.flatten())
+    bars = column_bars.index_select(0, group % len(column_bars))
+    torch.minimum(bars, row_bar.index_select(0, group // len(column_bars))[:, None], out=bars)
+    values = groups.index_select(0, group)  # twice as fast as an index in brackets
+    place = _where((values >= bars).flatten())
+    return group.index_select(0, place // _GROUP) * _GROUP + place % _GROUP
 
 
 class _Ranking:
@@ -219,29 +231,17 @@ class _Ranking:
         self.n_seen, self.n_next = 0, 0  # gallery rows: so far, and when the bar is set again
         self._place_bar()
 
-    def look(self, S, largest, axis, margin):
-        """Return the places in S, a matrix, of the similarities that may come before the bar.
+    def bar_in(self, S, margin):
+        """Return from which similarity in S (Q, gallery rows) on, off by `margin` (Q,), a row may come before the bar.
 
-        They may be off by `margin` (Q,), and are -inf for rows of the own class. The gallery lies along the axis;
-        `largest` are those of each group of columns.
+        S is -inf for rows of the own class.
         """
         if self.n_next == 0:
-            self._make_first_guess((S if axis else S[:, : len(margin)].T) - margin[:, None])
-        bar = nn.functional.pad(self.bar - margin, (0, _padded(len(margin)) - len(margin)), value=torch.inf)
-        n_groups = largest.shape[1]
-        if axis:
-            group = _where((largest >= bar[: len(S), None]).flatten())
-            bars = bar.index_select(0, group // n_groups)[:, None]
-        else:
-            bars = bar.view(n_groups, _GROUP)
-            group = _where((largest >= bars.amin(1)).flatten())
-            bars = bars.index_select(0, group % n_groups)
-        values = S.view(-1, _GROUP).index_select(0, group)  # twice as fast as an index in brackets
-        place = _where((values >= bars).flatten())
-        return group.index_select(0, place // _GROUP) * _GROUP + place % _GROUP
+            self._make_first_guess(S, margin)
+        return self.bar - margin
 
     def add(self, row, values, n_new):
-        """Take in the similarities found in a comparison with so many gallery rows."""
+        """Take in similarities of queries `row` that may come before the bar, from so many more gallery rows."""
         above = _where(values >= self.bar.index_select(0, row))
         self._wait(row.index_select(0, above), values.index_select(0, above))
         self.n_seen += n_new
@@ -250,10 +250,10 @@ class _Ranking:
             self._set_bar(self.n_seen)
             self.n_next = 4 * self.n_seen  # a guess gets better by the root of the rows seen
 
-    def _make_first_guess(self, S):
+    def _make_first_guess(self, S, margin):
         """Set the bar by two samples of a tile, taken in afterwards: the first bar is too low for all of it."""
         for step in (32, 4):
-            sample = S[:, ::step]
+            sample = S[:, ::step] - margin[:, None]
             place = _where((sample >= self.bar[:, None]).flatten())
             self._wait(place // sample.shape[1], sample.flatten()[place])
             self._tally()

@@ -55,7 +55,7 @@ def compare(rows, columns, S):
 def similarities_of(rows, columns, row, column):
     """Return the similarities of some pairs, given by the indices `row`, rising, and `column`."""
     starts = torch.searchsorted(row, torch.arange(len(rows) + 1, device=row.device))
-    _take_warning_of_sparse_tensors()
+    _mute_warning_of_sparse_tensors()
     zeros, shape = rows.points.new_zeros(len(row)), (len(rows), len(columns))
     pairs = torch.sparse_csr_tensor(starts, column, zeros, shape, check_invariants=False)
     S = torch.sparse.sampled_addmm(pairs, rows.points, columns.points.T, beta=0).values()
@@ -63,7 +63,7 @@ def similarities_of(rows, columns, row, column):
 
 
 @cache
-def _take_warning_of_sparse_tensors():
+def _mute_warning_of_sparse_tensors():
     """Make one where nobody sees the warning, once in a process, that they may change."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
