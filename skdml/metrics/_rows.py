@@ -14,7 +14,8 @@ import torch
 CPU_TILE = 1024  # rows and columns of a tile of similarities: small enough for the cache,
 GPU_TILE = 4096  # and large enough to fill a GPU
 _ALIGNMENT = 32  # tiles are cut at multiples of it, where they are not smaller
-_MARGIN = {torch.float32: 4, torch.float64: 64}  # rounding of a similarity, in units of eps, with room to spare
+_MARGIN = {torch.float32: 10, torch.float64: 64}  # rounding of a similarity, in units of eps, with room to spare
+_N_SUMMED = 1024  # products that are added up one after the other; the rounding of longer sums would be larger
 
 
 @dataclass
@@ -58,7 +59,9 @@ def similarities_of(rows, columns, row, column):
     _mute_warning_of_sparse_tensors()
     zeros, shape = rows.points.new_zeros(len(row)), (len(rows), len(columns))
     pairs = torch.sparse_csr_tensor(starts, column, zeros, shape, check_invariants=False)
-    S = torch.sparse.sampled_addmm(pairs, rows.points, columns.points.T, beta=0).values()
+    for left, right in zip(rows.points.split(_N_SUMMED, 1), columns.points.split(_N_SUMMED, 1), strict=True):
+        pairs = torch.sparse.sampled_addmm(pairs, left, right.T)
+    S = pairs.values()
     return S if rows.offsets is None else S.sub_(rows.offsets[row] + columns.offsets[column])
 
 
@@ -78,7 +81,7 @@ def thresholds(values, queries):
     """
     margin = rounding(values.dtype)
     if queries.offsets is None:
-        return values - margin
+        return values - margin * (0.2 + 0.8 * values.abs())  # small sums round less
     return values * (1 + margin) - 2 * margin * queries.offsets.view(-1, *[1] * (values.ndim - 1))
 
 
