@@ -104,6 +104,9 @@ def _find_in_tiles(queries, gallery, n_matches, k_max):
 
     The rows are dealt to the tiles like cards, so that each tile holds a fair sample of the gallery. As in
     `nearer_than_best_match`, a tile serves its rows and its columns where the queries are the gallery.
+
+    A tile is computed in bfloat16 where that is faster, and of it exactly only what may come before the bar of a query;
+    all of it, if that is much.
     """
     symmetric = queries is gallery
     rounded = round_rows(queries.points)
