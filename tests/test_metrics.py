@@ -236,13 +236,15 @@ def test_collapsed_embeddings_tie(tile, in_bfloat16, n, d, dtype, metric):
     assert recall_at_k(X, y, n, metric=metric) == 1
 
 
-@pytest.mark.parametrize("d", [1024, 4096, 30_000])
-def test_equal_rows_of_many_components_tie(d, in_bfloat16):
-    """Sums of many numbers of one sign have the largest rounding."""
-    points = (np.random.default_rng(0).random(size=(100, d)) > 0.9).astype(np.float32)
+@pytest.mark.parametrize("share", [0.1, 0.5])
+@pytest.mark.parametrize("d", [512, 4096, 30_000])
+def test_equal_rows_of_many_components_tie(d, share, in_bfloat16):
+    """Sums of many numbers of one sign have the largest rounding, which is another for each way to compute them."""
+    points = (np.random.default_rng(0).random(size=(100, d)) < share).astype(np.float32)
     X, y = np.repeat(points, 4, axis=0), np.repeat(2 * np.arange(100), 4) + np.tile([0, 1], 200)
-    assert recall_at_k(X, y) == map_at_r(X, y) == 0
-    assert recall_at_k(X, y, 3) == 1
+    for metric in METRICS:
+        assert recall_at_k(X, y, metric=metric) == map_at_r(X, y, metric=metric) == 0
+        assert recall_at_k(X, y, 3, metric=metric) == 1
 
 
 def test_ties_between_classes_count_against_the_query():

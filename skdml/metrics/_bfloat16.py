@@ -33,7 +33,7 @@ class Rounded:
         n_components, longest = self.points.shape[1], others.lengths.max()
         in_sum = n_components * torch.finfo(torch.float32).eps + torch.finfo(torch.bfloat16).eps / 2
         too_small = n_components * torch.finfo(torch.float32).tiny  # a product may count as 0
-        of_difference = rounding(self.lengths.dtype) * longest**2
+        of_difference = rounding(torch.float32) * longest**2
         return self.lost * longest + self.lengths * (others.lost.max() + in_sum * longest) + of_difference + too_small
 
     def multiply(self, others, S, buffer):

@@ -238,7 +238,7 @@ def _half_squares(points, classes=None):
     offsets = points.square().sum(1).div_(2)
     noise = 2 * rounding(points.dtype) * offsets.max()
     labels = torch.zeros(len(points), dtype=torch.int64, device=points.device) if classes is None else classes
-    rows, size = Rows(points, offsets, labels), tile_size(points)
+    rows, size = Rows(points, offsets, labels, rounding(points.dtype)), tile_size(points)
     buffer = points.new_empty(min(size, len(points)) ** 2)
     for q, g, may_match, _ in tiles(rows, rows, size):
         if may_match:

@@ -105,13 +105,17 @@ def _find_in_tiles(queries, gallery, n_matches, k_max):
     The rows are dealt to the tiles like cards, so that each tile holds a fair sample of the gallery. As in
     `nearer_than_best_match`, a tile serves its rows and its columns where the queries are the gallery.
 
-    A tile is computed in bfloat16 where that is faster, and of it exactly only what may come before the bar of a query;
-    all of it, if that is much.
+    A tile is computed in bfloat16 where that is faster, and of it in float64 only what may come before the bar of a
+    query; all of it, if that is much. In float64, since float32 rounds the sums of two ways to multiply differently, so
+    that rows equal to a match would not tie with it.
     """
     symmetric = queries is gallery
     rounded = round_rows(queries.points)
     rounded_gallery = rounded if symmetric else round_rows(gallery.points)
     is_rounded = rounded is not None and rounded_gallery is not None
+    if is_rounded:
+        queries = queries.double()
+        gallery = queries if symmetric else gallery.double()
     query_blocks = _deal(queries, rounded if is_rounded else None, rounded_gallery)
     gallery_blocks = query_blocks if symmetric else _deal(gallery, rounded_gallery if is_rounded else None, rounded)
     matches, start = _thresholds_of_matches(queries, gallery, n_matches)
@@ -128,9 +132,10 @@ def _find_in_tiles(queries, gallery, n_matches, k_max):
         for j in range(i if symmetric else 0, len(gallery_blocks)):
             right = gallery_blocks[j]
             for_columns = symmetric and i != j
-            S = matrix_in(buffer, len(left.rows), _padded(len(right.rows)))
-            column_bar = S.new_full((S.shape[1],), torch.inf)
             for is_rough in (True, False) if is_rounded else (False,):
+                memory = buffer.view(torch.float32) if is_rough else buffer
+                S = matrix_in(memory, len(left.rows), _padded(len(right.rows)))
+                column_bar = S.new_full((S.shape[1],), torch.inf)
                 _compare_blocks(left, right, S, products if is_rough else None)
                 row_bar = rankings[i].bar_in(S, left.margin * is_rough)
                 if for_columns:
@@ -241,7 +246,7 @@ class _Ranking:
         """
         if self.n_next == 0:
             self._make_first_guess(S, margin)
-        return self.bar - margin
+        return (self.bar - margin).to(S.dtype)
 
     def add(self, row, values, n_new):
         """Take in similarities of queries `row` that may come before the bar, from so many more gallery rows."""

@@ -60,7 +60,7 @@ def recall_at_k(embeddings, y, k=1, *, gallery=None, gallery_y=None, metric="cos
     not matter. Only tiles of similarities are held: memory grows with the number of rows, not with its square.
 
     Similarities are matrix products in the precision of the input, at least float32. Those that differ by less than
-    the rounding of the product, about 1e-6 of a cosine in float32 and 1e-14 in float64, count as equal.
+    the rounding of the product, about 5e-7 of a cosine in float32 and 1e-14 in float64, count as equal.
 
     References
     ----------

@@ -14,8 +14,7 @@ import torch
 CPU_TILE = 1024  # rows and columns of a tile of similarities: small enough for the cache,
 GPU_TILE = 4096  # and large enough to fill a GPU
 _ALIGNMENT = 32  # tiles are cut at multiples of it, where they are not smaller
-_MARGIN = {torch.float32: 10, torch.float64: 64}  # rounding of a similarity, in units of eps, with room to spare
-_N_SUMMED = 1024  # products that are added up one after the other; the rounding of longer sums would be larger
+_MARGIN = {torch.float32: 4, torch.float64: 64}  # rounding of a similarity, in units of eps, with room to spare
 
 
 @dataclass
@@ -25,12 +24,20 @@ class Rows:
     points: torch.Tensor  # (n, D)
     offsets: torch.Tensor | None  # (n,) |x|^2 / 2, only for Euclidean distances
     classes: torch.Tensor  # (n,) 0..C-1, rising
+    rounding: float  # similarities of unit vectors that differ by less count as equal
 
     def __len__(self):
         return len(self.classes)
 
     def __getitem__(self, index):
-        return Rows(self.points[index], None if self.offsets is None else self.offsets[index], self.classes[index])
+        offsets = None if self.offsets is None else self.offsets[index]
+        return Rows(self.points[index], offsets, self.classes[index], self.rounding)
+
+    def double(self):
+        """Return the rows in float64; what counts as equal stays."""
+        points = self.points.double()
+        offsets = None if self.offsets is None else points.square().sum(1).div_(2)
+        return Rows(points, offsets, self.classes, self.rounding)
 
 
 def similarities(rows, columns, buffer):
@@ -59,9 +66,7 @@ def similarities_of(rows, columns, row, column):
     _mute_warning_of_sparse_tensors()
     zeros, shape = rows.points.new_zeros(len(row)), (len(rows), len(columns))
     pairs = torch.sparse_csr_tensor(starts, column, zeros, shape, check_invariants=False)
-    for left, right in zip(rows.points.split(_N_SUMMED, 1), columns.points.split(_N_SUMMED, 1), strict=True):
-        pairs = torch.sparse.sampled_addmm(pairs, left, right.T)
-    S = pairs.values()
+    S = torch.sparse.sampled_addmm(pairs, rows.points, columns.points.T, beta=0).values()
     return S if rows.offsets is None else S.sub_(rows.offsets[row] + columns.offsets[column])
 
 
@@ -79,9 +84,9 @@ def thresholds(values, queries):
     Equal rows get similarities that differ by the rounding of a product, which depends on their place in it. Without
     the margin, embeddings that have collapsed to a point would have any recall.
     """
-    margin = rounding(values.dtype)
+    margin = queries.rounding
     if queries.offsets is None:
-        return values - margin * (0.2 + 0.8 * values.abs())  # small sums round less
+        return values - margin
     return values * (1 + margin) - 2 * margin * queries.offsets.view(-1, *[1] * (values.ndim - 1))
 
 
@@ -139,7 +144,7 @@ def prepare(embeddings, y, gallery=None, gallery_y=None, *, metric="cosine", dev
         # In random order within a class, so that every n-th row is a fair sample of all: see `_ranking`.
         shuffled = torch.from_numpy(np.random.default_rng(0).permutation(len(c))).to(c.device)
         order = shuffled[c[shuffled].argsort(stable=True)]
-        sorted_rows.append(Rows(p[order], None, c[order]))
+        sorted_rows.append(Rows(p[order], None, c[order], rounding(p.dtype)))
     _to_metric(sorted_rows, metric)
     return sorted_rows[0], sorted_rows[-1]
 
