@@ -31,8 +31,10 @@ from skdml.metrics import (
     RetrievalScorer,
     RPrecision,
     _bfloat16,
+    _candidates,
     _clustering,
     _k_means,
+    _matches,
     _ranking,
     _rows,
     ami_score,
@@ -131,11 +133,12 @@ def test_equals_definition(metric, data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_rows, "CPU_TILE", data.draw(st.sampled_from([1, 2, 7, 16, 1024])))
         recall = quiet(recall_at_k, k=KS, metric=metric, **queries)
-        patch.setattr(_ranking, "_MAX_HELD", data.draw(st.sampled_from([0, 2**27])))
+        patch.setattr(_matches, "_MAX_HELD", data.draw(st.sampled_from([0, 2**27])))
         patch.setattr(_ranking, "_SAFETY", data.draw(st.sampled_from([-3, 0, 1.5])))  # below: wrong guesses
         is_rough = data.draw(st.booleans())
         patch.setattr(_bfloat16, "_has_fast_bfloat16", lambda device: is_rough)
-        patch.setattr(_ranking, "_MAX_ROUGH", data.draw(st.sampled_from([1 / 16, 1])))
+        patch.setattr(_candidates, "_MAX_ROUGH", data.draw(st.sampled_from([1 / 16, 1])))
+        patch.setattr(_candidates, "_MAX_GROUPS", data.draw(st.sampled_from([0, 1])))
         precision = quiet(map_at_r, metric=metric, **queries)
         share = quiet(r_precision, metric=metric, **queries)
         report = quiet(retrieval_report, k=KS, metric=metric, **queries)
@@ -175,13 +178,13 @@ def test_tiles_that_are_no_whole_groups_of_columns(monkeypatch, n):
 
 def test_order_within_classes_does_not_mislead_the_guess(monkeypatch):
     """Objects from 64 angles each, in one order: every n-th row would be another set of angles, whose rows are near."""
-    n_wrong, find_in_strips = [], _ranking._find_in_strips
+    n_wrong, find_in_strips = [], _matches._find_in_strips
 
     def count(queries, gallery, n_matches, index):
         n_wrong.append(len(index))
         return find_in_strips(queries, gallery, n_matches, index)
 
-    monkeypatch.setattr(_ranking, "_find_in_strips", count)
+    monkeypatch.setattr(_matches, "_find_in_strips", count)
     monkeypatch.setattr(_rows, "CPU_TILE", 256)
     rng = np.random.default_rng(0)
     X = (rng.normal(size=(40, 1, 8)) + 2 * rng.normal(size=(1, 64, 8))).reshape(-1, 8)
@@ -193,7 +196,7 @@ def test_order_within_classes_does_not_mislead_the_guess(monkeypatch):
 @pytest.mark.parametrize("k", [1, 7, 40, 900])
 def test_largest_are_those_of_a_full_sort(k):
     S = torch.tensor(np.random.default_rng(k).integers(0, 500, size=(6, 1003))).float()
-    assert_array_equal(_ranking._largest(S, k), S.sort(dim=1, descending=True).values[:, :k])
+    assert_array_equal(_matches._largest(S, k), S.sort(dim=1, descending=True).values[:, :k])
 
 
 def test_map_at_r_by_hand():
@@ -289,9 +292,9 @@ def test_many_tiles_of_poor_and_good_embeddings(monkeypatch, in_bfloat16, n_per_
     for spread in (0.0, 0.3, 3.0):
         X, y = make_data(0, 1000, 1000 // n_per_class, d=8, spread=spread)
         in_tiles = quiet(retrieval_report, X, y, k=[1, 5, 100])
-        monkeypatch.setattr(_ranking, "_MAX_HELD", 0)
+        monkeypatch.setattr(_matches, "_MAX_HELD", 0)
         in_strips = quiet(retrieval_report, X, y, k=[1, 5, 100])
-        monkeypatch.setattr(_ranking, "_MAX_HELD", 2**27)
+        monkeypatch.setattr(_matches, "_MAX_HELD", 2**27)
         assert in_tiles == pytest.approx(in_strips, rel=1e-12)
         assert in_tiles["map_at_r"] == pytest.approx(quiet(map_by_hand, X, y), rel=1e-12)
 
@@ -301,8 +304,8 @@ def test_tiles_in_which_bfloat16_tells_little_are_computed_again(monkeypatch, na
     """All of them where the embeddings lie in a narrow cone, few otherwise."""
     monkeypatch.setattr(_bfloat16, "_has_fast_bfloat16", lambda device: True)
     monkeypatch.setattr(_rows, "CPU_TILE", 64)
-    n_tiles, compare = [], _ranking.compare
-    monkeypatch.setattr(_ranking, "compare", lambda *args: n_tiles.append(1) or compare(*args))
+    n_tiles, compare = [], _candidates.compare
+    monkeypatch.setattr(_candidates, "compare", lambda *args: n_tiles.append(1) or compare(*args))
     X, y = make_data(0, 640, 128, d=64, spread=2)
     X += 100 * narrow
     assert quiet(map_at_r, X, y) == pytest.approx(quiet(map_by_hand, X, y), rel=1e-12)
@@ -427,6 +430,10 @@ def test_bounds_of_products_in_bfloat16(scale, dtype, device, monkeypatch):
         assert (off.abs().amax(1) < margin).all()
     assert (left @ right.T != S)[1:].any(1).all()
     assert (margin < (0.02 * left.norm(dim=1) + 1e-5 * scale) * right.norm(dim=1).max()).all()
+    margin_of_sum = rounded.margin_of_sum(others)
+    assert ((left @ right.T - margin_of_sum[:, None]).bfloat16() <= S).all()
+    assert ((left @ right.T + margin_of_sum[:, None]).bfloat16() >= S).all()
+    assert (margin_of_sum < 0.7 * margin)[2:].all()
 
 
 @pytest.mark.parametrize("longest", [0, 1e-25, 1e17, 1e25])

@@ -25,13 +25,18 @@ class Rounded:
         return Rounded(self.points[index], self.lost[index], self.lengths[index])
 
     def margin(self, others):
-        """Return by how much the product of each row with any other (N,), or that less a square, may be off at most.
+        """Return by how much the product of each row with any other (N,), or that less a square, may be off at most."""
+        last_rounding = torch.finfo(torch.bfloat16).eps / 2
+        return self.margin_of_sum(others) + self.lengths * (last_rounding * others.lengths.max())
 
-        |xz - x'z'| <= |x - x'| |z| + |x'| |z - z'| for x and z rounded to x' and z'. The products are summed in
-        float32, and the sum is rounded.
+    def margin_of_sum(self, others):
+        """Return the same without the last rounding, of the sum to bfloat16, which keeps the order.
+
+        |xz - x'z'| <= |x - x'| |z| + |x'| |z - z'| for x and z rounded to x' and z', whose product is summed in
+        float32.
         """
         n_components, longest = self.points.shape[1], others.lengths.max()
-        in_sum = n_components * torch.finfo(torch.float32).eps + torch.finfo(torch.bfloat16).eps / 2
+        in_sum = n_components * torch.finfo(torch.float32).eps
         too_small = n_components * torch.finfo(torch.float32).tiny  # a product may count as 0
         of_difference = rounding(torch.float32) * longest**2
         return self.lost * longest + self.lengths * (others.lost.max() + in_sum * longest) + of_difference + too_small

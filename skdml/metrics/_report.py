@@ -3,7 +3,8 @@
 import re
 
 from ._clustering import Clustering
-from ._ranking import find_matches, nearer_than_best_match, recalls_of
+from ._matches import find_matches
+from ._recall import nearer_than_best_match, recalls_of
 from ._retrieval import check_k
 from ._rows import count_matches, prepare
 

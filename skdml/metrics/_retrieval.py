@@ -4,7 +4,8 @@ from numbers import Integral
 
 import numpy as np
 
-from ._ranking import find_matches, nearer_than_best_match, recalls_of
+from ._matches import find_matches
+from ._recall import nearer_than_best_match, recalls_of
 from ._rows import count_matches, prepare
 
 
