@@ -23,7 +23,7 @@ _MAX_ROUGH = 1 / 8  # of the similarities of a tile: if more than that are to be
 class Block:
     """Some rows of the queries or of the gallery: the rows of a tile, or its columns."""
 
-    index: slice
+    index: torch.Tensor  # (n,)
     rows: Rows
     rounded: Rounded | None  # in bfloat16; None: their similarities are computed exactly
     margin: torch.Tensor  # (n,) by how much these are off then
@@ -77,10 +77,9 @@ def deal(rows, rounded, others):
     blocks = []
     n = math.ceil(len(rows) / tile_size(rows.points))
     for start in range(n):
-        q = slice(start, None, n)
         # Copied, so that the rows of a block are near each other in memory.
-        block = rows[torch.arange(start, len(rows), n, device=margin.device)]
-        blocks.append(Block(q, block, None if rounded is None else rounded[q], margin[q]))
+        q = torch.arange(start, len(rows), n, device=margin.device)
+        blocks.append(Block(q, rows[q], None if rounded is None else rounded[q], margin[q]))
     return blocks
 
 

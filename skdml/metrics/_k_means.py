@@ -13,7 +13,7 @@ from ._rows import matrix_in, rounding, tile_size
 
 _MAX_ITER = 100  # Lloyd's iterations
 _FEW = 1e-3  # share of the rows: when no more change their cluster, NMI is within 0.002 of its end
-_MANY = 256  # centers from which on bfloat16 pays
+_MANY = 64  # centers from which on bfloat16 pays
 _MAX_SAMPLE = 16384  # rows from which the first centers are drawn, if there are no more clusters
 
 

@@ -26,7 +26,7 @@ class Matches:
     n_matches: torch.Tensor  # (Q,) R
     n_nearer: torch.Tensor  # (Q,) rows of other classes as near as the nearest match, or nearer; or enough of them
     n_hits: torch.Tensor  # (Q,) matches among the first R neighbours
-    precision: torch.Tensor  # (Q,) sum over these matches of the precision at their position
+    precision: torch.Tensor  # (Q,) float64: sum over these matches of the precision at their position
 
     def recalls(self, ks):
         return recalls_of(self.n_nearer, self.n_matches, ks)
@@ -39,7 +39,7 @@ class Matches:
 
     def _mean_of_shares(self, values):
         valid = self.n_matches > 0
-        return (values[valid] / self.n_matches[valid].to(self.precision.dtype)).mean().item()
+        return (values[valid].double() / self.n_matches[valid]).mean().item()
 
 
 @torch.no_grad()
@@ -81,7 +81,7 @@ def _find_in_tiles(queries, gallery, n_matches, k_max):
             if column_ranking is not None:
                 column_ranking.add(column, values, len(left))
 
-    found = torch.empty_like(n_matches), torch.empty_like(n_matches), queries.points.new_empty(len(queries))
+    found = *(torch.empty_like(n_matches) for _ in range(2)), torch.empty_like(n_matches, dtype=torch.float64)
     is_wrong = torch.empty_like(n_matches, dtype=torch.bool)
     for block, ranking in zip(query_blocks, rankings, strict=True):
         *parts, is_wrong[block.index] = ranking.finish()
@@ -140,7 +140,7 @@ def _find_in_strips(queries, gallery, n_matches, index):
 
         best = matches[:, :1]
         n_nearer = torch.ge(S, best.masked_fill(best == -torch.inf, torch.inf)).sum(1)  # none before no match
-        i = torch.arange(1, matches.shape[1] + 1, dtype=matches.dtype, device=q.device)
+        i = torch.arange(1, matches.shape[1] + 1, dtype=torch.float64, device=q.device)
         position = i + torch.searchsorted(-_largest(S, len(i)), -matches, right=True)
         is_hit = position <= n_matches[q, None]
         parts.append((n_nearer, is_hit.sum(1), (i / position * is_hit).sum(1)))

@@ -136,7 +136,7 @@ class Ranking:
         few = math.ceil(tile_size(i) ** 2 / 16 / len(i))  # queries, so that they stay in the cache
         for q in torch.arange(len(n_hits), device=i.device).split(few):
             position = i + self._rows_before(i, q[:, None])
-            precision.append((i.to(self.matches.dtype) / position).masked_fill(i > n_hits[q, None], 0).sum(1))
+            precision.append((i.double() / position).masked_fill(i > n_hits[q, None], 0).sum(1))
         n_nearer = torch.where(self.n_kept > 0, self._rows_before(i[0]), self.n_enough)
         return n_nearer, n_hits, torch.cat(precision), is_wrong
 
