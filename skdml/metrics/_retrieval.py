@@ -264,7 +264,7 @@ def map_at_r(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine", de
     Notes
     -----
     Of rows at the same distance, those of the query's own class come last; :func:`recall_at_k` says what is the
-    same. Memory grows with the pairs of a query and a match up to 3 GiB; where there are more, the
+    same. Memory grows with the pairs of a query and a match up to 2 GiB (3 GiB in float64); where there are more, the
     gallery is compared with a block of queries at a time.
 
     References
