@@ -12,7 +12,6 @@ Callbacks watch a training or act on it. ``callbacks=`` takes those of skorch, h
 # With ``early_stopping=True`` the history has Recall@1 of held-out samples. The checkpoint is written whenever that
 # rises, and TensorBoard gets every number of the history, while the training runs. ``tensorboard --logdir`` with the
 # folder shows them.
-import argparse
 import tempfile
 from pathlib import Path
 
@@ -29,17 +28,13 @@ from skdml.inspection import HistoryDisplay
 from skdml.metrics import RecallAtK
 from skdml.model_selection import class_train_test_split
 
-parser = argparse.ArgumentParser(description="TensorBoard, checkpoints and a score after each epoch.")
-parser.add_argument("--epochs", type=int, default=10, help="epochs of each embedder (default: %(default)s)")
-args = parser.parse_args()
-
 kanji = load_kanji()
 X, y = kanji.images[kanji.train], kanji.target[kanji.train]
 
 runs = tempfile.TemporaryDirectory()
 folder = Path(runs.name)
 embedder = SoftTripleEmbedder(
-    max_epochs=args.epochs,
+    max_epochs=10,
     early_stopping=True,
     callbacks=[
         TensorBoard(SummaryWriter(folder / "board")),
@@ -76,7 +71,7 @@ def recalls(embedder, X, y):
 
 
 monitor = ScoringMonitor(scoring=recalls)
-SoftTripleEmbedder(max_epochs=args.epochs, random_state=0).set_callbacks(monitor).fit(X_train, y_train)
+SoftTripleEmbedder(max_epochs=10, random_state=0).set_callbacks(monitor).fit(X_train, y_train)
 epochs = [row for row in monitor.get_logs().data if row["task_name"] == "epoch"]
 
 figure, ax = plt.subplots(layout="constrained")

@@ -10,8 +10,6 @@ compares with others, how its training went, and what the centers of SoftTriple 
 # Two embedders
 # -------------
 # Early stopping holds out a tenth of the samples, and the history then shows Recall@1 among them.
-import argparse
-
 import matplotlib.pyplot as plt
 import numpy as np
 from torch import nn
@@ -26,15 +24,11 @@ from skdml.inspection import (
     RetrievalDisplay,
 )
 
-parser = argparse.ArgumentParser(description="The displays of skdml.inspection on kanji.")
-parser.add_argument("--epochs", type=int, default=6, help="epochs of each embedder (default: %(default)s)")
-args = parser.parse_args()
-
 kanji = load_kanji()
 X_train, y_train = kanji.images[kanji.train], kanji.target[kanji.train]
 X_test, y_test = kanji.images[~kanji.train], kanji.target[~kanji.train]
 
-settings = {"max_epochs": args.epochs, "early_stopping": True, "lr_schedule": "one_cycle", "random_state": 0}
+settings = {"max_epochs": 6, "early_stopping": True, "lr_schedule": "one_cycle", "random_state": 0}
 soft_triple = SoftTripleEmbedder(**settings).fit(X_train, y_train)
 raw = RAWEmbedder(**settings).fit(X_train, y_train)
 

@@ -13,8 +13,6 @@ the similarity is calibrated.
 # ---------
 # The first half of the characters trains the embedder. Of the rest, every other one becomes a new class; the remaining
 # ones stay unknown. Of the new classes, three images are shown, the others are queries.
-import argparse
-
 import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.metrics import accuracy_score
@@ -24,13 +22,9 @@ from sklearn.preprocessing import FunctionTransformer
 from skdml import RAWEmbedder, calibrate_threshold
 from skdml.datasets import load_kanji
 
-parser = argparse.ArgumentParser(description="Classify kanji that no training has seen, and refuse unknown ones.")
-parser.add_argument("--epochs", type=int, default=15, help="epochs of the embedder (default: %(default)s)")
-args = parser.parse_args()
-
 kanji = load_kanji()
 train = kanji.train
-embedder = RAWEmbedder(max_epochs=args.epochs, random_state=0).fit(kanji.images[train], kanji.target[train])
+embedder = RAWEmbedder(max_epochs=15, random_state=0).fit(kanji.images[train], kanji.target[train])
 
 Z, y = embedder.transform(kanji.images[~train]), kanji.target[~train]
 is_new = np.isin(y, np.unique(y)[::2])

@@ -250,6 +250,20 @@ def test_equal_rows_of_many_components_tie(d, share, in_bfloat16):
         assert recall_at_k(X, y, 3, metric=metric) == 1
 
 
+@pytest.mark.parametrize("kind", ["scaled", "noisy"])
+@pytest.mark.parametrize("d", [3, 8, 64])
+def test_rows_that_differ_by_the_rounding_of_their_components_tie(d, kind, in_bfloat16):
+    rng = np.random.default_rng(0)
+    X = np.repeat(rng.normal(size=(1000, d)), 4, axis=0)
+    if kind == "scaled":
+        X *= rng.uniform(0.1, 10, size=(4000, 1))
+    X = X.astype(np.float32)
+    if kind == "noisy":
+        X *= 1 + rng.choice([-1, 0, 1], size=X.shape).astype(np.float32) * np.finfo(np.float32).eps / 2
+    y = np.repeat(2 * np.arange(1000), 4) + np.tile([0, 1], 2000)
+    assert recall_at_k(X, y) == map_at_r(X, y) == r_precision(X, y) == 0
+
+
 def test_ties_between_classes_count_against_the_query():
     """The match lies at distance 1, as does a row of another class; then the match comes strictly nearer."""
     gallery_y = [1, 0, 1]

@@ -61,7 +61,8 @@ def recall_at_k(embeddings, y, k=1, *, gallery=None, gallery_y=None, metric="cos
     not matter. Only tiles of similarities are held: memory grows with the number of rows, not with its square.
 
     Similarities are matrix products in the precision of the input, at least float32. Those that differ by less than
-    the rounding of the product, about 5e-7 of a cosine in float32 and 1e-14 in float64, count as equal.
+    the rounding of the product, about 5e-7 of a cosine in float32 and 1e-14 in float64, count as equal. (MAP@R and
+    R-precision compute products of float32 in float64 on some processors; there it is 2e-7.)
 
     References
     ----------
