@@ -14,7 +14,7 @@ demo: .venv/installed
 	MPLBACKEND=Agg $(BIN)/python examples/plot_kanji_retrieval.py --picture kanji_retrieval.png
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 docs: .venv/installed-dev
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
