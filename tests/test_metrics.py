@@ -450,6 +450,20 @@ def test_bounds_of_products_in_bfloat16(scale, dtype, device, monkeypatch):
     assert (margin_of_sum < 0.7 * margin)[2:].all()
 
 
+def test_bounds_of_distances_in_bfloat16_of_rows_far_away(monkeypatch):
+    """There the rounding of the squares in float32 is larger than that of the products."""
+    monkeypatch.setattr(_bfloat16, "_has_fast_bfloat16", lambda device: True)
+    rng = np.random.default_rng(0)
+    left, right = (torch.tensor(scale * rng.normal(size=(50, 16)), dtype=torch.float64) for scale in (1e6, 1.0))
+    offsets = [rows.square().sum(1) / 2 for rows in (left, right)]
+    rounded, others = _bfloat16.round_rows(left), _bfloat16.round_rows(right)
+    S = rounded.multiply(others, torch.empty(50, 50), torch.empty(2500, dtype=torch.bfloat16))
+    S.sub_(offsets[0][:, None]).sub_(offsets[1])
+    off = S - (left @ right.T - offsets[0][:, None] - offsets[1])
+    assert (off.abs().amax(1) < rounded.margin(others)).all()
+    assert (off.abs().amax(1) > 0.02 * left.norm(dim=1)).any()
+
+
 @pytest.mark.parametrize("longest", [0, 1e-25, 1e17, 1e25])
 def test_products_in_bfloat16_at_the_limits(longest, monkeypatch):
     """None where they may overflow; those that count as 0 are within the margin."""

@@ -133,9 +133,8 @@ def _find_in_strips(queries, gallery, n_matches, index):
     for q in index.split(n_rows):
         rows, columns = queries[q], columns_of(int(q[0]), int(q[-1]))
         S = similarities(rows, gallery, buffer)
-        matches = _match_thresholds(
-            S[:, columns].clone(), queries, gallery, q, columns, int(n_matches[q].max().clamp(min=1))
-        )
+        r = int(n_matches[q].max().clamp(min=1))
+        matches = _match_thresholds(S[:, columns].clone(), queries, gallery, q, columns, r)
         S[:, columns].masked_fill_(rows.classes[:, None] == gallery.classes[columns], -torch.inf)
 
         best = matches[:, :1]
@@ -159,9 +158,8 @@ def _match_thresholds(S, queries, gallery, q, columns, r):
 
     S holds the similarities of the queries q, an index, and of a slice of the gallery; it is changed.
     """
-    classes = gallery.classes[columns]
-    if not torch.equal(classes[:1], classes[-1:]):
-        S.masked_fill_(queries.classes[q, None] != classes, -torch.inf)
+    if not torch.equal(queries.classes[q[:1]], queries.classes[q[-1:]]):  # else all the columns are of their class
+        S.masked_fill_(queries.classes[q, None] != gallery.classes[columns], -torch.inf)
     if queries is gallery:
         S.scatter_(1, q[:, None] - columns.start, -torch.inf)
     return thresholds(_largest(S, r), queries[q])

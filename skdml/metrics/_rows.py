@@ -34,7 +34,10 @@ class Rows:
         return Rows(self.points[index], offsets, self.classes[index], self.rounding)
 
     def double(self):
-        """Return the rows in float64, where similarities are off only by the rounding of the rows themselves."""
+        """Return the rows in float64, where similarities are off only by the rounding of the rows themselves.
+
+        That is within two units of it, also where rows were scaled to unit length.
+        """
         points = self.points.double()
         offsets = None if self.offsets is None else points.square().sum(1).div_(2)
         return Rows(points, offsets, self.classes, max(2 * torch.finfo(self.points.dtype).eps, rounding(torch.float64)))
