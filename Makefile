@@ -2,12 +2,13 @@
 #   make demo   the main job on the bundled images: a table and a picture        make test   the whole suite
 #   make docs   the manual, in docs/_build/html                                  make lint   ruff and codespell
 #   make bench  the comparisons with other packages                              make clean  remove what is generated
+#   make oldest  the suite with the lowest versions that pyproject.toml admits (downloads gigabytes: torch with CUDA)
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check install --constraint constraints.txt
 
-.PHONY: demo test docs lint bench clean
+.PHONY: demo test oldest docs lint bench clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -15,6 +16,10 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Old packages warn of newer ones.
+oldest: .venv-oldest/installed
+	PYTHONWARNINGS=default .venv-oldest/bin/python -m pytest -n 2 --dist worksteal -o filterwarnings=default
 
 docs: .venv/installed-dev
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
@@ -38,7 +43,13 @@ bench: .venv/installed-bench
 	@$(PIP) --editable '.[$*]'
 	@touch $@
 
+.venv-oldest/installed: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-oldest
+	grep -oE '"[^"]+>=[^"]+"' pyproject.toml | tr -d '"' | sed 's/>=/==/' | sort -u >.venv-oldest/constraints.txt
+	.venv-oldest/bin/python -m pip -q install --constraint .venv-oldest/constraints.txt --editable '.[test]'
+	@touch $@
+
 clean:
-	rm -rf .venv build dist *.egg-info docs/_build docs/api docs/auto_examples docs/sg_execution_times.rst kanji_retrieval.png
+	rm -rf .venv .venv-oldest build dist *.egg-info docs/_build docs/api docs/auto_examples docs/sg_execution_times.rst kanji_retrieval.png
 	rm -rf .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -r {} +

@@ -562,7 +562,7 @@ class BaseEmbedder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Transf
         Raises
         ------
         ImportError
-            If onnx or onnxscript is missing, or torch is older than 2.5.
+            If onnx or onnxscript is missing.
         """
         _saving.to_onnx(self, path)
 

@@ -229,7 +229,8 @@ class _OneLevel(nn.Module):
 
 def as_levels(features):
     """Return a list of the features of the levels; a tensor is one level."""
-    return list(features) if isinstance(features, tuple | list) else [features]
+    # torch.export of torch 2.7 cannot trace isinstance with a union.
+    return list(features) if isinstance(features, (tuple, list)) else [features]
 
 
 def build_level_network(backbone, sample, *, n_levels, n_components, hidden_layer_sizes, normalize, precision):

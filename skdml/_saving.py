@@ -433,8 +433,6 @@ def restore_state(embedder, state):
 def to_onnx(embedder, path):
     """Write the ONNX file; see `BaseEmbedder.to_onnx`."""
     check_is_fitted(embedder)
-    if "dynamic_shapes" not in inspect.signature(torch.onnx.export).parameters:
-        raise ImportError(f"to_onnx needs torch 2.5 or newer; this is torch {torch.__version__}.")
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401

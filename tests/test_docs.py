@@ -84,7 +84,7 @@ def test_grid_search_with_a_device_a_process_runs(tmp_path):
     code = re.sub(r"DEVICES = \[.*?\]", 'DEVICES = ["cpu"]', code).replace("[1, 5, 10]", "[1, 5]")
     code = code.replace("random_state=0", "random_state=0, max_epochs=1")
     (tmp_path / "search.py").write_text(code, encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", "OMP_NUM_THREADS": "1"}
+    environment = {"PYTHONWARNINGS": "error", **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "search.py"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -188,6 +188,8 @@ def test_readme_and_changes_name_every_embedder(name):
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("plot_*.py")), ids=lambda path: path.stem)
 def test_example_runs(path, tmp_path):
     """Shortened, all but one: the manual's build runs them in full."""
+    if path.stem == "plot_callbacks":
+        pytest.importorskip("sklearn.callback")
     picture = tmp_path / "picture.png"
     options = {
         "plot_kanji_retrieval": ["--epochs", "2", "--picture", str(picture)],
@@ -203,7 +205,7 @@ def test_example_runs(path, tmp_path):
         assert n_fits
         path = tmp_path / path.name
         path.write_text(text, encoding="utf-8")
-    environment = {**os.environ, "MPLBACKEND": "Agg", "PYTHONWARNINGS": "error", "OMP_NUM_THREADS": n_threads}
+    environment = {"PYTHONWARNINGS": "error", **os.environ, "MPLBACKEND": "Agg", "OMP_NUM_THREADS": n_threads}
     done = subprocess.run(
         [sys.executable, str(path), *options], cwd=tmp_path, env=environment, capture_output=True, text=True
     )

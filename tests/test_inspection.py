@@ -246,9 +246,8 @@ def test_bad_input_of_the_retrieval(Z, y, changes, message):
 
 def test_text_stays_in_its_tile_and_above_the_mark(Z, y):
     long = ["WWWWWWWWWWWWWWWWWWWWWWWWW"] * 60
-    display = RetrievalDisplay.from_embeddings(
-        Z, np.array(long)[:] + y.astype(str), texts=long, queries=[0], n_neighbors=1
-    )
+    labels = [f"{text}{label}" for text, label in zip(long, y, strict=True)]
+    display = RetrievalDisplay.from_embeddings(Z, labels, texts=long, queries=[0], n_neighbors=1)
     assert len(texts_in(display.ax_)) == 2 * 4
     to_data = display.ax_.transData.inverted()
     for i, patch in enumerate(texts_in(display.ax_)):
@@ -534,4 +533,4 @@ def test_estimators_of_scikit_learn(display, blobs):
     ):
         display.from_estimator(KNeighborsClassifier().fit(X, y), X, y)
     with pytest.raises(NotFittedError):
-        display.from_estimator(PCA(2), X, y)
+        display.from_estimator(StandardScaler(), X, y)

@@ -891,7 +891,7 @@ def test_k_is_checked(k, error, message):
         ({"embeddings": torch.ones(3, 2, dtype=torch.complex64)}, ValueError, "got complex"),
         ({"embeddings": [["a", "b"]] * 3}, ValueError, "got str"),
         ({"embeddings": np.array([["a", None]] * 3, dtype=object)}, ValueError, "got ndarray of object"),
-        ({"embeddings": sparse.eye_array(3).tocsr()}, ValueError, "dense 2-D array.*got csr_array"),
+        ({"embeddings": sparse.csr_array(np.eye(3))}, ValueError, "dense 2-D array.*got csr_array"),
         ({"y": [0, 0]}, ValueError, "y must hold a label for each row, got 2 labels for 3 rows"),
         ({"y": [[0], [0], [1]]}, ValueError, r"y must be 1-D.*got shape \(3, 1\)"),
         ({"y": None}, ValueError, r"y must be 1-D"),

@@ -185,8 +185,12 @@ def test_array_api_tensors_in_tensors_out():
         except ValueError as error:
             assert "NaN" in str(error), error
     """
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code)]
     environment = {**os.environ, "SCIPY_ARRAY_API": "1"}
-    subprocess.run([sys.executable, "-W", "error", "-c", textwrap.dedent(code)], env=environment, check=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if "to dispatch array" in done.stderr:
+        pytest.skip(done.stderr.splitlines()[-1])  # what this version of scikit-learn needs
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("library", ["pandas", "polars"])
