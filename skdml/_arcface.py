@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ._base import ProxyEmbedder
 from ._constraints import POSITIVE, POSITIVE_INT, Interval, check_constraints
 from ._networks import unit_rows
-from ._pairs import check_batch, rows_at, weighted_mean
+from ._terms import check_batch, rows_at, weighted_mean
 
 
 class ArcFaceLoss(nn.Module):

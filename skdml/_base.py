@@ -24,8 +24,8 @@ from ._callbacks import CallbackSupportMixin, EpochTasks, with_callbacks
 from ._constraints import FRACTION, NON_NEGATIVE, POSITIVE, POSITIVE_INT, Interval, StrOptions, check_constraints
 from ._data import Rows, check_data, is_dispatched
 from ._memory import CrossBatchMemory
+from ._mining import MINING_CONSTRAINTS, MINING_DOC
 from ._networks import build_network
-from ._pairs import MINING_CONSTRAINTS, MINING_DOC
 from ._targets import check_classes, check_sample_weight
 from ._training import (
     OPTIMIZERS,

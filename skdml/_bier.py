@@ -15,7 +15,9 @@ from torch.nn import functional as F
 from ._base import BalancedEmbedder
 from ._constraints import FINITE, NON_NEGATIVE, POSITIVE, POSITIVE_INT, check_constraints
 from ._networks import PartsNetwork, build_network
-from ._pairs import check_batch, dot_products, pair_masks, pair_shares, weighted_mean
+from ._pairs import pair_masks, pair_shares
+from ._similarities import dot_products
+from ._terms import check_batch, weighted_mean
 
 N_HIDDEN = 512  # of a regressor of A-BIER
 PENALTY = 100.0  # weight of the bounds on the regressors

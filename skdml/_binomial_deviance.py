@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 from ._base import PairEmbedder
 from ._constraints import FINITE, POSITIVE, check_constraints
-from ._pairs import MINING_CONSTRAINTS, PairLoss, weighted_mean
+from ._mining import MINING_CONSTRAINTS
+from ._pairs import PairLoss
+from ._terms import weighted_mean
 
 
 class BinomialDevianceLoss(PairLoss):

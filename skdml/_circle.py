@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 from ._base import PairEmbedder
 from ._constraints import NON_NEGATIVE, POSITIVE, check_constraints
-from ._pairs import MINING_CONSTRAINTS, PairLoss, log_sum_exp, weighted_mean
+from ._mining import MINING_CONSTRAINTS
+from ._pairs import PairLoss
+from ._terms import log_sum_exp, weighted_mean
 
 
 class CircleLoss(PairLoss):

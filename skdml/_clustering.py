@@ -13,7 +13,7 @@ from torch import nn
 
 from ._base import BalancedEmbedder
 from ._constraints import NON_NEGATIVE, Interval, check_constraints
-from ._pairs import check_batch, rows_at
+from ._terms import check_batch, rows_at
 
 
 class ClusteringLoss(nn.Module):

@@ -9,7 +9,10 @@ import torch
 
 from ._base import PairEmbedder
 from ._constraints import FINITE, POSITIVE, StrOptions, check_constraints
-from ._pairs import MINING_CONSTRAINTS, PairLoss, distance_similarities, distances, squared_distances, weighted_mean
+from ._mining import MINING_CONSTRAINTS
+from ._pairs import PairLoss
+from ._similarities import distance_similarities, distances, squared_distances
+from ._terms import weighted_mean
 
 
 class ContrastiveLoss(PairLoss):

@@ -9,7 +9,9 @@ from torch.nn import functional as F
 
 from ._base import PairEmbedder
 from ._constraints import POSITIVE_INT, check_constraints
-from ._pairs import MINING_CONSTRAINTS, PairLoss, pair_shares, sums_at
+from ._mining import MINING_CONSTRAINTS
+from ._pairs import PairLoss, pair_shares
+from ._terms import sums_at
 
 
 class HistogramLoss(PairLoss):

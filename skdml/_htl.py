@@ -15,7 +15,9 @@ from torch.nn import functional as F
 from ._base import BalancedEmbedder
 from ._batches import BalancedBatches
 from ._constraints import NON_NEGATIVE, POSITIVE_INT, check_constraints
-from ._pairs import check_batch, distance_similarities, pair_masks, squared_distances, weighted_mean
+from ._pairs import pair_masks
+from ._similarities import distance_similarities, squared_distances
+from ._terms import check_batch, weighted_mean
 
 
 class HTLLoss(nn.Module):

@@ -10,7 +10,10 @@ import torch
 
 from ._base import PairEmbedder
 from ._constraints import FINITE, StrOptions, check_constraints
-from ._pairs import MINING_CONSTRAINTS, PairLoss, distance_similarities, distances, log_sum_exp, weighted_mean
+from ._mining import MINING_CONSTRAINTS
+from ._pairs import PairLoss
+from ._similarities import distance_similarities, distances
+from ._terms import log_sum_exp, weighted_mean
 
 
 class LiftedStructureLoss(PairLoss):

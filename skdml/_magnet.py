@@ -13,7 +13,8 @@ from torch import nn
 
 from ._base import BaseEmbedder
 from ._constraints import POSITIVE, POSITIVE_INT, Interval, check_constraints
-from ._pairs import check_batch, distance_similarities, log_sum_exp, squared_distances, weighted_mean
+from ._similarities import distance_similarities, squared_distances
+from ._terms import check_batch, log_sum_exp, weighted_mean
 
 
 class MagnetLoss(nn.Module):

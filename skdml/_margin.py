@@ -11,16 +11,10 @@ from torch import nn
 
 from ._base import PairEmbedder
 from ._constraints import NON_NEGATIVE, POSITIVE, POSITIVE_INT, check_constraints
-from ._pairs import (
-    MINING_CONSTRAINTS,
-    PairLoss,
-    distance_similarities,
-    distance_weighted,
-    distances,
-    pair_masks,
-    rows_at,
-    weighted_mean,
-)
+from ._mining import MINING_CONSTRAINTS, distance_weighted
+from ._pairs import PairLoss, pair_masks
+from ._similarities import distance_similarities, distances
+from ._terms import rows_at, weighted_mean
 
 
 class MarginLoss(PairLoss):

@@ -9,7 +9,9 @@ import torch
 
 from ._base import PairEmbedder
 from ._constraints import NON_NEGATIVE, check_constraints
-from ._pairs import MINING_CONSTRAINTS, PairLoss, log1p_sum_exp, rows_at, weighted_mean
+from ._mining import MINING_CONSTRAINTS
+from ._pairs import PairLoss
+from ._terms import log1p_sum_exp, rows_at, weighted_mean
 
 
 class NPairsLoss(PairLoss):

@@ -11,7 +11,8 @@ from torch import nn
 from ._base import BalancedEmbedder
 from ._constraints import NON_NEGATIVE, POSITIVE_INT, check_constraints
 from ._networks import unit_rows
-from ._pairs import check_batch, pair_masks, rows_at
+from ._pairs import pair_masks
+from ._terms import check_batch, rows_at
 
 
 class PDDMLoss(nn.Module):

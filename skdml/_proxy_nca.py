@@ -12,7 +12,7 @@ from torch import nn
 from ._base import ProxyEmbedder
 from ._constraints import POSITIVE, POSITIVE_INT, Interval, check_constraints
 from ._networks import unit_rows
-from ._pairs import check_batch, weighted_mean
+from ._terms import check_batch, weighted_mean
 
 
 class ProxyNCALoss(nn.Module):

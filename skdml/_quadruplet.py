@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from ._base import PairEmbedder
 from ._constraints import NON_NEGATIVE, check_constraints
-from ._pairs import MINING_CONSTRAINTS, PairLoss, distance_similarities, squared_distances
+from ._mining import MINING_CONSTRAINTS
+from ._pairs import PairLoss
+from ._similarities import distance_similarities, squared_distances
 from ._triplet import mean_active_hinge
 
 

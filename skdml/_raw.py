@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 from ._base import PairEmbedder
 from ._constraints import FINITE, POSITIVE, check_constraints
-from ._pairs import MINING_CONSTRAINTS, PairLoss, log1p_sum_exp, weighted_mean
+from ._mining import MINING_CONSTRAINTS
+from ._pairs import PairLoss
+from ._terms import log1p_sum_exp, weighted_mean
 
 
 class RAWLoss(PairLoss):

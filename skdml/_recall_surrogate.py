@@ -13,7 +13,9 @@ from torch.autograd.function import once_differentiable
 
 from ._base import PairEmbedder
 from ._constraints import POSITIVE, POSITIVE_INT, check_constraints
-from ._pairs import MINING_CONSTRAINTS, PairLoss, most, weighted_mean
+from ._mining import MINING_CONSTRAINTS
+from ._pairs import PairLoss
+from ._terms import most, weighted_mean
 
 NEGLIGIBLE = 37  # e^-37 is half a unit in the last place of 1 in float64
 

@@ -13,15 +13,9 @@ from torch import nn
 from ._base import BaseEmbedder
 from ._constraints import FRACTION, NON_NEGATIVE, POSITIVE, POSITIVE_INT, Interval, check_constraints
 from ._htl import sums_above
-from ._pairs import (
-    check_batch,
-    distance_similarities,
-    distances,
-    pair_masks,
-    pair_shares,
-    squared_distances,
-    weighted_mean,
-)
+from ._pairs import pair_masks, pair_shares
+from ._similarities import distance_similarities, distances, squared_distances
+from ._terms import check_batch, weighted_mean
 
 
 class SmartMiningLoss(nn.Module):

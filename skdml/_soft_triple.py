@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ._base import BaseEmbedder
 from ._constraints import NON_NEGATIVE, POSITIVE, POSITIVE_INT, check_constraints
 from ._networks import unit_rows
-from ._pairs import check_batch, weighted_mean
+from ._terms import check_batch, weighted_mean
 
 
 class SoftTripleLoss(nn.Module):

@@ -11,7 +11,10 @@ from torch.nn import functional as F
 from ._base import BaseEmbedder, PairMixin
 from ._batches import LocalBatches
 from ._constraints import POSITIVE_INT, check_constraints
-from ._pairs import MINING_CONSTRAINTS, PairLoss, distance_similarities, rows_at, squared_distances, weighted_mean
+from ._mining import MINING_CONSTRAINTS
+from ._pairs import PairLoss
+from ._similarities import distance_similarities, squared_distances
+from ._terms import rows_at, weighted_mean
 
 
 class SSTLoss(PairLoss):

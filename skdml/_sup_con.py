@@ -9,7 +9,9 @@ import torch
 
 from ._base import PairEmbedder
 from ._constraints import POSITIVE, check_constraints
-from ._pairs import MINING_CONSTRAINTS, PairLoss, log_sum_exp, weighted_mean
+from ._mining import MINING_CONSTRAINTS
+from ._pairs import PairLoss
+from ._terms import log_sum_exp, weighted_mean
 
 
 class SupConLoss(PairLoss):

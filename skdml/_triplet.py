@@ -13,17 +13,10 @@ from torch.nn import functional as F
 
 from ._base import PairEmbedder
 from ._constraints import NON_NEGATIVE, check_constraints
-from ._pairs import (
-    MINING_CONSTRAINTS,
-    PairLoss,
-    distance_similarities,
-    distances,
-    most,
-    semihard_negatives,
-    squared_distances,
-    sums_at,
-    weighted_mean,
-)
+from ._mining import MINING_CONSTRAINTS, semihard_negatives
+from ._pairs import PairLoss
+from ._similarities import distance_similarities, distances, squared_distances
+from ._terms import most, sums_at, weighted_mean
 
 
 class TripletLoss(PairLoss):

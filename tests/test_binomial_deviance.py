@@ -7,7 +7,8 @@ import torch
 from torch.nn.functional import normalize
 
 from skdml import BinomialDevianceEmbedder
-from skdml._pairs import pair_masks, vthm
+from skdml._mining import vthm
+from skdml._pairs import pair_masks
 from skdml.losses import BinomialDevianceLoss
 
 

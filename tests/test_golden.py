@@ -14,16 +14,11 @@ import pytest
 import torch
 
 from skdml._memory import CrossBatchMemory
-from skdml._pairs import (
-    PairLoss,
-    distance_log_probabilities,
-    distance_similarities,
-    distances,
-    log_sum_exp,
-    pair_masks,
-    vthm,
-)
+from skdml._mining import distance_log_probabilities, vthm
+from skdml._pairs import PairLoss, pair_masks
+from skdml._similarities import distance_similarities, distances
 from skdml._soft_triple import _Cosines, _half_mean_distance, _relaxed_similarity
+from skdml._terms import log_sum_exp
 from skdml.losses import (
     AngularLoss,
     ArcFaceLoss,

@@ -8,7 +8,8 @@ from torch.nn.functional import normalize
 
 from skdml import LiftedStructureEmbedder
 from skdml._memory import CrossBatchMemory
-from skdml._pairs import pair_masks, vthm
+from skdml._mining import vthm
+from skdml._pairs import pair_masks
 from skdml.losses import LiftedStructureLoss
 
 SETTINGS = [

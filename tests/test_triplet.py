@@ -9,7 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from skdml import TripletEmbedder
-from skdml._pairs import distance_similarities, pair_masks
+from skdml._pairs import pair_masks
+from skdml._similarities import distance_similarities
 from skdml.losses import TripletLoss
 
 

@@ -8,7 +8,8 @@ import copy
 import numpy as np
 import torch
 
-from .._pairs import PairLoss, check_batch
+from .._pairs import PairLoss
+from .._terms import check_batch
 from ._drawing import COLORS, new_axes
 
 
