@@ -423,9 +423,14 @@ def test_k_means_is_lloyd(tile_size, in_bfloat16, monkeypatch):
     for spread in (0.3, 1.0, 3.0):
         X, y = make_clusters(spread=spread)
         rows, _ = _rows.prepare(X, y, metric="euclidean")
-        start = _k_means._k_means_plus_plus(rows.points, 30, np.random.RandomState(0))
+        rng = np.random.RandomState(0)
+        sampled = rng.permutation(len(rows))[:120]
+        chosen, start_of_sampled = _k_means._k_means_plus_plus(rows.points[sampled], 30, rng)
+        start = torch.cdist(rows.points, rows.points[sampled][chosen]).argmin(1)
+        start[sampled] = start_of_sampled
+        means = torch.stack([rows.points[start == cluster].mean(0) for cluster in range(30)])
         labels = _k_means.k_means(rows.points, 30, np.random.RandomState(0))
-        peer = KMeans(30, init=start.numpy(), n_init=1, tol=0).fit(rows.points.numpy())
+        peer = KMeans(30, init=means.numpy(), n_init=1, tol=0).fit(rows.points.numpy())
         assert adjusted_rand_score(labels, peer.labels_) == pytest.approx(1)
 
 
@@ -503,9 +508,13 @@ def test_rounded_distances_draw_centers_as_well_as_exact_ones(monkeypatch, sprea
     points = torch.from_numpy(make_data(0, 400, 40, d=32, spread=spread)[0])
 
     def inertia(seed):
-        centers = _k_means._k_means_plus_plus(points, n_classes, np.random.RandomState(seed))
-        assert len(centers) == n_classes
-        return torch.cdist(points, centers).square().amin(1).mean().item()
+        chosen, labels = _k_means._k_means_plus_plus(points, n_classes, np.random.RandomState(seed))
+        assert len(chosen) == n_classes
+        squares = torch.cdist(points, points[chosen]).square()
+        nearest = squares.amin(1).mean().item()
+        assert squares.gather(1, labels[:, None]).mean().item() == pytest.approx(nearest, rel=1e-3)
+        assert torch.equal(labels[chosen], torch.arange(n_classes))
+        return nearest
 
     rounded = np.mean([inertia(seed) for seed in range(20)])
     assert len(n_exact) == 20 * (spread == 30)

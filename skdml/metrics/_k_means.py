@@ -23,9 +23,14 @@ def k_means(points, n_clusters, rng):
 
     A row is compared with the centers that moved; with all others too only if it is now farther from its own one than
     another may be. Many centers are compared in bfloat16 where the processor multiplies that faster, and exactly where
-    its rounding leaves in doubt which one is nearest. Neither leaves out anything that could be the nearest.
+    its rounding leaves in doubt which one is nearest. Neither leaves out anything that could be the nearest. The rows
+    from which the centers were drawn start in the clusters of which they were nearest to the center there.
     """
-    centers = _k_means_plus_plus(points, n_clusters, rng)
+    order = torch.from_numpy(rng.permutation(len(points))).to(points.device)
+    points = points[order]
+    n_sampled = min(len(points), max(n_clusters, min(4 * n_clusters, _MAX_SAMPLE)))
+    chosen, labels_of_sample = _k_means_plus_plus(points[:n_sampled], n_clusters, rng)
+    centers = points[chosen]
     half_squares = _half_squares(centers)
     size = tile_size(points)
     n_rows = min(len(points), max(math.ceil(size / 2), size**2 // len(centers)))  # compared with all centers at once
@@ -34,7 +39,8 @@ def k_means(points, n_clusters, rng):
     products = points.new_empty(len(buffer) if rounded else 0, dtype=torch.bfloat16)
 
     sums = torch.zeros_like(centers, dtype=torch.float64)
-    labels = torch.zeros(len(points), dtype=torch.int64, device=points.device)
+    labels = torch.zeros_like(order)
+    labels[:n_sampled] = labels_of_sample
     nearest, runner_up = points.new_full((2, len(points)), -torch.inf)  # closeness: at least, and at most of all others
     has_moved = torch.ones(len(centers), dtype=torch.bool, device=points.device)
     for iteration in range(_MAX_ITER + 1):
@@ -44,7 +50,7 @@ def k_means(points, n_clusters, rng):
         margin = rounded.margin(rounded_centers) if rounded_centers else torch.zeros_like(nearest)
         before, labels = labels, labels.clone()
         n_block = len(buffer) // len(moved)
-        for start in range(0, len(points), n_block):
+        for start in range(0 if iteration else n_sampled, len(points), n_block):
             b = slice(start, start + n_block)
             own = labels[b]
             if rounded_centers:
@@ -72,7 +78,7 @@ def k_means(points, n_clusters, rng):
 
         changed = (labels != before).nonzero()[:, 0] if iteration else torch.arange(len(points), device=labels.device)
         if len(changed) <= _FEW * len(points) or iteration == _MAX_ITER:
-            return labels
+            return torch.empty_like(labels).index_copy_(0, order, labels)
         for index in changed.split(tile_size(points)):  # few, so that their copies stay in the cache
             X = points[index].double()
             sums.index_add_(0, labels[index], X)
@@ -86,67 +92,73 @@ def k_means(points, n_clusters, rng):
         half_squares[has_moved] = _half_squares(centers[has_moved])
 
 
-def _k_means_plus_plus(points, n_clusters, rng):
-    """Return centers drawn from the rows by greedy k-means++.
+def _k_means_plus_plus(sample, n_clusters, rng):
+    """Return which rows greedy k-means++ draws as centers, and which of these is the nearest of each row (N,).
 
-    They are drawn from a sample of the rows, all of whose distances are at hand: of several rows drawn with a chance in
-    proportion to their squared distance from the centers so far, the one that lowers the sum of these most.
+    Of several rows drawn with a chance in proportion to their squared distance from the centers so far, it takes the
+    one that lowers the sum of these most.
     """
     n_drawn = 2 + int(np.log(n_clusters))
-    size = min(len(points), max(n_clusters, min(4 * n_clusters, _MAX_SAMPLE)))
-    sample = points[torch.from_numpy(rng.permutation(len(points))[:size]).to(points.device)]
     draws = torch.from_numpy(rng.random_sample((n_clusters, n_drawn))).to(sample.device)
     if n_clusters >= _MANY:
         distances, rounding_matters = _rounded_distances(sample)
-        chosen, mean = _draw(distances, draws)
+        chosen, labels, mean = _draw(distances, draws)
         if mean > rounding_matters:
-            return sample[chosen]
-    return sample[_draw(_half_squared_distances(sample), draws)[0]]
+            return chosen, labels
+    return _draw(_half_squared_distances(sample), draws)[:2]
 
 
 def _draw(distances, draws):
-    """Return which rows are the centers, and the mean of the distances of all rows to the nearest one.
+    """Return which rows are the centers, which of these is the nearest of each row, and the mean distance to that.
 
     There are as many centers as draws or distinct rows. The distances are squared, times any number; the rows are in
     random order.
     """
     chosen = torch.zeros(len(draws), dtype=torch.int64, device=distances.device)
-    nearest = distances[0].to(torch.promote_types(distances.dtype, torch.float32))
+    labels = torch.zeros(len(distances), dtype=torch.int64, device=distances.device)
+    nearest = distances[0].to(torch.promote_types(distances.dtype, torch.float32), copy=True)
+    # The same memory in every turn stays in the cache.
+    rows = distances.new_empty(draws.shape[1], len(distances))
+    candidates = nearest.new_empty(rows.shape)
     for k in range(1, len(draws)):
         weights = nearest.cumsum(0, dtype=torch.float64)
         if weights[-1] == 0:
-            return chosen[:k], 0.0
+            return chosen[:k], labels, 0.0
         drawn = torch.searchsorted(weights, draws[k] * weights[-1], right=True).clamp_(max=len(distances) - 1)
-        candidates = torch.minimum(distances.index_select(0, drawn).to(nearest.dtype), nearest)
+        candidates.copy_(torch.index_select(distances, 0, drawn, out=rows))
+        torch.minimum(candidates, nearest, out=candidates)
         best = candidates.sum(1).argmin()
         chosen[k] = drawn[best]
-        nearest = candidates[best]
-    return chosen, float(nearest.mean())
+        labels.masked_fill_(candidates[best] < nearest, k)
+        nearest.copy_(candidates[best])
+    return chosen, labels, float(nearest.mean())
 
 
 def _rounded_distances(points):
     """Return squared distances of all pairs of rows (N, N), and up to which mean of the nearest their rounding matters.
 
-    They are in bfloat16 and in a unit in which the rows are whole numbers up to 256. Their products are then sums
-    without rounding, in whatever order, so that the same rows are drawn on processors that multiply it fast and on
-    others.
+    They are in bfloat16 and in a unit in which the rows are whole numbers up to 256. So are the digits of their squares
+    to the base of 256. The distances are then products without rounding before the last, in whatever order they are
+    summed, so that the same rows are drawn on processors that multiply bfloat16 fast and on others.
     """
     points = points - points.mean(0, dtype=torch.float64).to(points.dtype)
     grid = (points / points.abs().max().clamp(min=torch.finfo(points.dtype).tiny) * 256).round_()
-    half_squares = _half_squares(grid)
-    grid = whole_numbers(grid)
-    distances = grid.new_empty(len(grid), len(grid), dtype=torch.bfloat16)
+    squares = grid.square().sum(1, keepdim=True)
+    digits = torch.cat([squares // 2**16, squares // 2**8 % 2**8, squares % 2**8], 1)
+    bases = digits.new_tensor([2**16, 2**8, 1]).expand_as(digits)
+    left = whole_numbers(torch.cat([-2 * grid, digits, bases], 1))  # |x|^2 + |z|^2 - 2 x z is their product
+    right = whole_numbers(torch.cat([grid, bases, digits], 1))
+    distances = left.new_empty(len(left), len(left), dtype=torch.bfloat16)
     size = math.ceil(tile_size(points) / 2)
-    products = grid.new_empty(size**2)
-    blocks = [slice(start, start + size) for start in range(0, len(grid), size)]
+    products = left.new_empty(size**2)
+    blocks = [slice(start, start + size) for start in range(0, len(left), size)]
     for i, rows in enumerate(blocks):
         for columns in blocks[: i + 1]:
-            part = torch.mm(grid[rows], grid[columns].T, out=matrix_in(products, len(grid[rows]), len(grid[columns])))
-            part = (half_squares[columns] + half_squares[rows, None] - part.bfloat16()).bfloat16()
+            part = torch.mm(left[rows], right[columns].T, out=matrix_in(products, len(left[rows]), len(left[columns])))
             distances[rows, columns] = part
             if rows != columns:
                 distances[columns, rows] = part.T.contiguous()  # three times as fast as without the copy
-    return distances.fill_diagonal_(0).clamp_(min=0), float(half_squares.mean()) / 16
+    return distances.fill_diagonal_(0).clamp_(min=0), float(squares.mean()) / 16
 
 
 def _half_squared_distances(points):
