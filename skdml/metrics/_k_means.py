@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ._bfloat16 import lengths, round_rows, whole_numbers
+from ._ranking import reaching
 from ._rows import matrix_in, rounding, tile_size
 
 _MAX_ITER = 100  # Lloyd's iterations
@@ -115,7 +116,6 @@ def _draw(distances, draws):
     random order.
     """
     chosen = torch.zeros(len(draws), dtype=torch.int64, device=distances.device)
-    labels = torch.zeros(len(distances), dtype=torch.int64, device=distances.device)
     nearest = distances[0].to(torch.promote_types(distances.dtype, torch.float32), copy=True)
     # The same memory in every turn stays in the cache.
     rows = distances.new_empty(draws.shape[1], len(distances))
@@ -123,14 +123,19 @@ def _draw(distances, draws):
     for k in range(1, len(draws)):
         weights = nearest.cumsum(0, dtype=torch.float64)
         if weights[-1] == 0:
-            return chosen[:k], labels, 0.0
+            chosen = chosen[:k]
+            break
         drawn = torch.searchsorted(weights, draws[k] * weights[-1], right=True).clamp_(max=len(distances) - 1)
         candidates.copy_(torch.index_select(distances, 0, drawn, out=rows))
         torch.minimum(candidates, nearest, out=candidates)
         best = candidates.sum(1).argmin()
         chosen[k] = drawn[best]
-        labels.masked_fill_(candidates[best] < nearest, k)
         nearest.copy_(candidates[best])
+
+    labels = torch.full((len(distances),), len(chosen), device=distances.device)
+    for k in torch.arange(len(chosen), device=chosen.device).split(64):
+        place = reaching(nearest, distances.index_select(0, chosen[k]).to(nearest.dtype))
+        labels.scatter_reduce_(0, place % len(labels), k[place // len(labels)], "amin")
     return chosen, labels, float(nearest.mean())
 
 
