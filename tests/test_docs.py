@@ -205,7 +205,8 @@ def test_example_runs(path, tmp_path):
         assert n_fits
         path = tmp_path / path.name
         path.write_text(text, encoding="utf-8")
-    environment = {"PYTHONWARNINGS": "error", **os.environ, "MPLBACKEND": "Agg", "OMP_NUM_THREADS": n_threads}
+    threads = {"OMP_NUM_THREADS": n_threads, "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = {"PYTHONWARNINGS": "error", **os.environ, "MPLBACKEND": "Agg", **threads}
     done = subprocess.run(
         [sys.executable, str(path), *options], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
