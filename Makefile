@@ -2,7 +2,7 @@
 #   make demo   the main job on the bundled images: a table and a picture        make test   the whole suite
 #   make docs   the manual, in docs/_build/html                                  make lint   ruff and codespell
 #   make bench  the comparisons with other packages                              make clean  remove what is generated
-#   make oldest  the suite with the lowest versions that pyproject.toml admits (downloads gigabytes: torch with CUDA)
+#   make oldest the suite with the lowest versions that pyproject.toml admits (downloads gigabytes: torch with CUDA)
 
 PYTHON ?= python3
 BIN := .venv/bin

@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ._bfloat16 import Rounded, round_rows
-from ._ranking import reaching
-from ._rows import Rows, compare, matrix_in, similarities_of, tile_size
+from ._rows import Rows, compare, matrix_in, reaching, similarities_of, tile_size
 
 _GROUP = 32  # columns of a tile that are looked at one by one only if one of them is near enough
 _SAMPLED = 4  # one of so many columns of the first tile is in the sample that tells where to begin

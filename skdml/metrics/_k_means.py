@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from ._bfloat16 import lengths, round_rows, whole_numbers
-from ._ranking import reaching
-from ._rows import matrix_in, rounding, tile_size
+from ._rows import matrix_in, reaching, rounding, tile_size
 
 _MAX_ITER = 100  # Lloyd's iterations
 _FEW = 1e-3  # share of the rows: when no more change their cluster, NMI is within 0.002 of its end
@@ -133,9 +132,9 @@ def _draw(distances, draws):
         nearest.copy_(candidates[best])
 
     labels = torch.full((len(distances),), len(chosen), device=distances.device)
-    for k in torch.arange(len(chosen), device=chosen.device).split(64):
-        place = reaching(nearest, distances.index_select(0, chosen[k]).to(nearest.dtype))
-        labels.scatter_reduce_(0, place % len(labels), k[place // len(labels)], "amin")
+    for some in torch.arange(len(chosen), device=chosen.device).split(64):
+        place = reaching(nearest, distances.index_select(0, chosen[some]).to(nearest.dtype))
+        labels.scatter_reduce_(0, place % len(labels), some[place // len(labels)], "amin")  # of equals the first
     return chosen, labels, float(nearest.mean())
 
 
@@ -143,8 +142,9 @@ def _rounded_distances(points):
     """Return squared distances of all pairs of rows (N, N), and up to which mean of the nearest their rounding matters.
 
     They are in bfloat16 and in a unit in which the rows are whole numbers up to 256. So are the digits of their squares
-    to the base of 256. The distances are then products without rounding before the last, in whatever order they are
-    summed, so that the same rows are drawn on processors that multiply bfloat16 fast and on others.
+    to the base of 256. Unless these squares pass 2^23, the distances are then products without rounding before the
+    last, in whatever order they are summed, so that the same rows are drawn on processors that multiply bfloat16 fast
+    and on others.
     """
     points = points - points.mean(0, dtype=torch.float64).to(points.dtype)
     grid = (points / points.abs().max().clamp(min=torch.finfo(points.dtype).tiny) * 256).round_()

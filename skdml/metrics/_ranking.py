@@ -5,10 +5,9 @@ Axis letters: Q queries, R matches.
 
 import math
 
-import numpy as np
 import torch
 
-from ._rows import tile_size
+from ._rows import reaching, tile_size
 
 _SAFETY = 1.5  # of a guess how many rows come before a match: three standard deviations of the root of a Poisson count
 
@@ -139,10 +138,3 @@ class Ranking:
             precision.append((i.double() / position).masked_fill(i > n_hits[q, None], 0).sum(1))
         n_nearer = torch.where(self.n_kept > 0, self._rows_before(i[0]), self.n_enough)
         return n_nearer, n_hits, torch.cat(precision), is_wrong
-
-
-def reaching(values, bars):
-    """Return the places, as in values.flatten(), of the values that reach their bars."""
-    if values.device.type != "cpu":
-        return (values >= bars).flatten().nonzero()[:, 0]
-    return torch.from_numpy(np.flatnonzero(values.numpy() >= bars.numpy()))  # several times faster than torch

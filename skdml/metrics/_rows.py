@@ -252,3 +252,10 @@ def _encode(labels):
         return torch.from_numpy(np.unique(labels, return_inverse=True)[1])
     except TypeError as error:
         raise TypeError(f"The labels must be of one sortable type, got a mixture: {error}. Convert them.") from error
+
+
+def reaching(values, bars):
+    """Return the places, as in values.flatten(), of the values that reach their bars."""
+    if values.device.type != "cpu":
+        return (values >= bars).flatten().nonzero()[:, 0]
+    return torch.from_numpy(np.flatnonzero(values.numpy() >= bars.numpy()))  # several times faster than torch
