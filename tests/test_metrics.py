@@ -37,6 +37,8 @@ from skdml.metrics import (
     _matches,
     _ranking,
     _rows,
+    _strips,
+    _thresholds,
     ami_score,
     intra_inter_ratio,
     map_at_r,
@@ -68,6 +70,14 @@ def in_bfloat16(request, monkeypatch):
     """Whether the processor counts as one that is fast in bfloat16; any one can compute in it."""
     monkeypatch.setattr(_bfloat16, "_has_fast_bfloat16", lambda device: request.param)
     return request.param
+
+
+@pytest.fixture(params=["tiles", "tiles in bfloat16", "strips"])
+def path(request, monkeypatch):
+    """The way in which matches are ranked."""
+    monkeypatch.setattr(_bfloat16, "_has_fast_bfloat16", lambda device: request.param == "tiles in bfloat16")
+    if request.param == "strips":
+        monkeypatch.setattr(_matches, "_MAX_HELD", 0)
 
 
 def neighbours_correct(X, y, gallery=None, gallery_y=None, metric="cosine"):
@@ -135,6 +145,11 @@ def test_equals_definition(metric, data):
         recall = quiet(recall_at_k, k=KS, metric=metric, **queries)
         patch.setattr(_matches, "_MAX_HELD", data.draw(st.sampled_from([0, 2**27])))
         patch.setattr(_ranking, "_SAFETY", data.draw(st.sampled_from([-3, 0, 1.5])))  # below: wrong guesses
+        patch.setattr(_strips, "_SAFETY", data.draw(st.sampled_from([0, 2])))
+        patch.setattr(_strips, "_MAX_KEPT", data.draw(st.sampled_from([0, 200, 2**28])))
+        patch.setattr(_strips, "_MAX_PART_QUERIES", data.draw(st.sampled_from([1, 5, 32])))
+        if data.draw(st.booleans()):  # as on a GPU
+            patch.setattr(_strips, "_rank_in_threads", _strips._rank)
         is_rough = data.draw(st.booleans())
         patch.setattr(_bfloat16, "_has_fast_bfloat16", lambda device: is_rough)
         patch.setattr(_candidates, "_MAX_ROUGH", data.draw(st.sampled_from([1 / 16, 1])))
@@ -178,13 +193,13 @@ def test_tiles_that_are_no_whole_groups_of_columns(monkeypatch, n):
 
 def test_order_within_classes_does_not_mislead_the_guess(monkeypatch):
     """Objects from 64 angles each, in one order: every n-th row would be another set of angles, whose rows are near."""
-    n_wrong, find_in_strips = [], _matches._find_in_strips
+    n_wrong, find_in_strips = [], _matches.find_in_strips
 
-    def count(queries, gallery, n_matches, index):
-        n_wrong.append(len(index))
-        return find_in_strips(queries, gallery, n_matches, index)
+    def count(queries, *args):
+        n_wrong.append(len(queries))
+        return find_in_strips(queries, *args)
 
-    monkeypatch.setattr(_matches, "_find_in_strips", count)
+    monkeypatch.setattr(_matches, "find_in_strips", count)
     monkeypatch.setattr(_rows, "CPU_TILE", 256)
     rng = np.random.default_rng(0)
     X = (rng.normal(size=(40, 1, 8)) + 2 * rng.normal(size=(1, 64, 8))).reshape(-1, 8)
@@ -196,7 +211,7 @@ def test_order_within_classes_does_not_mislead_the_guess(monkeypatch):
 @pytest.mark.parametrize("k", [1, 7, 40, 900])
 def test_largest_are_those_of_a_full_sort(k):
     S = torch.tensor(np.random.default_rng(k).integers(0, 500, size=(6, 1003))).float()
-    assert_array_equal(_matches._largest(S, k), S.sort(dim=1, descending=True).values[:, :k])
+    assert_array_equal(_thresholds.largest(S, k), S.sort(dim=1, descending=True).values[:, :k])
 
 
 def test_map_at_r_by_hand():
@@ -231,7 +246,7 @@ def test_one_class_and_two_points():
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("n", "d"), [(7, 32), (130, 37), (127, 128)])
-def test_collapsed_embeddings_tie(tile, in_bfloat16, n, d, dtype, metric):
+def test_collapsed_embeddings_tie(tile, path, n, d, dtype, metric):
     """The rounding of a product depends on the place in it: equal rows must tie all the same."""
     X = np.repeat(np.random.default_rng(0).normal(size=(1, d)), n, axis=0).astype(dtype)
     y = np.arange(n) % (n // 2)
@@ -241,7 +256,7 @@ def test_collapsed_embeddings_tie(tile, in_bfloat16, n, d, dtype, metric):
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
 @pytest.mark.parametrize("d", [512, 4096, 30_000])
-def test_equal_rows_of_many_components_tie(d, share, in_bfloat16):
+def test_equal_rows_of_many_components_tie(d, share, path):
     """Sums of many numbers of one sign have the largest rounding, which is another for each way to compute them."""
     points = (np.random.default_rng(0).random(size=(100, d)) < share).astype(np.float32)
     X, y = np.repeat(points, 4, axis=0), np.repeat(2 * np.arange(100), 4) + np.tile([0, 1], 200)
@@ -252,7 +267,7 @@ def test_equal_rows_of_many_components_tie(d, share, in_bfloat16):
 
 @pytest.mark.parametrize("kind", ["scaled", "noisy"])
 @pytest.mark.parametrize("d", [3, 8, 64])
-def test_rows_that_differ_by_the_rounding_of_their_components_tie(d, kind, in_bfloat16):
+def test_rows_that_differ_by_the_rounding_of_their_components_tie(d, kind, path):
     rng = np.random.default_rng(0)
     X = np.repeat(rng.normal(size=(1000, d)), 4, axis=0)
     if kind == "scaled":
@@ -311,6 +326,27 @@ def test_many_tiles_of_poor_and_good_embeddings(monkeypatch, in_bfloat16, n_per_
         monkeypatch.setattr(_matches, "_MAX_HELD", 2**27)
         assert in_tiles == pytest.approx(in_strips, rel=1e-12)
         assert in_tiles["map_at_r"] == pytest.approx(quiet(map_by_hand, X, y), rel=1e-12)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("safety", [0, 2])
+@pytest.mark.parametrize("max_kept", [0, 5_000, 2**28])
+def test_strips_of_few_large_classes(monkeypatch, metric, safety, max_kept):
+    """Strips of which all similarities are kept for others, some, or none, and guesses that are right or wrong."""
+    monkeypatch.setattr(_rows, "CPU_TILE", 32)
+    monkeypatch.setattr(_matches, "_MANY", 50)
+    monkeypatch.setattr(_strips, "_MAX_KEPT", max_kept)
+    monkeypatch.setattr(_strips, "_SAFETY", safety)
+    rank, n_strips = _strips._rank_in_threads, []
+    monkeypatch.setattr(_strips, "_rank_in_threads", lambda *args: n_strips.append(1) or rank(*args))
+    for spread in (0.3, 3.0):
+        X, y = make_data(0, 300, 2, d=8, spread=spread)
+        y[:5] = range(10, 15)  # classes of their own
+        ours = quiet(retrieval_report, X, y, k=KS, metric=metric)
+        assert ours["map_at_r"] == pytest.approx(map_by_hand(X, y, metric=metric), rel=1e-12)
+        assert ours["r_precision"] == pytest.approx(r_precision_by_hand(X, y, metric=metric), rel=1e-12)
+        assert_array_equal([ours[f"recall_at_{k}"] for k in KS], recall_by_hand(X, y, metric=metric))
+    assert len(n_strips) == 2 * 6
 
 
 @pytest.mark.parametrize("narrow", [False, True])

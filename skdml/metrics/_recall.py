@@ -8,7 +8,8 @@ import math
 import numpy as np
 import torch
 
-from ._rows import similarities, thresholds, tile_size, tiles
+from ._rows import similarities, tile_size, tiles
+from ._thresholds import thresholds
 
 
 def recalls_of(n_nearer, n_matches, ks):
@@ -46,7 +47,7 @@ def nearer_than_best_match(queries, gallery):
                 best[g] = torch.maximum(best[g], S.amax(0))
             best[q] = torch.maximum(best[q], S.amax(1))
 
-    best = thresholds(best, queries)
+    best = thresholds(best, queries.rounding, queries.offsets)
     for q, g, may_match, may_differ in tiles(queries, gallery, size):
         if may_differ:
             S = similarities(queries[q], gallery[g], buffer)

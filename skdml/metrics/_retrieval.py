@@ -62,7 +62,8 @@ def recall_at_k(embeddings, y, k=1, *, gallery=None, gallery_y=None, metric="cos
 
     Similarities are matrix products in the precision of the input, at least float32. Those that differ by less than
     the rounding of the product, about 5e-7 of a cosine in float32 and 1e-14 in float64, count as equal. (MAP@R and
-    R-precision compute products of float32 in float64 on some processors; there it is 2e-7.)
+    R-precision compute products of float32 in float64 on some processors, unless classes have more than a thousand
+    samples; there it is 2e-7.)
 
     References
     ----------
@@ -266,7 +267,7 @@ def map_at_r(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine", de
     -----
     Of rows at the same distance, those of the query's own class come last; :func:`recall_at_k` says what is the
     same. Memory grows with the pairs of a query and a match up to 2 GiB (3 GiB in float64); where there are more, the
-    gallery is compared with a block of queries at a time.
+    gallery is compared with some queries at a time, within the same limit.
 
     References
     ----------

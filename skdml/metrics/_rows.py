@@ -81,18 +81,6 @@ def _mute_warning_of_sparse_tensors():
         torch.sparse_csr_tensor([0, 0], [], [], (1, 1), check_invariants=False)
 
 
-def thresholds(values, queries):
-    """Return the similarity from which on a row counts as no farther than `values` (Q, ...).
-
-    Equal rows get similarities that differ by the rounding of a product, which depends on their place in it. Without
-    the margin, embeddings that have collapsed to a point would have any recall.
-    """
-    margin = queries.rounding
-    if queries.offsets is None:
-        return values - margin
-    return values * (1 + margin) - 2 * margin * queries.offsets.view(-1, *[1] * (values.ndim - 1))
-
-
 def rounding(dtype):
     """Return the rounding of the similarity of two unit vectors."""
     return _MARGIN[dtype] * torch.finfo(dtype).eps
