@@ -534,7 +534,7 @@ def test_any_processor_draws_the_same_centers(monkeypatch, dtype):
     assert off_diagonal.max() < 1.05 * off_diagonal.min()
 
 
-@pytest.mark.parametrize("spread", [1.0, 30.0])
+@pytest.mark.parametrize("spread", [1.0, 30.0, 300.0])
 @pytest.mark.parametrize("n_classes", [40, 80])
 def test_rounded_distances_draw_centers_as_well_as_exact_ones(monkeypatch, spread, n_classes):
     """Of tight classes the rounding hides the rows in one class from each other: they are drawn by exact distances."""
@@ -548,12 +548,12 @@ def test_rounded_distances_draw_centers_as_well_as_exact_ones(monkeypatch, sprea
         assert len(chosen) == n_classes
         squares = torch.cdist(points, points[chosen]).square()
         nearest = squares.amin(1).mean().item()
-        assert squares.gather(1, labels[:, None]).mean().item() == pytest.approx(nearest, rel=1e-3)
+        assert squares.gather(1, labels[:, None]).mean().item() == pytest.approx(nearest, rel=5e-3)
         assert torch.equal(labels[chosen], torch.arange(n_classes))
         return nearest
 
     rounded = np.mean([inertia(seed) for seed in range(20)])
-    assert len(n_exact) == 20 * (spread == 30)
+    assert len(n_exact) == 20 * (spread == 300)
     monkeypatch.setattr(_k_means, "_MANY", 1000)
     assert rounded == pytest.approx(np.mean([inertia(seed) for seed in range(20)]), rel=0.02)
 
