@@ -128,8 +128,8 @@ def main(quick):
     is_fast = _bfloat16._has_fast_bfloat16(torch.device("cpu"))
     if not is_fast:
         print("This processor is not known for fast bfloat16: the measures work in float32.")
-    good = (5, 0.7), (15, 0.5), (30, 0.5), (60, 0.45), (100, 0.45), (300, 0.4), (1000, 0.4), (3000, 0.4)
-    for n_per_class, spread in (*good, (100, 0), (300, 0)):
+    good = (5, 0.7), (15, 0.5), (30, 0.5), (60, 0.45), (100, 0.45), (300, 0.4), (1000, 0.4), (3000, 0.4), (n // 2, 0.3)
+    for n_per_class, spread in (*good, (100, 0), (300, 0), (1000, 0), (3000, 0)):
         X, y = make_data(n, 512, n // n_per_class, spread)
         kind = f"{n} x 512, {n_per_class} a class" if spread else f"{n} x 512, {n_per_class} a random class"
         recall, ranks = partial(recall_at_k, X, y, [1, 2, 4, 8]), partial(map_at_r, X, y)

@@ -201,7 +201,7 @@ def test_example_runs(path, tmp_path):
     if path.stem == "plot_custom_backbone":
         n_threads = "2"
     elif not options:
-        text, n_fits = re.subn(r'(max_epochs"?[=:] ?)\d+', r"\g<1>1", path.read_text(encoding="utf-8"))
+        text, n_fits = re.subn(r'(max_epochs"?[=:] ?|n_iter=)\d+', r"\g<1>1", path.read_text(encoding="utf-8"))
         assert n_fits
         path = tmp_path / path.name
         path.write_text(text, encoding="utf-8")

@@ -243,6 +243,7 @@ def test_one_class_and_two_points():
     assert recall_at_k([[1.0], [-1.0]], [3, 3]) == map_at_r([[1.0], [-1.0]], [3, 3]) == 1
 
 
+@pytest.mark.parametrize("tile", [5, 1024], indirect=True)
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("n", "d"), [(7, 32), (130, 37), (127, 128)])

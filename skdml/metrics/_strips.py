@@ -44,27 +44,21 @@ def _strips(queries, gallery):
     the column.
     """
     size = math.ceil(16 * tile_size(gallery.points) ** 2 / len(gallery))
-    if queries is not gallery:
-        buffer = gallery.points.new_empty(min(size, len(queries)) * len(gallery))
-        for start in range(0, len(queries), size):
-            q = slice(start, start + size)
-            yield q, compare(queries[q], gallery, matrix_in(buffer, len(queries[q]), len(gallery)))
-        return
     parts = [slice(start, start + size) for start in range(0, len(queries), size)]
-    buffer = gallery.points.new_empty(min(size, len(gallery)) * len(gallery))
-    kept, n_kept = {}, 0
+    buffer = gallery.points.new_empty(min(size, len(queries)) * len(gallery))
+    kept, room = {}, _MAX_KEPT
     for i, q in enumerate(parts):
         rows = queries[q]
         S = matrix_in(buffer, len(rows), len(gallery))
-        for j, g in enumerate(parts):
+        for j, g in enumerate(parts if queries is gallery else [slice(None)]):
             if (j, i) in kept:
                 S[:, g] = kept.pop((j, i))
-                n_kept -= S[:, g].numel()
+                room += S[:, g].numel()
                 continue
             compare(rows, gallery[g], S[:, g])
-            if j > i and n_kept + S[:, g].numel() <= _MAX_KEPT:
+            if j > i and S[:, g].numel() <= room:
                 kept[i, j] = S[:, g].T.clone(memory_format=torch.contiguous_format)
-                n_kept += kept[i, j].numel()
+                room -= kept[i, j].numel()
         yield q, S
 
 

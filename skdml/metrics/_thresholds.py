@@ -27,7 +27,7 @@ def thresholds(values, rounding, offsets):
 def thresholds_of_matches(queries, gallery, n_matches, dtype):
     """Return the thresholds of all matches, falling for each query, and where those of each query start (Q,)."""
     columns_of = columns_of_classes(queries.classes, gallery.classes)
-    parts = parts_of_classes(queries.classes, math.ceil(tile_size(queries.points) / 16))
+    parts = parts_of_classes(queries.classes, math.ceil(tile_size(queries.points) / 8))
     widths = torch.stack([n_matches[q].max() for q in parts]).clamp(min=1).tolist()
     n_held = [0, *itertools.accumulate((q.stop - q.start) * r for q, r in zip(parts, widths, strict=True))]
     matches = queries.points.new_empty(n_held[-1], dtype=dtype)
