@@ -65,7 +65,7 @@ def _strips(queries, gallery):
 def _rank_in_threads(S, queries, gallery, n_matches, n_enough, own):
     """Return what `find_in_strips` does, of queries with these similarities, which are changed.
 
-    In NumPy, which sorts and searches on the CPU many times faster than torch, if only in one thread.
+    NumPy sorts and searches on the CPU many times faster than torch, but in one thread: each is given some queries.
     """
     S, n_matches, n_enough, classes, gallery_classes = (
         values.numpy() for values in (S, n_matches, n_enough, queries.classes, gallery.classes)
