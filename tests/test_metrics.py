@@ -243,7 +243,6 @@ def test_one_class_and_two_points():
     assert recall_at_k([[1.0], [-1.0]], [3, 3]) == map_at_r([[1.0], [-1.0]], [3, 3]) == 1
 
 
-@pytest.mark.parametrize("tile", [5, 1024], indirect=True)
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("n", "d"), [(7, 32), (130, 37), (127, 128)])
@@ -527,10 +526,9 @@ def test_any_processor_draws_the_same_centers(monkeypatch, dtype):
     for is_fast in (False, True):
         monkeypatch.setattr(_bfloat16, "_has_fast_bfloat16", lambda device, is_fast=is_fast: is_fast)
         parts.append(_k_means._rounded_distances(points))
-    assert torch.equal(parts[0][0], parts[1][0])
-    assert parts[0][1] == parts[1][1]
+    assert torch.equal(*parts)
     exact = torch.cdist(points, points).square()
-    share = parts[0][0].double() / exact
+    share = parts[0].double() / exact
     off_diagonal = share[~torch.eye(300, dtype=torch.bool)]
     assert off_diagonal.max() < 1.05 * off_diagonal.min()
 
@@ -549,7 +547,9 @@ def test_rounded_distances_draw_centers_as_well_as_exact_ones(monkeypatch, sprea
         assert len(chosen) == n_classes
         squares = torch.cdist(points, points[chosen]).square()
         nearest = squares.amin(1).mean().item()
-        assert squares.gather(1, labels[:, None]).mean().item() == pytest.approx(nearest, rel=5e-3)
+        # Labels by rounded distances: of tight classes they are not always those of the nearest center.
+        tolerance = 5e-3 if spread == 30 else 1e-3
+        assert squares.gather(1, labels[:, None]).mean().item() == pytest.approx(nearest, rel=tolerance)
         assert torch.equal(labels[chosen], torch.arange(n_classes))
         return nearest
 

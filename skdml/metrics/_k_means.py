@@ -102,9 +102,9 @@ def _k_means_plus_plus(sample, n_clusters, rng):
     n_drawn = 2 + int(np.log(n_clusters))
     draws = torch.from_numpy(rng.random_sample((n_clusters, n_drawn))).to(sample.device)
     if n_clusters >= _MANY:
-        distances, rounding_matters = _rounded_distances(sample)
+        distances = _rounded_distances(sample)
         chosen, labels, mean = _draw(distances, draws)
-        if mean > rounding_matters:
+        if mean > _MIN_MEAN * sample.shape[1] / 6:
             return chosen, labels
     return _draw(_half_squared_distances(sample), draws)[:2]
 
@@ -140,12 +140,12 @@ def _draw(distances, draws):
 
 
 def _rounded_distances(points):
-    """Return squared distances of all pairs of rows (N, N), and up to which mean of the nearest their rounding matters.
+    """Return squared distances of all pairs of rows (N, N), in a unit of their own.
 
-    They are in bfloat16 and in a unit in which the rows are whole numbers up to 256. So are the digits of their squares
-    to the base of 256. Unless these squares pass 2^23, the distances are then products without rounding before the
-    last, in whatever order they are summed, so that the same rows are drawn on processors that multiply bfloat16 fast
-    and on others. To round the components of both rows adds a sixth of the unit for each to a distance, on average.
+    They are in bfloat16 and in the unit in which the rows are whole numbers up to 256. So are the digits of their
+    squares to the base of 256. Unless these squares pass 2^23, the distances are then products without rounding before
+    the last, in whatever order they are summed, so that the same rows are drawn on processors that multiply bfloat16
+    fast and on others. Rounding both rows adds a sixth for each component to them, on average.
     """
     points = points - points.mean(0, dtype=torch.float64).to(points.dtype)
     grid = (points / points.abs().max().clamp(min=torch.finfo(points.dtype).tiny) * 256).round_()
@@ -165,7 +165,7 @@ def _rounded_distances(points):
             part.copy_(torch.mm(left[rows], right[columns].T, out=out))
             if rows != columns:
                 distances[columns, rows] = part.T.contiguous()  # three times as fast as without the copy
-    return distances.fill_diagonal_(0).clamp_(min=0), _MIN_MEAN * points.shape[1] / 6
+    return distances.fill_diagonal_(0).clamp_(min=0)
 
 
 def _half_squared_distances(points):

@@ -162,7 +162,7 @@ def _sorted_keys(*kinds):
 
 def _rank(S, queries, gallery, n_matches, n_enough, own):
     """Return what `find_in_strips` does, of queries with these similarities, which are changed."""
-    columns = columns_of_classes(queries.classes, gallery.classes)(slice(0, len(queries)))
+    columns = columns_of_classes(queries.classes[[0, -1]], gallery.classes)(slice(0, 2))
     near, r = gallery.classes[columns], int(n_matches.max().clamp(min=1))
     matches = match_thresholds(S[:, columns].clone(), queries, near, None if own is None else own - columns.start, r)
     S[:, columns].masked_fill_(queries.classes[:, None] == near, -torch.inf)
