@@ -1,259 +1,42 @@
-"""The estimator: parameters, validation, fit, transform, score. What a method adds is its loss and its batches."""
+"""The estimator: fit, transform, score. What a method adds is its loss, its batches and parameters of its own."""
 
 import copy
 import inspect
-import os
-import re
-import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Integral
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
-from torch import nn
 
 from . import _saving
 from ._backbones import load_backbone
 from ._batches import BalancedBatches, ShuffledBatches
 from ._callbacks import CallbackSupportMixin, EpochTasks, with_callbacks
-from ._constraints import FRACTION, NON_NEGATIVE, POSITIVE, POSITIVE_INT, Interval, StrOptions, check_constraints
+from ._constraints import POSITIVE, Interval
 from ._data import Rows, check_data, is_dispatched
 from ._memory import CrossBatchMemory
-from ._mining import MINING_CONSTRAINTS, MINING_DOC
+from ._mining import MINING_CONSTRAINTS
 from ._networks import build_network
+from ._parameters import EmbedderParameters
 from ._targets import check_classes, check_sample_weight
-from ._training import (
-    OPTIMIZERS,
-    TrainingSet,
-    check_callbacks,
-    embed,
-    epochs,
-    has_lr_scheduler,
-    hold_out,
-    seeded,
-    train,
-)
+from ._training import TrainingSet, embed, epochs, hold_out, seeded, train
 from .metrics import recall_at_k
-
-# Stand once here; every class docstring holds the markers in their place. {name} is the default of that parameter.
-_SHARED_DOCS = {
-    "PROXY_PARAMETERS": """\
-    proxy_learning_rate : float, default={proxy_learning_rate}
-        Learning rate of the loss's own parameters, at its highest; > 0.
-""",
-    "PAIR_PARAMETERS": f"""\
-{textwrap.indent(MINING_DOC, "    ")}\
-    memory_size : int, default=0
-        Embeddings of the last batches that each batch is compared with, too (cross-batch memory, Wang et al., CVPR
-        2020); at least ``batch_size``, or 0: none. They are freed after the fit.
-    memory_start : int, default=100
-        Batches before the memory takes part, >= 0: early embeddings are soon out of date.
-""",
-    "BALANCED_PARAMETERS": """\
-    samples_per_class : int, default={samples_per_class}
-        K of the P x K batches, >= 2: a batch holds ``batch_size // samples_per_class`` classes and this many samples of
-        each. With fewer classes than that, a batch takes more samples of each and keeps its size. A class with fewer
-        samples gives those it has, each once.
-""",
-    "SHARED_PARAMETERS": """\
-    n_components : int or None, default=64
-        Dimension D of the embedding, >= 1. None: the backbone's own output, without a linear head.
-    backbone : torch.nn.Module, str or None, default=None
-        Maps a batch (B, ...) to features (B, f) or maps (B, f, h, w), which are pooled; a linear head to
-        ``n_components`` follows. A module is copied, never changed. "timm/resnet50" and the like: the network of that
-        library without its classifier. None: a multilayer perceptron over vectors, a small convolutional network (four
-        times convolution, BatchNorm, ReLU of widths 32, 64, 128, 128, then average pooling) over images.
-    backbone_weights : str, path or None, default="pretrained"
-        Of a backbone named by a str: "pretrained", those that the library has for it (it may fetch them); a file with
-        its state dict; a name of torchvision's weights; None: random.
-    pooling : {"avg", "max", "avg+max"}, default="avg"
-        Of the backbone's maps; "avg" is what a backbone named by a str does by itself.
-    freeze : {"none", "batchnorm", "backbone"}, default="none"
-        What is not trained: nothing; statistics, scales and shifts of the backbone's BatchNorm layers, as the papers
-        do for fine-tuning; or the whole backbone, which then runs over the data once, without augmentation, and the
-        head is trained on its features. For a given ``backbone`` only.
-    hidden_layer_sizes : tuple of int, default={hidden_layer_sizes}
-        Of the multilayer perceptron; () is a linear embedding. Not used over images or with a backbone.
-    normalize : bool, default={normalize}
-        Whether embeddings are scaled to unit length.
-    max_epochs : int, default=50
-        Upper bound on the epochs, >= 1.
-    batch_size : int, default={batch_size}
-        Samples a step, >= 1.
-    learning_rate : float, default=3e-3
-        Of the network, at its highest; > 0. For a pretrained backbone about 1e-4.
-    head_learning_rate : float or None, default=None
-        Of the linear head, at its highest; > 0. None: as the rest of the network.
-    warmup_epochs : int, default=0
-        First epochs in which only the head and the loss's own parameters are trained, >= 0.
-    lr_schedule : {"auto", "one_cycle"} or None, default="auto"
-        "one_cycle": over the whole training, the learning rates rise to their highest in 15 % of it and fall to 0, on
-        cosines, and the momentum (first beta) of Adam's kin falls from 0.95 to 0.85 and rises again. None: constant.
-        "auto": "one_cycle", but None with early stopping, a warm start or an LRScheduler callback.
-    weight_decay : float, default=1e-4
-        Of all weights, the loss's own included; >= 0. Decoupled under "adamw".
-    optimizer : {"adamw", "adam", "sgd"} or class, default="adamw"
-        A class, such as ``torch.optim.RMSprop``, is called with parameter groups and ``weight_decay``.
-    resize : int, None or "auto", default="auto"
-        Pixels of an image's shorter side after scaling (bilinear, antialiased), >= 1. None: as it is. "auto": 256 for
-        files, None for arrays.
-    crop_size : int, None or "auto", default="auto"
-        Pixels of the square that the network gets, >= 1: the middle of the image in transform, a random crop in
-        training with ``augment="standard"``. None: the whole image. "auto": 7/8 of ``resize`` for files (224 of 256),
-        None for arrays.
-    augment : {"auto", "standard"}, callable or None, default="auto"
-        What is done to the images of a training batch, on the device. "standard": a crop of random size and shape,
-        scaled to the size that the network gets, and mirrored half of the time. A callable, such as an augmentation of
-        kornia, maps images (B, C, H, W), in [0, 1] if they come from uint8, resized and cropped as in transform, to
-        images; it takes its random numbers from torch's generators. "auto": "standard" for files unless
-        ``freeze="backbone"``, None for arrays.
-    crop_scale : tuple of float, default=(0.08, 1.0)
-        Range of the random crop's share of the area, in (0, 1].
-    crop_ratio : tuple of float, default=(3 / 4, 4 / 3)
-        Range of the random crop's width over its height, > 0.
-    image_mean : float, sequence of float or None, default=None
-        What is subtracted from the pixels: one number or one a channel, for uint8 images and files in [0, 1]. None:
-        that of a backbone named by a str, else 127 / 255; float images are taken as they are.
-    image_std : float, sequence of float or None, default=None
-        What the pixels are then divided by, > 0. None: that of a backbone named by a str, else 128 / 255.
-    cache : str, path or None, default=None
-        Folder that keeps the decoded images of files, resized, so that each file is decoded once; it may serve several
-        fits at a time. None: files are decoded each time.
-    n_jobs : int or None, default=None
-        Processes that decode files. None or 1: this one; -1: as many as there are cores.
-    on_error : {"raise", "skip"}, default="raise"
-        What fit does about files that cannot be used. "skip": decodes all files before the training, leaves out those
-        that fail and warns once. transform never leaves a row out.
-    early_stopping : bool, default=False
-        Whether to hold out ``validation_fraction`` of the samples, stop when Recall@1 among them has not risen for
-        ``n_iter_no_change`` epochs, and go back to the weights of the best epoch.
-    validation_fraction : float, default=0.1
-        Share of the samples that early stopping holds out, in (0, 1); at least two of a class, or none.
-    n_iter_no_change : int, default=10
-        Epochs without a better Recall@1 before early stopping ends the training, >= 1.
-    callbacks : list of skorch callbacks or None, default=None
-        Shallow copies of them are added to the skorch net. They see "train_loss" in its history, and
-        "valid_recall_at_1" with ``early_stopping``.
-    device : str or torch.device, default="auto"
-        Where to train and transform. "auto": "cuda" where there is one, else "mps", else "cpu".
-    precision : {"float32", "bfloat16"}, default="float32"
-        "bfloat16": autocast of the network up to the normalisation. Similarities and losses stay float32.
-    warm_start : bool, default=False
-        Whether fit goes on from the weights of the fit before. The classes must be the same; parameters of the network
-        and of the loss keep the values of the first fit.
-    random_state : int, RandomState instance or None, default=None
-        Seeds the weights, the batches and the held-out samples. No global state is changed.
-    verbose : int, default=0
-        1: a progress bar over the epochs, where the output is a terminal or a notebook. 2: a line an epoch.
-""",
-    "SHARED_ATTRIBUTES": """\
-    classes_ : ndarray of shape (n_classes,)
-        The class labels, sorted.
-    network_ : torch.nn.Module
-        Maps a batch to embeddings, normalisation included; on the CPU, in eval mode.
-    criterion_ : torch.nn.Module
-        The loss, with its learned tensors; on the CPU.
-    history_ : list of dict
-        One an epoch: "epoch", "loss" (mean over the samples, by their weights), "duration" in seconds,
-        "validation_recall_at_1" with ``early_stopping``, and what callbacks recorded.
-    n_iter_ : int
-        Epochs run.
-    n_features_in_ : int
-        Numbers in a sample; of files, in what the network gets.
-    feature_names_in_ : ndarray of shape (n_features,)
-        Only where X has string column names.
-""",
-}
-
-
-def _shown(default):
-    return f'"{default}"' if isinstance(default, str) else repr(default)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class BaseEmbedder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, ABC):
+class BaseEmbedder(
+    EmbedderParameters, CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, ABC
+):
     """Base of the embedders: a network trained so that samples of one class lie close together.
 
     A subclass is a keyword-only dataclass with the method's hyperparameters as fields, their allowed values in
     ``_parameter_constraints``, and ``_make_loss``. It may give its own ``_make_batches``.
     """
-
-    n_components: int | None = 64
-    backbone: nn.Module | str | None = None
-    backbone_weights: str | os.PathLike | None = "pretrained"
-    pooling: str = "avg"
-    freeze: str = "none"
-    hidden_layer_sizes: tuple[int, ...] = (256,)
-    normalize: bool = True
-    max_epochs: int = 50
-    batch_size: int = 64
-    learning_rate: float = 3e-3
-    head_learning_rate: float | None = None
-    warmup_epochs: int = 0
-    lr_schedule: str | None = "auto"
-    weight_decay: float = 1e-4
-    optimizer: str | type = "adamw"
-    resize: int | str | None = "auto"
-    crop_size: int | str | None = "auto"
-    augment: str | Callable | None = "auto"
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    image_mean: float | tuple[float, ...] | None = None
-    image_std: float | tuple[float, ...] | None = None
-    cache: str | os.PathLike | None = None
-    n_jobs: int | None = None
-    on_error: str = "raise"
-    early_stopping: bool = False
-    validation_fraction: float = 0.1
-    n_iter_no_change: int = 10
-    callbacks: list | None = None
-    device: str | torch.device = "auto"
-    precision: str = "float32"
-    warm_start: bool = False
-    random_state: int | np.random.RandomState | None = None
-    verbose: int = 0
-
-    _parameter_constraints = {
-        "n_components": [POSITIVE_INT, None],
-        "backbone": [nn.Module, str, None],
-        "backbone_weights": [str, os.PathLike, None],
-        "pooling": [StrOptions({"avg", "max", "avg+max"})],
-        "freeze": [StrOptions({"none", "batchnorm", "backbone"})],
-        "hidden_layer_sizes": [tuple, list],
-        "normalize": ["boolean"],
-        "max_epochs": [POSITIVE_INT],
-        "batch_size": [POSITIVE_INT],
-        "learning_rate": [POSITIVE],
-        "head_learning_rate": [POSITIVE, None],
-        "warmup_epochs": [Interval(Integral, 0, None, closed="left")],
-        "lr_schedule": [StrOptions({"auto", "one_cycle"}), None],
-        "weight_decay": [NON_NEGATIVE],
-        "optimizer": [StrOptions(set(OPTIMIZERS)), type],
-        "resize": [POSITIVE_INT, StrOptions({"auto"}), None],
-        "crop_size": [POSITIVE_INT, StrOptions({"auto"}), None],
-        "augment": [StrOptions({"auto", "standard"}), callable, None],
-        "crop_scale": [tuple, list],
-        "crop_ratio": [tuple, list],
-        "image_mean": [Real, "array-like", None],
-        "image_std": [Real, "array-like", None],
-        "cache": [str, os.PathLike, None],
-        "n_jobs": [Integral, None],
-        "on_error": [StrOptions({"raise", "skip"})],
-        "early_stopping": ["boolean"],
-        "validation_fraction": [FRACTION],
-        "n_iter_no_change": [POSITIVE_INT],
-        "callbacks": [list, tuple, None],
-        "device": [str, torch.device],
-        "precision": [StrOptions({"float32", "bfloat16"})],
-        "warm_start": ["boolean"],
-        "random_state": ["random_state"],
-        "verbose": ["verbose"],
-    }
 
     # scikit-learn's HTML shows what parameters mean where there is a link to a manual; skdml's has no address.
     _doc_link_module = "skdml"
@@ -264,15 +47,6 @@ class BaseEmbedder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Transf
 
     # Whether the loss compares the samples of a batch, so that a class of one sample is nobody's positive.
     _pair_based = False
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        if cls.__doc__:
-            cls.__doc__ = inspect.cleandoc(cls.__doc__)
-            for marker, text in _SHARED_DOCS.items():
-                if marker in cls.__doc__:
-                    text = re.sub(r"\{(\w+)\}", lambda match: _shown(getattr(cls, match[1])), textwrap.dedent(text))
-                    cls.__doc__ = cls.__doc__.replace(marker, text.strip())
 
     @abstractmethod
     def _make_loss(self, n_classes, network):
@@ -575,96 +349,6 @@ class BaseEmbedder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Transf
     @property
     def _n_features_out(self):
         return self.network_.n_components
-
-    def _check_params(self):
-        check_constraints(self, self.get_params(deep=False))
-        name = type(self).__name__
-        if any(not isinstance(size, Integral) or size < 1 for size in self.hidden_layer_sizes):
-            raise ValueError(
-                f"The 'hidden_layer_sizes' parameter of {name} must hold integers >= 1. "
-                f"Got {self.hidden_layer_sizes!r} instead."
-            )
-        if isinstance(self.optimizer, type) and not issubclass(self.optimizer, torch.optim.Optimizer):
-            raise ValueError(
-                f"The 'optimizer' parameter of {name} must be one of {sorted(OPTIMIZERS)} or a class of "
-                f"torch.optim. Got {self.optimizer!r} instead."
-            )
-        if isinstance(self.backbone, str) and not re.fullmatch("(timm|torchvision)/.+", self.backbone):
-            raise ValueError(
-                f"The 'backbone' parameter of {name} must be a torch.nn.Module, None, 'timm/<name>' or "
-                f"'torchvision/<name>'. Got {self.backbone!r} instead."
-            )
-        check_callbacks(self.callbacks, self.early_stopping)
-        self._check_image_params()
-        self._check_freeze()
-
-    def _check_image_params(self):
-        name = type(self).__name__
-        for parameter, highest in (("crop_scale", 1), ("crop_ratio", np.inf)):
-            value = getattr(self, parameter)
-            if (
-                len(value) != 2
-                or not all(isinstance(v, Real) for v in value)
-                or not 0 < value[0] <= value[1] <= highest
-            ):
-                raise ValueError(
-                    f"The '{parameter}' parameter of {name} must be two numbers, 0 < lowest <= highest"
-                    f"{' <= 1' * (highest == 1)}. Got {value!r} instead."
-                )
-        for parameter, lowest in (("image_mean", -np.inf), ("image_std", 0)):
-            value = getattr(self, parameter)
-            if value is not None and not (np.isfinite(value).all() and np.greater(value, lowest).all()):
-                raise ValueError(
-                    f"The '{parameter}' parameter of {name} must hold finite numbers{' above 0' * (lowest == 0)}. Got "
-                    f"{value!r} instead."
-                )
-        if self.n_jobs == 0:
-            raise ValueError(
-                f"The 'n_jobs' parameter of {name} must be None, which is no further process, or an integer other than "
-                "0. Got 0 instead."
-            )
-
-    def _check_freeze(self):
-        if self.freeze != "none" and self.backbone is None:
-            raise ValueError(
-                f"freeze={self.freeze!r} keeps a trained backbone as it is, but backbone=None: the default network "
-                "starts from random weights. Pass a backbone or set freeze='none'."
-            )
-        if self.freeze == "backbone" and self.augment not in ("auto", None):
-            raise ValueError(
-                f"freeze='backbone' passes each image through the backbone once, so that augment={self.augment!r} has "
-                "nothing to vary. Set augment=None or freeze='none'."
-            )
-        if self.freeze == "backbone" and (self.warmup_epochs or self.n_components is None):
-            raise ValueError(
-                "freeze='backbone' trains the head alone: warmup_epochs must be 0 and n_components a number."
-            )
-
-    def _find_device(self):
-        if self.device == "auto":
-            return torch.device(
-                "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-            )
-        try:
-            device = torch.device(self.device)
-            torch.zeros(1, device=device).cpu()
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise ValueError(
-                f"The 'device' parameter of {type(self).__name__} must be 'auto' or a device that torch can use here, "
-                f"such as 'cpu'. Got {self.device!r} instead: {error}"
-            ) from error
-        return device
-
-    def _find_lr_schedule(self):
-        scheduled = has_lr_scheduler(self.callbacks)
-        if self.lr_schedule == "auto":
-            return None if self.early_stopping or self.warm_start or scheduled else "one_cycle"
-        if self.lr_schedule == "one_cycle" and scheduled:
-            raise ValueError(
-                "lr_schedule='one_cycle' and the LRScheduler among the callbacks would both set the learning rate. Set "
-                "lr_schedule=None or take the callback out."
-            )
-        return self.lr_schedule
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
