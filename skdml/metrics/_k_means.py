@@ -3,6 +3,7 @@
 Axis letters: N rows, D components, K clusters.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -65,7 +66,7 @@ def k_means(points, n_clusters, rng):
             now = torch.where(own_moved, now[:, 0] - margin[b], nearest[b])
             other = S.amax(1)
             new = (other - margin[b] > now).nonzero()[:, 0]
-            first, label, second = _two_largest(S[new])
+            first, label, second = _two_largest(S.index_select(0, new))
             labels[start + new] = moved[label]
             other[new] = torch.maximum(second, now[new] + margin[start + new])
             now[new] = first - margin[start + new]
@@ -115,22 +116,24 @@ def _draw(distances, draws):
     There are as many centers as draws or distinct rows. The distances are squared, times any number; the rows are in
     random order.
     """
-    chosen = torch.zeros(len(draws), dtype=torch.int64, device=distances.device)
     nearest = distances[0].to(torch.promote_types(distances.dtype, torch.float32), copy=True)
-    # The same memory in every turn stays in the cache.
+    chosen, total = [torch.zeros_like(nearest[0], dtype=torch.int64)], float(nearest.sum())
+    # The same memory in every turn stays in the cache; the nearest so far are in that of the turn before.
     rows = distances.new_empty(draws.shape[1], len(distances))
-    candidates = nearest.new_empty(rows.shape)
-    for k in range(1, len(draws)):
-        weights = nearest.cumsum(0, dtype=torch.float64)
-        if weights[-1] == 0:
-            chosen = chosen[:k]
+    both = nearest.new_empty(2, *rows.shape)
+    for candidates, draw in zip(itertools.cycle(both), draws[1:]):
+        if total == 0:
             break
-        drawn = torch.searchsorted(weights, draws[k] * weights[-1], right=True).clamp_(max=len(distances) - 1)
+        weights = nearest.cumsum(0, dtype=torch.float64)
+        drawn = torch.searchsorted(weights, draw * weights[-1], right=True).clamp_(max=len(distances) - 1)
         candidates.copy_(torch.index_select(distances, 0, drawn, out=rows))
         torch.minimum(candidates, nearest, out=candidates)
-        best = candidates.sum(1).argmin()
-        chosen[k] = drawn[best]
-        nearest.copy_(candidates[best])
+        totals = candidates.sum(1).tolist()
+        total = min(totals)
+        best = totals.index(total)
+        chosen.append(drawn[best])
+        nearest = candidates[best]
+    chosen = torch.stack(chosen)
 
     labels = torch.full((len(distances),), len(chosen), device=distances.device)
     for some in torch.arange(len(chosen), device=chosen.device).split(64):
