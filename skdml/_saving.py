@@ -203,7 +203,10 @@ def read_folder(path):
 
 
 def write_folder(path, contents):
-    """Write the files beside the path and move them there, so that no reader meets a half of them.
+    """Write the files to a new folder and move them to the path: all of them or none.
+
+    A folder that is there stays, as it may be the working directory or a mounted one; its files are exchanged. Who reads
+    it meanwhile is told by the sums.
 
     Raises
     ------
@@ -218,23 +221,35 @@ def write_folder(path, contents):
             f"{path} holds {sorted(present - set(FILES)) or sorted(present)}; only a saved embedder alone is replaced. "
             "Give another path."
         )
-    new = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    old = new.with_name(f"{new.name}.old")
+    name = f".{path.name}.{uuid.uuid4().hex}"
+    new = path / name if path.exists() else path.with_name(name)
     new.mkdir(parents=True)
     try:
         for file, content in contents.items():
             (new / file).write_bytes(content)
-        if path.exists():
-            shutil.copymode(path, new)
-            path.rename(old)
-        new.rename(path)
+        if new.parent == path:
+            old = new / "old"
+            old.mkdir()
+            _move([(path / file, old / file) for file in present] + [(new / file, path / file) for file in contents])
+        else:
+            new.rename(path)
     except BaseException:
-        if old.exists() and not path.exists():
-            old.rename(path)
         shutil.rmtree(new, ignore_errors=True)
         raise
-    if old.exists():
-        shutil.rmtree(old)
+    if new.exists():
+        shutil.rmtree(new)
+
+
+def _move(moves):
+    """Rename the pairs (from, to) in this order, or none of them."""
+    try:
+        for source, target in moves:
+            source.rename(target)
+    except BaseException:
+        for source, target in reversed(moves):
+            if target.exists() and not source.exists():
+                target.rename(source)
+        raise
 
 
 def _read(file):

@@ -529,9 +529,10 @@ def test_interrupted_write(call, saved, blobs, tmp_path, monkeypatch):
         fast(RAWEmbedder).fit(*blobs).save(path)
     check_equal(embedder, skdml.load(path), blobs[0])
     assert list(tmp_path.iterdir()) == [path]
+    assert {entry.name for entry in path.iterdir()} == {*FILES, "README.md"}
 
 
-@pytest.mark.parametrize("call", [1, 2])
+@pytest.mark.parametrize("call", range(1, 11))
 def test_interrupted_rename(call, saved, blobs, tmp_path, monkeypatch):
     embedder, path = saved
     rename, calls = Path.rename, []
@@ -547,6 +548,32 @@ def test_interrupted_rename(call, saved, blobs, tmp_path, monkeypatch):
         fast(RAWEmbedder).fit(*blobs).save(path)
     check_equal(embedder, skdml.load(path), blobs[0])
     assert list(tmp_path.iterdir()) == [path]
+    assert {entry.name for entry in path.iterdir()} == {*FILES, "README.md"}
+
+
+def test_nothing_is_left_of_an_interrupted_new_folder(saved, tmp_path, monkeypatch):
+    embedder, path = saved
+
+    def fails(self, target):
+        raise OSError("no space")
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(OSError, match="no space"):
+        embedder.save(tmp_path / "new")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_folder_stays(saved, blobs, tmp_path, monkeypatch):
+    """One may stand in it, and a mounted one cannot be moved."""
+    embedder, path = saved
+    (tmp_path / "empty").mkdir()
+    for folder in (path, tmp_path / "empty"):
+        monkeypatch.chdir(folder)
+        before = folder.stat().st_ino
+        embedder.save(".")
+        check_equal(embedder, skdml.load("."), blobs[0])
+        assert folder.stat().st_ino == before
+        assert {entry.name for entry in folder.iterdir()} == {*FILES, "README.md"}
 
 
 def test_global_state_is_untouched(blobs, tmp_path):
