@@ -346,6 +346,28 @@ class BaseEmbedder(
     def __setstate__(self, state):
         _saving.restore_state(self, state)
 
+    def get_feature_names_out(self, input_features=None):
+        """Return the names of the components, the class in small letters and a number.
+
+        Parameters
+        ----------
+        input_features : array-like of str or None, default=None
+            Names of the features of X, which are only checked, and only where X holds vectors.
+
+        Returns
+        -------
+        ndarray of str, shape (n_components,)
+            The names.
+
+        Raises
+        ------
+        ValueError
+            If the names are not those of the features in fit, or not as many.
+        """
+        # A column of images or of paths is one feature, of many numbers each.
+        is_vectors = not hasattr(self, "_input") or self._input["kind"] == "vectors"
+        return super().get_feature_names_out(input_features if is_vectors else None)
+
     @property
     def _n_features_out(self):
         return self.network_.n_components

@@ -176,7 +176,7 @@ def check_data(estimator, X, *, reset, training=False, pixel_scale=None):
         If X is empty, complex, not finite, of a shape or type that is no kind of data, or not as it was in fit.
     """
     if isinstance(X, torch.Tensor) and (X.device.type == "cpu" or not is_dispatched(X)):
-        X = np.asarray(X.detach())
+        X = np.asarray(X.detach().float() if X.dtype == torch.bfloat16 else X.detach())  # which NumPy does not have
     if holds_paths(X):
         return _check_files(estimator, X, reset, training, pixel_scale)
     with np.errstate(over="ignore", invalid="ignore"):  # a number too large for float32 is an error a moment later
@@ -232,6 +232,11 @@ def _check_vectors(estimator, X, reset):
         validate_data(estimator, X, reset=reset, skip_check_array=True)
         X = _check_tensor(X, torch.float32)
     else:
+        if getattr(X, "shape", ())[1:] == (1,) and not sparse.issparse(X) and holds_paths(np.asarray(X)[:, 0]):
+            raise ValueError(
+                f"X has shape {X.shape} and holds strings, but paths of images are a 1-D sequence. Pass the column "
+                'itself: df["path"] or X[:, 0]; to a ColumnTransformer its name, not a list of names.'
+            )
         X = validate_data(estimator, X, reset=reset, accept_sparse="csr", dtype=np.float32, order="C")
     if reset:
         _refuse_image_parameters(estimator, f"X holds vectors, of shape {X.shape}")
@@ -449,7 +454,8 @@ def _check_channels(X):
         raise ValueError(
             f"uint8 images must have shape (n, H, W, C), channels last; got {X.shape}. Use np.moveaxis(X, 1, -1)."
         )
-    if not is_uint8 and X.shape[3] in (1, 3, 4) and X.shape[1] == X.shape[2] > 4:
+    # What is one number wide may be signals, (n, C, length, 1).
+    if not is_uint8 and X.shape[1] > 4 and (X.shape[3] in (3, 4) or (X.shape[3] == 1 and X.shape[1] == X.shape[2])):
         raise ValueError(
             f"float images must have shape (n, C, H, W), channels first; got {X.shape}. Use np.moveaxis(X, -1, 1)."
         )

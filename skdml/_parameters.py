@@ -123,7 +123,8 @@ _SHARED_DOCS = {
         Whether fit goes on from the weights of the fit before. The classes must be the same; parameters of the network
         and of the loss keep the values of the first fit.
     random_state : int, RandomState instance or None, default=None
-        Seeds the weights, the batches and the held-out samples. No global state is changed.
+        Seeds the weights, the batches and the held-out samples. None: other ones in each fit, from NumPy's generator.
+        No other global state is changed.
     verbose : int, default=0
         1: a progress bar over the epochs, where the output is a terminal or a notebook. 2: a line an epoch.
 """,

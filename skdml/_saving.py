@@ -205,8 +205,8 @@ def read_folder(path):
 def write_folder(path, contents):
     """Write the files to a new folder and move them to the path: all of them or none.
 
-    A folder that is there stays, as it may be the working directory or a mounted one; its files are exchanged. Who reads
-    it meanwhile is told by the sums.
+    A folder that is there stays, as it may be the working directory or a mounted one, and its files are exchanged: the
+    sums tell whoever reads it meanwhile.
 
     Raises
     ------

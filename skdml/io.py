@@ -4,7 +4,10 @@ import inspect
 
 import torch
 
+from . import metrics, model_selection
 from ._base import BaseEmbedder
+from ._fold_ensemble import FoldEnsembleEmbedder
+from .verification import PairVerifier
 
 __all__ = ["TRUSTED_TYPES"]
 
@@ -16,12 +19,21 @@ def _embedders(base=BaseEmbedder):
         yield from _embedders(cls)
 
 
+def _classes(module):
+    return (value for name in module.__all__ if inspect.isclass(value := getattr(module, name)))
+
+
 #: Names of the types that fitted embedders consist of, for ``skops.io.load(file, trusted=TRUSTED_TYPES)``: the
-#: embedders, ``torch.device`` and the optimizers of torch. Modules and functions of one's own are not among them.
+#: estimators, scorers and splitters of skdml, ``torch.device`` and the optimizers of torch. Modules and functions of
+#: one's own are not among them.
 TRUSTED_TYPES = sorted(
     f"{cls.__module__}.{cls.__qualname__}"
     for cls in {
         *_embedders(),
+        FoldEnsembleEmbedder,
+        PairVerifier,
+        *_classes(metrics),
+        *_classes(model_selection),
         torch.device,
         *(
             cls

@@ -18,8 +18,8 @@ from .metrics._rows import check_points, normalize_, prepare, similarities, tile
 
 __all__ = ["PairVerifier", "calibrate_threshold"]
 
-_HALF = 2**19  # bins of similarities in [0, 1): 2e-6 wide, a few times the rounding of a product in float32
-_N_BINS = 2 * _HALF + 1  # from -1 to 1, the last for 1 alone
+_HALF = 2**19  # bins of similarities in [0, 1]: 2e-6 wide, a few times the rounding of a product in float32
+_N_BINS = 2 * _HALF + 1  # from -1 to 1; 0, 1/2 and 1, which equal rows and codes have, are in the middle of theirs
 
 
 def calibrate_threshold(embedder, X, y, *, strategy="eer", far=1e-3):
@@ -67,8 +67,8 @@ def calibrate_threshold(embedder, X, y, *, strategy="eer", far=1e-3):
     Notes
     -----
     The pairs are counted in :math:`2^{20}` bins of similarity, in one pass over tiles of similarities; no pair is held.
-    The threshold is therefore a multiple of :math:`2^{-19}`, about 2e-6, for which the counts are exact. FAR may be
-    measured no finer than one over the pairs of two classes.
+    The threshold is therefore an odd multiple of :math:`2^{-20}`, about 1e-6, for which the counts are exact but for
+    pairs within the rounding of it. FAR may be measured no finer than one over the pairs of two classes.
 
     Examples
     --------
@@ -88,7 +88,7 @@ def calibrate_threshold(embedder, X, y, *, strategy="eer", far=1e-3):
     else:
         chosen = (false - true).argmin()
     alike = np.flatnonzero((false == false[chosen]) & (true == true[chosen]))
-    return float((alike[0] + alike[-1]) // 2 - _HALF) / _HALF
+    return float((alike[0] + alike[-1]) // 2 - _HALF - 0.5) / _HALF
 
 
 class PairVerifier(BaseEstimator):
@@ -207,7 +207,8 @@ class PairVerifier(BaseEstimator):
             If X holds no pairs, or an embedding is not finite.
         """
         check_is_fitted(self)
-        if isinstance(X, (tuple, list)) and len(X) == 2:
+        is_two_pairs = isinstance(X, list) and all(isinstance(side, list) and len(side) == 2 for side in X)
+        if isinstance(X, (tuple, list)) and len(X) == 2 and not is_two_pairs:
             Z = [normalize_(_embed(self.embedder_, side)) for side in X]
         else:
             X = np.asarray(X)
@@ -218,8 +219,12 @@ class PairVerifier(BaseEstimator):
                 )
             Z = normalize_(_embed(self.embedder_, X.reshape(-1, *X.shape[2:])))  # (2 P, D)
             Z = [Z[::2], Z[1::2]]
-        if Z[0].shape != Z[1].shape:
+        if len(Z[0]) != len(Z[1]):
             raise ValueError(f"A pair has two samples; got {len(Z[0])} first samples and {len(Z[1])} second ones.")
+        if Z[0].shape != Z[1].shape:
+            raise ValueError(
+                f"The embedder gives {Z[0].shape[1]} components of first samples, {Z[1].shape[1]} of second."
+            )
         return (Z[0] * Z[1]).sum(1).cpu().numpy() - self.threshold_
 
     def predict(self, X):
@@ -228,7 +233,8 @@ class PairVerifier(BaseEstimator):
         Parameters
         ----------
         X : array-like of shape (n_pairs, 2, ...), or tuple or list of two array-likes of shape (n_pairs, ...)
-            The two samples of each pair; or all first samples and all second ones.
+            The two samples of each pair; or all first samples and all second ones. Two lists of two samples each, in a
+            list, are two pairs.
 
         Returns
         -------
@@ -297,7 +303,7 @@ def _count_pairs(Z, y):
     for q, g, may_match, _ in tiles(rows, rows, size):
         S = similarities(rows[q], rows[g], buffer)
         # A power of two scales without rounding, so that the bins are those of S >= threshold.
-        bins = S.mul_(_HALF).floor_().clamp_(-_HALF, _HALF).int().add_(_HALF)
+        bins = S.mul_(_HALF).add_(0.5).floor_().clamp_(-_HALF, _HALF).int().add_(_HALF)
         if may_match:
             bins += (rows.classes[q, None] == rows.classes[g]).int().mul_(_N_BINS)
         found = torch.bincount(bins.flatten(), minlength=2 * _N_BINS if may_match else _N_BINS)

@@ -543,6 +543,8 @@ BAD_DATA = [
     ("complex images", np.zeros((20, 1, 8, 8), complex), Y_GOOD, "Complex data not supported"),
     ("channels first uint8", np.zeros((20, 3, 8, 8), np.uint8), Y_GOOD, r"moveaxis\(X, 1, -1\)"),
     ("channels last float", np.zeros((20, 8, 8, 3)), Y_GOOD, r"moveaxis\(X, -1, 1\)"),
+    ("wide channels last float", np.zeros((20, 12, 16, 3)), Y_GOOD, r"moveaxis\(X, -1, 1\)"),
+    ("a column of paths", np.full((20, 1), "a.png"), Y_GOOD, r"shape \(20, 1\) and holds strings.*df\[\"path\"\]"),
     ("flat images", np.zeros((20, 0, 8), np.uint8), Y_GOOD, "no axis may be empty"),
     ("5-D uint8", np.zeros((20, 2, 2, 2, 2), np.uint8), Y_GOOD, "Images must be uint8 of shape"),
 ]

@@ -16,6 +16,7 @@ import sklearn
 import torch
 from PIL import Image, ImageOps
 from sklearn.base import clone
+from sklearn.compose import ColumnTransformer
 from sklearn.model_selection import GridSearchCV, cross_validate
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
@@ -388,6 +389,14 @@ def test_pandas_output_has_the_index_of_the_column_and_none_of_a_list(paths):
     output = fitted.transform(paths)
     assert output.index.tolist() == list(range(20))
     assert output.columns[0] == "softtripleembedder0"
+
+
+def test_column_of_a_column_transformer(paths):
+    frame = pd.DataFrame({"path": paths, "size": np.arange(20.0)})
+    transformer = ColumnTransformer([("image", embedder(n_components=2), "path")], remainder="passthrough")
+    names = transformer.fit(frame, Y).get_feature_names_out().tolist()
+    assert names == ["image__softtripleembedder0", "image__softtripleembedder1", "remainder__size"]
+    assert transformer.set_output(transform="pandas").fit_transform(frame, Y).columns.tolist() == names
 
 
 def test_pickle_and_clone(paths):

@@ -314,6 +314,18 @@ def test_euclidean_of_data_far_from_the_origin():
     assert_array_equal(recall_at_k(X, y, KS, metric="euclidean"), expected)
 
 
+@pytest.mark.parametrize(("dtype", "scale"), [("float32", 1e-25), ("float32", 1e-37), ("float64", 1e-200)])
+def test_euclidean_of_tiny_data(in_bfloat16, dtype, scale):
+    """The squares of the data would be 0."""
+    X, y = make_data(0, 60, 6)
+    expected = retrieval_report(X, y, metric="euclidean")
+    found = retrieval_report((X * scale).astype(dtype), y, metric="euclidean")
+    assert found == pytest.approx(expected, abs=1e-6)
+    # Where one row is far from the others, these are too near to each other to be told apart.
+    X = np.concatenate([X * scale, np.ones((1, X.shape[1]))]).astype(dtype)
+    assert quiet(retrieval_report, X, np.append(y, 6), metric="euclidean")["map_at_r"] == 0
+
+
 @pytest.mark.parametrize("n_per_class", [3, 40])
 def test_many_tiles_of_poor_and_good_embeddings(monkeypatch, in_bfloat16, n_per_class):
     """Enough tiles for the bar to be set again and again, and queries of which no match is a hit."""
@@ -636,6 +648,13 @@ def test_intra_inter_ratio_by_hand(tile, metric):
     assert intra_inter_ratio(X, y, metric=metric) == pytest.approx(intra / inter, rel=1e-9)
 
 
+def test_intra_inter_ratio_of_a_common_direction():
+    """Cosines near 1 in float32 hold few digits of the distances."""
+    X, y = make_data(0, 50, 6)
+    X = (X + 1e4).astype(np.float32)
+    assert intra_inter_ratio(X, y) == pytest.approx(intra_inter_ratio(X.astype(np.float64), y), rel=1e-3)
+
+
 def test_intra_inter_ratio_at_its_limits():
     assert intra_inter_ratio([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], [0, 0, 1]) == 0
     assert np.isnan(intra_inter_ratio([[1.0, 0.0]] * 4, [0, 0, 1, 1]))
@@ -675,7 +694,8 @@ def test_uniformity_by_hand(tile):
 
 def test_uniformity_at_its_limits():
     assert uniformity([[1.0, 2.0]] * 5) == 0
-    assert uniformity([[1.0], [-1.0]], t=3) == pytest.approx(-12)
+    for t in (3, 30.0, 1000):
+        assert uniformity([[1.0], [-1.0]], t=t) == pytest.approx(-4 * t)
     for t in (0, -1.0, np.inf, "2"):
         with pytest.raises(ValueError, match="t must be a positive number, got"):
             uniformity(X, t=t)

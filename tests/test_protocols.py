@@ -147,6 +147,13 @@ def test_scoring_monitor_and_progress_bar_through_a_grid_search(blobs, capsys):
     assert "RAWEmbedder" in capsys.readouterr().out
 
 
+def test_tensor_of_a_type_that_numpy_has_not(blobs):
+    X, y = torch.tensor(blobs[0], dtype=torch.bfloat16), blobs[1]
+    embedder = RAWEmbedder(batch_size=16, max_epochs=2, random_state=0)
+    expected = embedder.fit(X.float(), y).transform(X.float())
+    np.testing.assert_array_equal(embedder.fit(X, y).transform(X), expected)
+
+
 def test_array_api_tensors_in_tensors_out():
     """In a process of its own: SciPy reads the switch when it is imported."""
     code = """

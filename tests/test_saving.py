@@ -21,6 +21,7 @@ import skops.io
 import torch
 from scipy import sparse
 from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -28,7 +29,17 @@ from skorch.callbacks import EpochTimer, LRScheduler
 from torch import nn
 
 import skdml
-from skdml import BIEREmbedder, HDCEmbedder, MetricEmbedder, RAWEmbedder, SoftTripleEmbedder
+from skdml import (
+    BIEREmbedder,
+    ClassKFold,
+    FoldEnsembleEmbedder,
+    HDCEmbedder,
+    MetricEmbedder,
+    PairVerifier,
+    RAWEmbedder,
+    RecallAtK,
+    SoftTripleEmbedder,
+)
 from skdml._base import BaseEmbedder
 from skdml._json import decode, encode
 from skdml.io import TRUSTED_TYPES
@@ -872,11 +883,22 @@ def test_pipeline(blobs):
     np.testing.assert_array_equal(read.predict_proba(X), pipeline.predict_proba(X))
 
 
+def test_what_stands_around_an_embedder(blobs):
+    X, y = blobs
+    search = GridSearchCV(fast(RAWEmbedder), {"normalize": [True]}, scoring=RecallAtK(1), cv=ClassKFold(2)).fit(X, y)
+    verifier = PairVerifier(search.best_estimator_).fit(X, y)
+    ensemble = FoldEnsembleEmbedder(fast(RAWEmbedder), cv=ClassKFold(2)).fit(X, y)
+    types = set(skops.io.get_untrusted_types(data=skops.io.dumps([search, verifier, ensemble])))
+    assert {name for name in types if name.startswith("skdml.")} <= set(TRUSTED_TYPES)
+    read = skops.io.loads(skops.io.dumps(verifier), trusted=TRUSTED_TYPES)
+    np.testing.assert_array_equal(read.decision_function((X, X[::-1])), verifier.decision_function((X, X[::-1])))
+
+
 def test_trusted_types_are_data():
-    """Only what holds data when it is built: the embedders, devices and classes of optimizers."""
+    """Only what holds data when it is built: the estimators, scorers, splitters, devices and classes of optimizers."""
     embedders = {f"{cls.__module__}.{cls.__name__}" for cls in EMBEDDERS}
     assert embedders <= set(TRUSTED_TYPES)
-    assert all(name.startswith(("skdml._", "torch.optim.")) or name == "torch.device" for name in TRUSTED_TYPES)
+    assert all(name.startswith(("skdml.", "torch.optim.")) or name == "torch.device" for name in TRUSTED_TYPES)
 
 
 def test_nothing_else_needs_trust(saved):

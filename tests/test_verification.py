@@ -85,6 +85,28 @@ def test_threshold_is_the_best_of_all(seed, n_classes, spread, far, tile_size):
     assert found["far"][1] == candidates[candidates[:, 0] <= far, 1].min()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_equal_rows_are_not_split_by_their_rounding(dtype):
+    """Their cosine is 1, and half of a bin from any threshold."""
+    Z = np.random.default_rng(69).normal(size=(12, 8)).astype(dtype)
+    Z, y = np.concatenate([Z, Z]), np.concatenate([np.arange(12), np.arange(4), np.arange(12, 20)])
+    i, j = np.triu_indices(len(Z), 1)
+    accepted = PairVerifier(IDENTITY, strategy="far", far=0.01).fit(Z, y).predict((Z[i], Z[j]))
+    assert accepted[y[i] != y[j]].mean() <= 0.01
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_codes_are_not_split_by_their_rounding(dtype):
+    rng = np.random.default_rng(1)
+    y, classes = np.repeat(np.arange(20), 6), rng.choice([-1, 1], size=(20, 10))
+    codes = np.where(rng.random((120, 10)) < 0.3, -classes[y], classes[y]).astype(dtype)
+    similarity, same = all_pairs(codes, y)
+    similarity = similarity.round(6)
+    threshold = calibrate_threshold(IDENTITY, codes, y, strategy="max_accuracy")
+    best = min(np.sum((similarity >= t) != same) for t in gaps(similarity))
+    assert np.sum((similarity >= threshold) != same) == best
+
+
 def test_tiles_of_any_size(tile):
     Z, y = make_data(1, 50)
     assert calibrate_threshold(IDENTITY, Z, y) == pytest.approx(0.328, abs=0.5)
@@ -251,6 +273,13 @@ def test_pairs_are_checked(pairs, message):
     verifier = PairVerifier(PCA(3)).fit(*make_data())
     with pytest.raises(ValueError, match=message):
         verifier.predict(pairs)
+
+
+def test_two_pairs_in_a_list_are_pairs():
+    Z, y = make_data()
+    verifier = PairVerifier(PCA(3)).fit(Z, y)
+    pairs = Z[:4].reshape(2, 2, -1)
+    assert_array_equal(verifier.decision_function(pairs.tolist()), verifier.decision_function(pairs))
 
 
 def test_roc_auc_is_that_of_all_pairs():

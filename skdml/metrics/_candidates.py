@@ -31,7 +31,8 @@ class Block:
         return len(self.rows)
 
     def exact(self):
-        return replace(self, rounded=None, margin=torch.zeros_like(self.margin))
+        # The bars are of the input's type, in which less than the margin may have become 0.
+        return replace(self, rounded=None, margin=torch.full_like(self.margin, torch.finfo(torch.float32).tiny))
 
     @property
     def is_rounded_last(self):

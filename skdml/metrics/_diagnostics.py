@@ -77,6 +77,8 @@ def intra_inter_ratio(embeddings, y, *, metric="cosine", device=None):
             f"The ratio needs two classes or more and two rows of one of them, got {len(sizes)} classes, the largest "
             f"with {int(sizes.max())} rows."
         )
+    if metric == "cosine":
+        rows.points.sub_(rows.points.mean(0))  # what all have in common is no distance, but rounds them
     centers = rows.points.new_zeros(len(sizes), rows.points.shape[1])
     centers.index_add_(0, rows.classes, rows.points / sizes[rows.classes, None])
     intra, inter = _mean_distance(rows.points, rows.classes), _mean_distance(centers)
@@ -208,13 +210,13 @@ def uniformity(embeddings, *, t=2.0, device=None):
     X = normalize_(check_points(embeddings, "embeddings", device).clone())
     if len(X) < 2:
         raise ValueError("embeddings must have two rows or more to form pairs, got 1.")
-    total = 0.0
+    parts = []
     for half_squares, q, g in _half_squares(X):
-        potential = half_squares.mul_(-2 * t).exp_()
+        potential = half_squares.mul_(-2 * t)
         if q == g:
-            potential.fill_diagonal_(0)
-        total += potential.sum().item() * (1 if q == g else 2)
-    return math.log(total / (len(X) * (len(X) - 1)))
+            potential.fill_diagonal_(-torch.inf)
+        parts.append(potential.logsumexp((0, 1)).double() + math.log(1 if q == g else 2))
+    return float(torch.stack(parts).logsumexp(0)) - math.log(len(X) * (len(X) - 1))
 
 
 def _mean_distance(points, classes=None):

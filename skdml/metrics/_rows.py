@@ -167,6 +167,12 @@ def _to_metric(sorted_rows, metric):
     center = gallery[:: 1 + len(gallery) // 1000].median(0).values
     for rows in sorted_rows:
         rows.points.sub_(center)
+    # The squares of small ones would vanish; a power of two scales them without rounding.
+    largest = max(float(rows.points.abs().max()) for rows in sorted_rows)
+    most = int(math.log2(torch.finfo(gallery.dtype).max)) - 1
+    scale = 2.0 ** max(0, min(most, -math.frexp(largest)[1]))
+    for rows in sorted_rows:
+        rows.points.mul_(scale)
         rows.offsets = rows.points.square().sum(1).div_(2)
         if not rows.offsets.isfinite().all():
             raise ValueError(
