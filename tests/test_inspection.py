@@ -534,3 +534,33 @@ def test_estimators_of_scikit_learn(display, blobs):
         display.from_estimator(KNeighborsClassifier().fit(X, y), X, y)
     with pytest.raises(NotFittedError):
         display.from_estimator(StandardScaler(), X, y)
+
+
+def test_names_that_matplotlib_reads_otherwise(Z, y):
+    """It leaves out labels that begin with an underscore, and what stands between dollars is a formula."""
+    names = np.array(["_noise", "$1_$", "a long name of a class 1", "a long name of a class 2"])[y]
+    display = EmbeddingDisplay.from_embeddings(Z, names, random_state=0)
+    display.figure_.canvas.draw()
+    labels = [text.get_text().strip() for text in display.ax_.get_legend().get_texts()]
+    assert labels == [r"\$1_\$", "_noise", "a long name of a class 1", "a long name of a class 2"]
+    texts = np.array(["$10%$20", "$a_$", ""])[np.arange(60) % 3]
+    RetrievalDisplay.from_embeddings(Z, names, texts=texts).figure_.canvas.draw()
+    RetrievalDisplay.from_embeddings(Z, np.array(["", "b", "c", "d"])[y], texts=[""] * 60).figure_.canvas.draw()
+    recall = RecallCurveDisplay.from_embeddings(Z, y, name="_a")
+    history = HistoryDisplay([{"epoch": 1, "loss": 2.0}], name="_a").plot()
+    assert len(recall.ax_.get_legend().get_texts()) == len(history.ax_.get_legend().get_texts()) == 1
+
+
+def test_one_epoch_is_a_point():
+    display = HistoryDisplay([{"epoch": 1, "loss": 2.0}]).plot()
+    assert display.line_.get_marker() == "o"
+    assert all(tick == int(tick) for tick in display.ax_.get_xticks())
+
+
+def test_ticks_are_the_numbers_of_neighbors(Z, y):
+    display = RecallCurveDisplay.from_embeddings(Z, y, k=[3, 5, 7])
+    assert display.ax_.get_xticks().tolist() == [3, 5, 7]
+    RecallCurveDisplay.from_embeddings(Z, y, k=[1, 7], ax=display.ax_)
+    assert display.ax_.get_xticks().tolist() == [1, 3, 5, 7]
+    RecallCurveDisplay.from_embeddings(Z, y, k=range(1, 40), ax=display.ax_)
+    assert len(display.ax_.get_xticks()) < 12

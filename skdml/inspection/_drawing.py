@@ -119,13 +119,19 @@ def make_tiles(rows, y, images=None, texts=None):
     return list(shown) if shown.dtype == np.uint8 else [_stretch(image) for image in shown]
 
 
-def class_name(label):
-    """Return a short name of a class."""
-    return _shorten(label if isinstance(label, str) else f"class {label}", 2)
+def class_name(label, width=12):
+    """Return a short name of a class, in two lines of so many letters at most."""
+    return _shorten(label if isinstance(label, str) else f"class {label}", 2, width)
 
 
-def _shorten(text, n_lines):
-    return "\n".join(textwrap.wrap(str(text), width=12, max_lines=n_lines, placeholder=" …"))
+def legend_label(text):
+    """Return the text as matplotlib shows it: it leaves out what begins with an underscore."""
+    return f" {text}" if text is not None and text.startswith("_") else text
+
+
+def _shorten(text, n_lines, width=12):
+    text = "\n".join(textwrap.wrap(str(text), width=width, max_lines=n_lines, placeholder=" …"))
+    return text.replace("$", r"\$")  # else what stands between two is a formula
 
 
 def _stretch(image):
@@ -172,7 +178,7 @@ def draw_text(ax, x, y, text, *, letter=0.12, width):
     from matplotlib.textpath import TextPath
     from matplotlib.transforms import Affine2D
 
-    lines = text.strip().split("\n")
+    lines = text.strip().split("\n") if text.strip() else []
     for i, line in enumerate(lines):
         path = TextPath((0, 0), line, size=100)
         left, right = path.vertices[:, 0].min(), path.vertices[:, 0].max()

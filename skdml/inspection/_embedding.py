@@ -13,6 +13,7 @@ from ._drawing import (
     draw_tile,
     embed,
     find_images,
+    legend_label,
     make_tiles,
     new_axes,
     set_view,
@@ -202,7 +203,8 @@ class EmbeddingDisplay:
             ax = new_axes(self, (7 + 1.3 * has_legend, 0.6 + 7 * height / width))
         for c, label in enumerate(classes):
             style = {"color": COLORS[c % len(COLORS)], "marker": MARKERS[c % len(MARKERS)]}
-            ax.scatter(*self.points[self.y == label].T, s=25, linewidth=0, label=class_name(label), **style)
+            style["label"] = legend_label(class_name(label, 24))
+            ax.scatter(*self.points[self.y == label].T, s=25, linewidth=0, **style)
         for i, image in (self.thumbnails or {}).items():
             color = COLORS[np.searchsorted(classes, self.y[i]) % len(COLORS)]
             draw_tile(ax, *self.points[i], image, side=side, color=color, linewidth=1)

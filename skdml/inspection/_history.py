@@ -5,7 +5,7 @@ from numbers import Real
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from ._drawing import COLORS, LINE_STYLES, last_step, new_axes
+from ._drawing import COLORS, LINE_STYLES, last_step, legend_label, new_axes
 
 _LABELS = {
     "loss": "loss",
@@ -121,7 +121,8 @@ class HistoryDisplay:
         color = COLORS[i % len(COLORS)]
         epochs = [epoch["epoch"] for epoch in self.history]
         values = [epoch.get(self.measure, np.nan) for epoch in self.history]  # a warm start may record something else
-        (self.line_,) = ax.plot(epochs, values, LINE_STYLES[i % len(LINE_STYLES)], color=color, label=self.name)
+        style = {"color": color, "marker": "o" if len(epochs) == 1 else None, "label": legend_label(self.name)}
+        (self.line_,) = ax.plot(epochs, values, LINE_STYLES[i % len(LINE_STYLES)], **style)
         recall = [epoch.get("validation_recall_at_1", np.nan) for epoch in self.history]
         if not np.isnan(recall).all():
             best = np.nanargmax(recall)
@@ -130,7 +131,7 @@ class HistoryDisplay:
         elif not ax.get_xlabel():
             ax.set_xlabel("epoch")
         ax.set_ylabel(_LABELS.get(self.measure, self.measure))
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         if self.name is not None:
             ax.legend()
         self.ax_ = ax

@@ -3,7 +3,9 @@
 import numpy as np
 
 from ..metrics import recall_at_k
-from ._drawing import COLORS, LINE_STYLES, MARKERS, embed, new_axes
+from ._drawing import COLORS, LINE_STYLES, MARKERS, embed, legend_label, new_axes
+
+_MAX_TICKS = 10  # more would overlap
 
 
 class RecallCurveDisplay:
@@ -171,9 +173,13 @@ class RecallCurveDisplay:
             color=COLORS[i % len(COLORS)],
             linestyle=LINE_STYLES[i % len(LINE_STYLES)],
             marker=MARKERS[i % len(MARKERS)],
-            label=score if self.name is None else f"{self.name} ({score})",
+            label=score if self.name is None else legend_label(f"{self.name} ({score})"),
         )
         ax.set_xscale("log", base=2)
+        k = np.unique(np.concatenate([line.get_xdata() for line in ax.lines]))
+        if len(k) <= _MAX_TICKS:
+            ax.set_xticks(k)
+            ax.set_xticks([], minor=True)
         ax.xaxis.set_major_formatter("{x:g}")
         ax.set(xlabel="K", ylabel="Recall@K")
         ax.legend(loc="lower right")
