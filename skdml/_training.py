@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager, nullcontext
 import numpy as np
 import torch
 from skorch import NeuralNet
-from skorch.callbacks import Callback, EarlyStopping, EpochTimer, LRScheduler
+from skorch.callbacks import BatchScoring, Callback, EarlyStopping, EpochScoring, EpochTimer, LRScheduler
 from skorch.utils import TeeGenerator
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
@@ -235,7 +235,7 @@ def _copied(callback):
 
 
 def check_callbacks(callbacks, early_stopping):
-    """Refuse what is no skorch callback, and one that monitors a value that is not recorded.
+    """Refuse what is no skorch callback, and one that needs a prediction or a value that is not recorded.
 
     Raises
     ------
@@ -246,6 +246,11 @@ def check_callbacks(callbacks, early_stopping):
     for callback in _instances(callbacks):
         if not isinstance(callback, Callback):
             raise TypeError(f"callbacks must be a list of skorch callbacks, or of (name, callback); got {callback!r}.")
+        if isinstance(callback, EpochScoring | BatchScoring):
+            raise TypeError(
+                f"{type(callback).__name__} scores what a network predicts, and an embedder predicts nothing. For a "
+                "score after each epoch set early_stopping=True, or use ScoringMonitor of scikit-learn's callbacks."
+            )
         monitor = getattr(callback, "monitor", None)
         if isinstance(monitor, str) and monitor.removesuffix("_best") in missing:
             raise ValueError(

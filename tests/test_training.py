@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from skorch.callbacks import Callback, Checkpoint, EarlyStopping, GradientNormClipping, LRScheduler
+from skorch.callbacks import Callback, Checkpoint, EarlyStopping, EpochScoring, GradientNormClipping, LRScheduler
 from torch import nn
 
 from skdml import SoftTripleEmbedder, recall_at_k
@@ -143,6 +143,7 @@ def test_callbacks_are_copied_and_can_record(blobs, named):
     ("callbacks", "error", "message"),
     [
         ([print], TypeError, "skorch callbacks"),
+        ([EpochScoring("accuracy")], TypeError, "EpochScoring scores what a network predicts"),
         ([EarlyStopping], ValueError, "monitors 'valid_loss', which is not recorded"),
         ([Checkpoint(monitor="valid_recall_at_1_best")], ValueError, "early_stopping=True"),
     ],
