@@ -295,7 +295,7 @@ class BaseEmbedder(
         Parameters
         ----------
         path : str or path-like
-            The folder. It is written as a whole or not at all; a saved embedder is replaced, and so is an empty folder.
+            The folder, a new or empty one or that of a saved embedder, which is replaced: all files or none.
         measures : dict of str to float or None, default=None
             Numbers for the model card, such as what a :class:`skdml.metrics.RetrievalScorer` returns.
 

@@ -105,6 +105,28 @@ class FoldEnsembleEmbedder(ClassNamePrefixFeaturesOutMixin, MetaEstimatorMixin, 
                 delattr(self, name)
         return self
 
+    def get_feature_names_out(self, input_features=None):
+        """Return the names of the components, the class in small letters and a number.
+
+        Parameters
+        ----------
+        input_features : array-like of str or None, default=None
+            Names of the features of X, which the estimators check.
+
+        Returns
+        -------
+        ndarray of str, shape (n_components of all estimators,)
+            The names.
+
+        Raises
+        ------
+        ValueError
+            If the names are not those of the features in fit, or not as many.
+        """
+        check_is_fitted(self)
+        self.estimators_[0].get_feature_names_out(input_features)
+        return super().get_feature_names_out()
+
     def transform(self, X):
         """Embed the samples with each of the estimators.
 

@@ -194,7 +194,7 @@ class PairVerifier(BaseEstimator):
         ----------
         X : array-like of shape (n_pairs, 2, ...), or tuple or list of two array-likes of shape (n_pairs, ...)
             The two samples of each pair; or all first samples and all second ones, which may be data frames, sparse
-            matrices or what else the embedder takes.
+            matrices or what else the embedder takes. Two lists of two samples each, in a list, are two pairs.
 
         Returns
         -------
@@ -219,11 +219,10 @@ class PairVerifier(BaseEstimator):
                 )
             Z = normalize_(_embed(self.embedder_, X.reshape(-1, *X.shape[2:])))  # (2 P, D)
             Z = [Z[::2], Z[1::2]]
-        if len(Z[0]) != len(Z[1]):
-            raise ValueError(f"A pair has two samples; got {len(Z[0])} first samples and {len(Z[1])} second ones.")
         if Z[0].shape != Z[1].shape:
             raise ValueError(
-                f"The embedder gives {Z[0].shape[1]} components of first samples, {Z[1].shape[1]} of second."
+                f"A pair has two samples; got {len(Z[0])} first samples and {len(Z[1])} second ones, embedded in "
+                f"{Z[0].shape[1]} and {Z[1].shape[1]} components."
             )
         return (Z[0] * Z[1]).sum(1).cpu().numpy() - self.threshold_
 
@@ -233,8 +232,7 @@ class PairVerifier(BaseEstimator):
         Parameters
         ----------
         X : array-like of shape (n_pairs, 2, ...), or tuple or list of two array-likes of shape (n_pairs, ...)
-            The two samples of each pair; or all first samples and all second ones. Two lists of two samples each, in a
-            list, are two pairs.
+            As `decision_function` takes them.
 
         Returns
         -------

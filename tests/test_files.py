@@ -25,6 +25,7 @@ from skorch.callbacks import Callback
 
 from skdml import (
     ClassKFold,
+    FoldEnsembleEmbedder,
     HTLEmbedder,
     MagnetEmbedder,
     RAWEmbedder,
@@ -393,10 +394,16 @@ def test_pandas_output_has_the_index_of_the_column_and_none_of_a_list(paths):
 
 def test_column_of_a_column_transformer(paths):
     frame = pd.DataFrame({"path": paths, "size": np.arange(20.0)})
-    transformer = ColumnTransformer([("image", embedder(n_components=2), "path")], remainder="passthrough")
-    names = transformer.fit(frame, Y).get_feature_names_out().tolist()
-    assert names == ["image__softtripleembedder0", "image__softtripleembedder1", "remainder__size"]
-    assert transformer.set_output(transform="pandas").fit_transform(frame, Y).columns.tolist() == names
+    one = embedder(n_components=2)
+    for image in (one, FoldEnsembleEmbedder(embedder(n_components=1), cv=2)):
+        transformer = ColumnTransformer([("image", image, "path")], remainder="passthrough")
+        names = transformer.fit(frame, Y).get_feature_names_out().tolist()
+        prefix = f"image__{type(image).__name__.lower()}"
+        assert names == [f"{prefix}0", f"{prefix}1", "remainder__size"]
+        assert transformer.set_output(transform="pandas").fit_transform(frame, Y).columns.tolist() == names
+    vectors = embedder(resize="auto", crop_size="auto").fit(np.random.default_rng(0).normal(size=(20, 3)), Y)
+    with pytest.raises(ValueError, match="should have length equal to number of features"):
+        vectors.get_feature_names_out(["a"])
 
 
 def test_pickle_and_clone(paths):

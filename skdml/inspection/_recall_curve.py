@@ -176,7 +176,7 @@ class RecallCurveDisplay:
             label=score if self.name is None else legend_label(f"{self.name} ({score})"),
         )
         ax.set_xscale("log", base=2)
-        k = np.unique(np.concatenate([line.get_xdata() for line in ax.lines]))
+        k = np.unique([x for line in ax.lines for x in line.get_xdata() if x >= 1])  # of other displays, too
         if len(k) <= _MAX_TICKS:
             ax.set_xticks(k)
             ax.set_xticks([], minor=True)

@@ -168,7 +168,7 @@ def _to_metric(sorted_rows, metric):
     for rows in sorted_rows:
         rows.points.sub_(center)
     # The squares of small ones would vanish; a power of two scales them without rounding.
-    largest = max(float(rows.points.abs().max()) for rows in sorted_rows)
+    largest = max(float(torch.linalg.vector_norm(rows.points, torch.inf)) for rows in sorted_rows)
     most = int(math.log2(torch.finfo(gallery.dtype).max)) - 1
     scale = 2.0 ** max(0, min(most, -math.frexp(largest)[1]))
     for rows in sorted_rows:
