@@ -2,17 +2,20 @@
 The papers' tables by one command
 =================================
 
-Trains the methods of the SoftTriple and RAW papers by the papers' protocol and prints Recall@K, MAP@R and NMI beside
+Trains the methods of the SoftTriple and RAW papers by the papers' protocol and prints Recall@K, MAP@R and NMI next to
 the papers' numbers::
 
     python examples/reproduce_tables.py cub200 --data-home /data
     python examples/reproduce_tables.py sop --data-home /data --methods SoftTriple RAW+VTHM --dims 512
+    python examples/reproduce_tables.py cub200_2010 --data-home /data --frozen
     python examples/reproduce_tables.py emoji --data-home FOLDER
 
 The data sets are those of :mod:`skdml.datasets`, from local files; "emoji" is a file ``emoji64*.npz`` with uint8 images
-X, labels y and ``train``, a mask of the images to train on. Each run leaves a JSON file in ``--out`` with its settings,
-versions, history and scores. A run whose file is there is not repeated, so that the same command goes on after an
-interruption. What differs from the papers stands in the manual.
+X, labels y and ``train``, a mask of the images to train on. The first row of each table is untrained: the features of
+the backbone as they are. With ``--frozen`` the backbone stays like that, and embedders with default parameters are
+trained on its features. Each run leaves a JSON file in ``--out`` with its settings, versions, history and scores. A run
+whose file is there is not repeated, so that the same command goes on after an interruption. What differs from the
+papers stands in the manual.
 """
 
 import argparse
@@ -51,7 +54,7 @@ from skdml import (
     SSTEmbedder,
     TripletEmbedder,
 )
-from skdml.datasets import load_cars196, load_cub200, load_inshop, load_sop
+from skdml.datasets import load_cars196, load_cub200, load_cub200_2010, load_inshop, load_sop
 from skdml.metrics import map_at_r, nmi_score, recall_at_k
 
 
@@ -77,8 +80,10 @@ SOFT_TRIPLE = {
     "freeze": "batchnorm",  # on CUB and Cars only, see methods()
     "resize": 256,
     "crop_size": 224,
+    "n_centers": 10,
+    "center_learning_rate": 1e-2,
+    "proxy_learning_rate": 1e-2,
 }
-CENTER_LEARNING_RATE = 1e-2
 
 # Of RAW, the optimizer and the images per class of the paper; what it leaves open is as in the code of its sequel, the
 # multi-similarity loss, whose 3000 steps are 41 epochs of CUB.
@@ -93,6 +98,7 @@ RAW = {
     "resize": 256,
     "crop_size": 227,
     "crop_scale": (0.16, 1.0),
+    "samples_per_class": 5,
 }
 
 # Of SST, the settings of the authors' code, which stops earlier where a validation part says so.
@@ -109,7 +115,7 @@ SST = {
     "crop_size": 227,
 }
 
-# One budget for all on the emoji, small enough for a CPU.
+# One budget for all methods on the sets on which a small network is fine-tuned on a CPU.
 EMOJI = {
     "max_epochs": 4,
     "batch_size": 64,
@@ -119,43 +125,59 @@ EMOJI = {
     "weight_decay": 1e-4,
     "resize": 96,
     "augment": None,  # four epochs are too few for augmented images: 0.52 against 0.56 on held-out training classes
+    "n_centers": 2,
+    "center_learning_rate": 1e-2,
+    "proxy_learning_rate": 3e-2,
+    "samples_per_class": 4,  # each emoji has up to four pictures
 }
+CUB200_2010 = EMOJI | {"resize": 224, "crop_size": 224, "n_centers": 10}
+ON_CPU = {"emoji": EMOJI, "cub200_2010": CUB200_2010}
+
+DEFAULT_METHODS = ["SoftTriple", "RAW+VTHM", "ProxyAnchor"]  # where there are no papers' tables
 
 
-def methods(dataset):
-    """Return the estimator of each row of the tables, by its name there."""
-    soft_triple, raw, sst = (EMOJI, EMOJI, EMOJI) if dataset == "emoji" else (SOFT_TRIPLE, RAW, SST)
-    n_centers, k = 10, 5
-    if dataset in ("sop", "inshop"):
-        soft_triple = soft_triple | {"freeze": "none"}
-        n_centers, k = 2, 4
-    elif dataset == "emoji":
-        n_centers, k = 2, 4  # four vendors draw each
+def methods(dataset, frozen=False):
+    """Return the estimator of each row of the tables, by its name there.
+
+    With ``frozen`` they have the default parameters, except for those that make the row a method of its own.
+    """
+    if frozen:
+        soft_triple = raw = sst = {}
+    elif dataset in ON_CPU:
+        soft_triple = raw = sst = ON_CPU[dataset]
+    elif dataset in ("sop", "inshop"):  # few images per class
+        soft_triple = SOFT_TRIPLE | {"freeze": "none", "n_centers": 2}
+        raw, sst = RAW | {"samples_per_class": 4}, SST
+    else:
+        soft_triple, raw, sst = SOFT_TRIPLE, RAW, SST
+
+    def make(embedder, protocol, **more):
+        """Return an embedder with the settings of the protocol that are parameters of its class, and more."""
+        return embedder(**{name: protocol[name] for name in embedder().get_params() if name in protocol} | more)
+
     return {
-        "SoftTriple": SoftTripleEmbedder(**soft_triple, n_centers=n_centers, center_learning_rate=CENTER_LEARNING_RATE),
-        "SoftMax_norm": NormSoftmaxEmbedder(**soft_triple, proxy_learning_rate=CENTER_LEARNING_RATE),
-        "SST": SSTEmbedder(**sst),
+        "SoftTriple": make(SoftTripleEmbedder, soft_triple),
+        "SoftMax_norm": make(NormSoftmaxEmbedder, soft_triple),
+        "SST": make(SSTEmbedder, sst),
         # The seven rows of the RAW paper's Table 1.
-        "Binomial": BinomialDevianceEmbedder(**raw, samples_per_class=k),
-        "RAW": RAWEmbedder(**raw, samples_per_class=k, mining=None),
-        "VTHM": ContrastiveEmbedder(**raw, samples_per_class=k, threshold=-1.0, mining="vthm"),
-        "Binomial+VTHM": BinomialDevianceEmbedder(**raw, samples_per_class=k, mining="vthm"),
-        "RAW+DW": RAWEmbedder(**raw, samples_per_class=k, mining="distance_weighted"),
-        "RAW+SemiHard": RAWEmbedder(**raw, samples_per_class=k, mining="semihard"),
-        "RAW+VTHM": RAWEmbedder(**raw, samples_per_class=k, mining="vthm"),
+        "Binomial": make(BinomialDevianceEmbedder, raw),
+        "RAW": make(RAWEmbedder, raw, mining=None),
+        "VTHM": make(ContrastiveEmbedder, raw, threshold=-1.0, mining="vthm"),
+        "Binomial+VTHM": make(BinomialDevianceEmbedder, raw, mining="vthm"),
+        "RAW+DW": make(RAWEmbedder, raw, mining="distance_weighted"),
+        "RAW+SemiHard": make(RAWEmbedder, raw, mining="semihard"),
+        "RAW+VTHM": make(RAWEmbedder, raw, mining="vthm"),
         # What the papers quote from others, by the protocol of the paper that is nearer in kind.
-        "ProxyNCA": ProxyNCAEmbedder(**soft_triple, proxy_learning_rate=CENTER_LEARNING_RATE),
-        "ProxyAnchor": ProxyAnchorEmbedder(
-            **soft_triple, proxy_learning_rate=3e-2 if dataset == "emoji" else CENTER_LEARNING_RATE
-        ),
-        "SemiHard": TripletEmbedder(**raw, samples_per_class=k, mining="semihard"),
-        "LiftedStruct": LiftedStructureEmbedder(**raw, samples_per_class=k, form="original", mining=None),
-        "Npairs": NPairsEmbedder(**raw, samples_per_class=2),
-        "Clustering": ClusteringEmbedder(**raw, samples_per_class=k),
-        "Smart Mining": SmartMiningEmbedder(**raw),
-        "Margin": MarginEmbedder(**raw, samples_per_class=k),
-        "HTL": HTLEmbedder(**raw, samples_per_class=k),
-        "ABIER": BIEREmbedder(**raw, samples_per_class=k, adversarial=True, negative_cost=25.0),
+        "ProxyNCA": make(ProxyNCAEmbedder, soft_triple),
+        "ProxyAnchor": make(ProxyAnchorEmbedder, soft_triple),
+        "SemiHard": make(TripletEmbedder, raw, mining="semihard"),
+        "LiftedStruct": make(LiftedStructureEmbedder, raw, form="original", mining=None),
+        "Npairs": make(NPairsEmbedder, raw, samples_per_class=2),
+        "Clustering": make(ClusteringEmbedder, raw),
+        "Smart Mining": make(SmartMiningEmbedder, raw),
+        "Margin": make(MarginEmbedder, raw),
+        "HTL": make(HTLEmbedder, raw),
+        "ABIER": make(BIEREmbedder, raw, adversarial=True, negative_cost=25.0),
     }
 
 
@@ -177,6 +199,7 @@ def load_emoji(data_home):
 
 LOADERS = {
     "cub200": load_cub200,
+    "cub200_2010": load_cub200_2010,
     "cars196": load_cars196,
     "sop": load_sop,
     "inshop": load_inshop,
@@ -184,6 +207,7 @@ LOADERS = {
 }
 RECALL_AT = {  # as in the papers' tables
     "cub200": (1, 2, 4, 8, 16, 32),
+    "cub200_2010": (1, 2, 4, 8, 16, 32),
     "cars196": (1, 2, 4, 8, 16, 32),
     "sop": (1, 10, 100, 1000),
     "inshop": (1, 10, 20, 30, 40, 50),
@@ -216,10 +240,19 @@ class EfficientNetLite0(torch.nn.Module):
 BACKBONES = {"efficientnet-lite0": EfficientNetLite0}  # beside those that embedders know by name
 
 
-def evaluate(embedder, data, ks, device):
-    """Return the measures on the classes that were not trained, in percent."""
+def untrained_features(X, y, **parameters):
+    """Return the features (n, f) that the backbone of an embedder with these parameters gives before any training."""
+    embedder = NormSoftmaxEmbedder(**parameters, freeze="backbone", max_epochs=1, batch_size=2)
+    first = np.unique(y, return_index=True)[1][:2]  # two images, of two classes, are enough to set it up
+    embedder.fit(X[first], y[first])
+    embedder.network_ = embedder.network_.without_head()
+    return embedder.transform(X)
+
+
+def evaluate(Z, data, ks, device):
+    """Return the measures of the embeddings of the classes that were not trained, in percent."""
     test = data.split != "train"
-    Z = torch.from_numpy(embedder.transform(data.data[test])).to(device)
+    Z = torch.from_numpy(Z).to(device)
     y, split = (torch.from_numpy(a[test]).to(device) for a in (data.target, data.split == "gallery"))
     search = {"embeddings": Z, "y": y}
     if split.any():  # In-Shop: queries are searched in a gallery
@@ -249,6 +282,10 @@ def settings_of(embedder, **more):
     return json.loads(as_json({**more, "embedder": type(embedder).__name__, "parameters": parameters}))
 
 
+def digest_of(settings):
+    return hashlib.sha256(as_json(settings).encode()).hexdigest()[:10]
+
+
 def versions():
     found = {"python": platform.python_version(), "skdml": skdml.__version__}
     for name in ("torch", "torchvision", "timm", "scikit-learn", "skorch", "numpy", "pillow"):
@@ -257,11 +294,24 @@ def versions():
     return found
 
 
-def run(embedder, data, ks, settings, out):
-    """Train and evaluate, or read what an earlier run with these settings left; return its record."""
-    digest = hashlib.sha256(as_json(settings).encode()).hexdigest()[:10]
-    words = [settings["data"], settings["method"], embedder.n_components, "seed", embedder.random_state, digest]
-    path = out / f"{'-'.join(map(str, words)).replace(' ', '_')}.json"
+@contextlib.contextmanager
+def new_file(path):
+    """Open a file for writing that is there once it is whole."""
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        yield file
+    os.replace(part, path)
+
+
+def run(embedder, data, ks, settings, device, out):
+    """Train and evaluate, or read what an earlier run with these settings left; return its record.
+
+    Without an embedder the data are evaluated as they are.
+    """
+    words = [settings["data"], settings["method"]]
+    if embedder is not None:
+        words += [embedder.n_components, "seed", embedder.random_state]
+    path = out / f"{'-'.join(map(str, [*words, digest_of(settings)])).replace(' ', '_')}.json"
     if path.exists():
         print(f"{path.name} is there.")
         try:
@@ -269,22 +319,26 @@ def run(embedder, data, ks, settings, out):
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is not whole: {error}. Delete it to repeat the run.") from error
     start = time.perf_counter()
-    embedder.fit(data.data[data.train], data.target[data.train])
-    if embedder.n_iter_ < embedder.max_epochs:
-        sys.exit("Interrupted. The same command starts this run again and goes on.")
+    if embedder is not None:
+        embedder.fit(data.data[data.train], data.target[data.train])
+        if embedder.n_iter_ < embedder.max_epochs:
+            sys.exit("Interrupted. The same command starts this run again and goes on.")
     trained = time.perf_counter()
-    scores = evaluate(embedder, data, ks, embedder.device)
+    Z = data.data[data.split != "train"]
+    if embedder is not None:
+        Z = embedder.transform(Z)
+    scores = evaluate(Z, data, ks, device)
     record = {
         "settings": settings,
+        "n_components": Z.shape[1],
         "scores": scores,
         "seconds": {"training": trained - start, "evaluation": time.perf_counter() - trained},
-        "device": torch.cuda.get_device_name(embedder.device) if "cuda" in embedder.device else embedder.device,
+        "device": torch.cuda.get_device_name(device) if "cuda" in device else device,
         "versions": versions(),
-        "history": embedder.history_,
+        "history": [] if embedder is None else embedder.history_,
     }
-    part = path.with_suffix(".part")
-    part.write_text(as_json(record), encoding="utf-8")
-    os.replace(part, path)  # the file is there once it is whole
+    with new_file(path) as file:
+        file.write(as_json(record).encode())
     print(f"{path.name}: R@1 {scores['R@1']:.1f}, trained in {trained - start:.0f} s", flush=True)
     return record
 
@@ -305,7 +359,7 @@ def plan(names, dims, dataset, papers):
     """List (method, dimension): those asked for, by default those that the tables hold."""
     known = methods(dataset)
     tables = list(dict.fromkeys((m, d) for data, m, d, _ in papers if data == dataset and m in known))
-    names = names or list(dict.fromkeys(m for m, _ in tables)) or ["SoftTriple", "RAW+VTHM"]
+    names = names or list(dict.fromkeys(m for m, _ in tables)) or DEFAULT_METHODS
     return [(m, d) for m in names for d in dims or [d for name, d in tables if name == m] or (64, 512)]
 
 
@@ -313,8 +367,7 @@ def table(records, dataset, papers):
     """Return the measures as a Markdown table, means over the seeds, with the papers' in brackets."""
     rows = {}
     for record in records:
-        settings = record["settings"]
-        rows.setdefault((settings["method"], settings["parameters"]["n_components"]), []).append(record["scores"])
+        rows.setdefault((record["settings"]["method"], record["n_components"]), []).append(record["scores"])
     measures = list(records[0]["scores"])
     lines = [["method", "D", *measures], ["---"] * (2 + len(measures))]
     for (method, d), scores in rows.items():
@@ -329,53 +382,86 @@ def table(records, dataset, papers):
     return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
 
 
-def main(argv=None):
+def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[1].replace("::", "."))
     parser.add_argument("dataset", choices=LOADERS)
     parser.add_argument("--data-home", help="folder of the data set (default: scikit-learn's data folder)")
+    parser.add_argument(
+        "--frozen",
+        action="store_true",
+        help="leave the backbone untrained: embedders with default parameters learn from its features",
+    )
     names = list(methods("cub200"))
     parser.add_argument(
-        "--methods", nargs="+", choices=names, metavar="NAME", help=f"of {', '.join(names)} (default: the tables')"
+        "--methods",
+        nargs="+",
+        choices=names,
+        metavar="NAME",
+        help=f"of {', '.join(names)} (default: the tables', or {', '.join(DEFAULT_METHODS)})",
     )
-    parser.add_argument("--dims", nargs="+", type=int, metavar="D", help="of the embeddings (default: the tables')")
+    parser.add_argument(
+        "--dims",
+        nargs="+",
+        type=int,
+        metavar="D",
+        help="of the embeddings (default: the tables', or 64 and 512; with --frozen what an embedder has by default)",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="SEED", help="default: 0")
     parser.add_argument("--epochs", type=int, help="of each run, for a trial (default: the paper's)")
     parser.add_argument(
         "--backbone",
         help="timm/..., torchvision/... or efficientnet-lite0 (default: torchvision/googlenet, with BatchNorm, the "
-        "nearest kin of BN-Inception; for emoji efficientnet-lite0)",
+        f"nearest kin of BN-Inception; for {' and '.join(ON_CPU)} efficientnet-lite0)",
     )
     parser.add_argument("--out", type=Path, default=Path("tables"), help="folder of the runs (default: %(default)s)")
     parser.add_argument("--cache", help="folder for the decoded images of files")
     parser.add_argument("--n-jobs", type=int, default=-1, help="processes that decode files (default: all cores)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
 
+
+def main(argv=None):
+    args = parse(argv)
     data = LOADERS[args.dataset](data_home=args.data_home)
-    name = data.get("name", args.dataset)
-    backbone = args.backbone or ("efficientnet-lite0" if args.dataset == "emoji" else "torchvision/googlenet")
-    papers = read_papers()
+    name, ks = data.get("name", args.dataset), RECALL_AT[args.dataset]
+    counts = {str(part): int(np.sum(data.split == part)) for part in np.unique(data.split)}
+    backbone = args.backbone or ("efficientnet-lite0" if args.dataset in ON_CPU else "torchvision/googlenet")
+    network = BACKBONES[backbone]() if backbone in BACKBONES else backbone
+    common = {"cache": args.cache, "n_jobs": args.n_jobs, "device": args.device, "verbose": 1}
     args.out.mkdir(parents=True, exist_ok=True)
-    records = []
-    for method, d in plan(args.methods, args.dims, name, papers):
+
+    # The features of the untrained backbone, from the images as SoftTriple sees them in the test.
+    protocol = methods(args.dataset)["SoftTriple"]
+    images = {"resize": protocol.resize, "crop_size": protocol.crop_size}
+    settings = {"data": name, "images": counts, "method": "untrained", "backbone": backbone, **images}
+    path = args.out / f"{name}-features-{digest_of(settings)}.npy"
+    if not path.exists():
+        features = untrained_features(data.data, data.target, backbone=network, **images, **common)
+        with new_file(path) as file:
+            np.save(file, features)
+    vectors = Bunch(**{**data, "data": np.load(path)})
+    records = [run(None, vectors, ks, settings, args.device, args.out)]
+
+    title, papers, dims, more = name, read_papers(), args.dims, {}
+    if args.frozen:
+        title, papers, dims, more = f"{name}, frozen {backbone}", {}, args.dims or [None], {"frozen": images}
+        data, network = vectors, None
+        common["cache"] = None  # for images only
+    for method, d in plan(args.methods, dims, name, papers):
         for seed in args.seeds:
-            embedder = methods(args.dataset)[method].set_params(
-                n_components=d,
-                backbone=BACKBONES[backbone]() if backbone in BACKBONES else backbone,
-                cache=args.cache,
-                n_jobs=args.n_jobs,
-                device=args.device,
-                random_state=seed,
-                verbose=1,
-            )
+            embedder = methods(args.dataset, args.frozen)[method]
+            embedder.set_params(**common, backbone=network, random_state=seed)
+            if d is not None:
+                embedder.set_params(n_components=d)
             if args.epochs is not None:
                 embedder.set_params(max_epochs=args.epochs)
-            counts = {str(part): int(np.sum(data.split == part)) for part in np.unique(data.split)}
-            settings = settings_of(embedder, data=name, images=counts, method=method, backbone=backbone)
-            records.append(run(embedder, data, RECALL_AT[args.dataset], settings, args.out))
-    whose = "pytorch-metric-learning's" if args.dataset == "emoji" else "the papers'"
-    print(f"\n{name}, classes not seen in training, percent (in brackets {whose})\n")
-    print(table(records, name, papers))
+            settings = settings_of(embedder, data=name, images=counts, method=method, backbone=backbone, **more)
+            records.append(run(embedder, data, ks, settings, args.device, args.out))
+    title += ", classes not seen in training, percent"
+    if any(dataset == name for dataset, *_ in papers):
+        whose = "pytorch-metric-learning's" if args.dataset == "emoji" else "the papers'"
+        title += f" (in brackets {whose})"
+    print(f"\n{title}\n\n{table(records, name, papers)}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from skdml.datasets import (
     _benchmarks,
     load_cars196,
     load_cub200,
+    load_cub200_2010,
     load_fashion_mnist,
     load_inshop,
     load_kanji,
@@ -117,6 +118,12 @@ def write_cub200(root, class_sizes, images=True):
     write(root / "classes.txt", [f"{label} {label:03}.Bird_{label}" for label in range(1, len(class_sizes) + 1)])
 
 
+def write_cub200_2010(root, class_sizes):
+    """Write classes of these many images, and the hidden files that macOS adds to archives."""
+    names = [f"{c:03}.Bird_{c}/Bird_{i}.jpg" for c, n in enumerate(class_sizes, start=1) for i in range(n)]
+    touch(root / "images", [*names, ".DS_Store", "001.Bird_1/._Bird_0.jpg"])
+
+
 def car_annotations(names, labels, name_field):
     """Return the struct of the annotations: the box of the k-th image is (k, k + 1, k + 200, k + 300)."""
     fields = [name_field, "class", "bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2"]
@@ -194,6 +201,11 @@ def write_fashion_mnist(root, suffix=".gz"):
 
 SMALL = {
     "CUB200": (load_cub200, lambda root: write_cub200(root, [2, 1, 3, 1]), {"train": (3, 2), "test": (4, 2)}),
+    "CUB200_2010": (
+        load_cub200_2010,
+        lambda root: write_cub200_2010(root, [2, 1, 3, 1]),
+        {"train": (3, 2), "test": (4, 2)},
+    ),
     "CARS196": (load_cars196, write_cars196_whole, {"train": (3, 2), "test": (4, 2)}),
     "SOP": (load_sop, write_sop, {"train": (3, 2), "test": (2, 1)}),
     "INSHOP": (load_inshop, write_inshop, {"train": (2, 1), "query": (1, 1), "gallery": (1, 1)}),
@@ -266,6 +278,31 @@ def test_cub200_of_the_published_size(tmp_path, monkeypatch):
     assert load_cub200(data_home=tmp_path).train.sum() == 5864
 
 
+def test_cub200_2010(publish, tmp_path):
+    publish("CUB200_2010", counts={"train": (3, 2), "test": (4, 2)})
+    write_cub200_2010(tmp_path / "CUB_200_2010", [2, 1, 3, 1])
+    birds = load_cub200_2010(data_home=tmp_path)
+    assert birds.data[2] == str(tmp_path / "CUB_200_2010" / "images" / "002.Bird_2" / "Bird_0.jpg")
+    assert birds.target.tolist() == [0, 0, 1, 2, 2, 2, 3]
+    assert birds.target_names.tolist() == ["001.Bird_1", "002.Bird_2", "003.Bird_3", "004.Bird_4"]
+    assert birds.split.tolist() == ["train"] * 3 + ["test"] * 4
+    assert "bbox" not in birds
+
+
+def test_missing_images_of_cub200_2010_are_an_error(publish, tmp_path):
+    publish("CUB200_2010", counts={"train": (3, 2), "test": (4, 2)})
+    write_cub200_2010(tmp_path, [2, 1, 2, 1])
+    with pytest.raises(ValueError, match=r"hold 3 test images of 2 classes, 3 train images .* were 4 test images"):
+        load_cub200_2010(data_home=tmp_path)
+    shutil.rmtree(tmp_path / "images")
+    (tmp_path / "images").mkdir()
+    with pytest.raises(ValueError, match="hold no images; published were 4 test images"):
+        load_cub200_2010(data_home=tmp_path)
+    (tmp_path / "images").rmdir()
+    with pytest.raises(FileNotFoundError, match="lacks images"):
+        load_cub200_2010(data_home=tmp_path)
+
+
 @pytest.mark.parametrize("write_copy", [write_cars196_whole, write_cars196_parts])
 def test_cars196(publish, tmp_path, write_copy):
     publish("CARS196", counts={"train": (3, 2), "test": (4, 2)})
@@ -323,6 +360,7 @@ def test_fashion_mnist(publish, tmp_path, suffix):
 
 PUBLISHED = {
     "CUB200": {"train": (5864, 100), "test": (5924, 100)},
+    "CUB200_2010": {"train": (2990, 100), "test": (3043, 100)},
     "CARS196": {"train": (8054, 98), "test": (8131, 98)},
     "SOP": {"train": (59551, 11318), "test": (60502, 11316)},
     "INSHOP": {"train": (25882, 3997), "query": (14218, 3985), "gallery": (12612, 3985)},
@@ -364,6 +402,7 @@ def test_other_counts_than_published_are_an_error(name):
     ("load", "page", "place"),
     [
         (load_cub200, "https://data.caltech.edu/records/65de6-vp158", "unpack it in {home}, or pass download=True"),
+        (load_cub200_2010, "https://www.vision.caltech.edu/datasets/cub_200_2010/", "unpack it in {home}/CUB_200_2010"),
         (load_cars196, "https://github.com/pytorch/vision/issues/7545", "into {home}/cars196"),
         (load_sop, "https://cvgl.stanford.edu/projects/lifted_struct/", "unpack it in {home}, or pass download=True"),
         (load_inshop, "https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/", "folders of {home}/In-shop Clothes Retr"),
@@ -379,7 +418,7 @@ def test_missing_files_say_what_to_get_and_where_to_put_it(tmp_path, load, page,
     assert not home.exists()
 
 
-@pytest.mark.parametrize("load", [load_cars196, load_inshop])
+@pytest.mark.parametrize("load", [load_cub200_2010, load_cars196, load_inshop])
 def test_what_no_program_may_fetch_is_not_downloaded(tmp_path, load):
     with pytest.raises(FileNotFoundError, match="download=True cannot fetch it"):
         load(data_home=tmp_path, download=True)

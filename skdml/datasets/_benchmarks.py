@@ -6,6 +6,7 @@ import math
 import os
 import zlib
 from dataclasses import dataclass
+from glob import glob
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +27,7 @@ class Source:
     folder : str
         Name of the set's own folder.
     layouts : tuple of tuple of str
-        Files that are read, relative to the folder; any one of these tuples suffices.
+        Files or folders that are read, relative to the folder; any one of these tuples suffices.
     counts : dict of str to tuple of int
         Images and classes of each part of the split.
     advice : str
@@ -61,6 +62,18 @@ CUB200 = Source(
             "0c685df5597a8b24909f6a7c9db6d11e008733779a671760afef78feb49bf081"
         )
     },
+)
+CUB200_2010 = Source(
+    name="CUB-200 (2010)",
+    folder="CUB_200_2010",
+    layouts=(("images",),),
+    counts={"train": (2990, 100), "test": (3043, 100)},
+    advice=(
+        "download=True cannot fetch it: download images.tgz (679 MB) by way of "
+        "https://www.vision.caltech.edu/datasets/cub_200_2010/ and unpack it in {folder}"
+    ),
+    description="cub200_2010.md",
+    downloads={},
 )
 CARS196 = Source(
     name="Cars-196",
@@ -204,7 +217,7 @@ def load_cub200(*, data_home=None, download=False, return_X_y=False):
     >>> birds.data[birds.train].shape  # doctest: +SKIP
     (5864,)
     """
-    root, _ = _find(CUB200, data_home, download)
+    root, _ = find(CUB200, data_home, download)
     ids, names = _read_columns(root / "images.txt", int, str)
     label_ids, labels = _read_columns(root / "image_class_labels.txt", int, int)
     box_ids, left, top, width, height = _read_columns(root / "bounding_boxes.txt", int, float, float, float, float)
@@ -220,6 +233,79 @@ def load_cub200(*, data_home=None, download=False, return_X_y=False):
         target_names=target_names,
         split=_halves(labels - 1, target_names),
         bbox=np.column_stack([left, top, left + width, top + height]),
+        return_X_y=return_X_y,
+    )
+
+
+def load_cub200_2010(*, data_home=None, download=False, return_X_y=False):
+    """Load the paths and labels of CUB-200 in its first release, of 2010: photographs of 200 bird species.
+
+    The release has about half the photographs per species of CUB-200-2011, see :func:`load_cub200`; results on the two
+    cannot be compared. The first half of the classes trains and the second tests, as there. The classes are the folders
+    of the images, in alphabetical order; the authors' lists, in which all classes are on both sides, are not read.
+
+    ================   ===========================
+    classes            200 (100 + 100)
+    images             6,033 (2,990 + 3,043)
+    bounding boxes     no
+    files              images.tgz, 679 MB
+    ================   ===========================
+
+    Parameters
+    ----------
+    data_home : str or path-like, default=None
+        Folder that holds ``CUB_200_2010``, or that folder itself, which holds the archive's folder ``images``. None:
+        the data folder of scikit-learn, see :func:`sklearn.datasets.get_data_home`.
+    download : bool, default=False
+        There as in the other loaders; the set has no lasting address, so missing files are an error all the same.
+    return_X_y : bool, default=False
+        If True, return only ``(data, target)``.
+
+    Returns
+    -------
+    data : :class:`~sklearn.utils.Bunch`
+        With the attributes
+
+        data : ndarray of shape (6033,), str
+            The paths of the images, in alphabetical order.
+        target : ndarray of shape (6033,), int64
+            The class of each image, in 0..199.
+        target_names : ndarray of shape (200,), str
+            The names of the classes.
+        split : ndarray of shape (6033,), str
+            "train" or "test".
+        train : ndarray of shape (6033,), bool
+            True for the images of the 100 classes to train on.
+        DESCR : str
+            Content, citation and terms.
+
+    (data, target) : tuple of ndarray, if ``return_X_y``
+        The paths and their classes.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder ``images`` is missing; the message says what to download, from which page, and where to put it.
+    ValueError
+        If images and classes are not as many as published.
+
+    Examples
+    --------
+    >>> from skdml.datasets import load_cub200_2010
+    >>> birds = load_cub200_2010(data_home="/data")  # doctest: +SKIP
+    >>> birds.data[birds.train].shape  # doctest: +SKIP
+    (2990,)
+    """
+    root, (images,) = find(CUB200_2010, data_home, download)
+    names = sorted(glob("*/*.jpg", root_dir=root / images))
+    target_names, target = np.unique([os.path.dirname(name) for name in names], return_inverse=True)
+    return _bunch(
+        CUB200_2010,
+        root,
+        data=np.array([os.path.join(root, images, name) for name in names]),
+        target=target,
+        target_names=target_names,
+        split=_halves(target, target_names),
         return_X_y=return_X_y,
     )
 
@@ -285,7 +371,7 @@ def load_cars196(*, data_home=None, download=False, return_X_y=False):
     >>> cars.data[cars.train].shape  # doctest: +SKIP
     (8054,)
     """
-    root, layout = _find(CARS196, data_home, download)
+    root, layout = find(CARS196, data_home, download)
     if layout == CARS196.layouts[0]:
         (annotations,) = layout
         names, labels, bbox = _read_car_annotations(root / annotations, "relative_im_path")
@@ -372,7 +458,7 @@ def load_sop(*, data_home=None, download=False, return_X_y=False):
     >>> products.data[products.train].shape  # doctest: +SKIP
     (59551,)
     """
-    root, layout = _find(SOP, data_home, download)
+    root, layout = find(SOP, data_home, download)
     train, test = (_read_columns(root / file, int, int, int, str, skip=1) for file in layout)
     _, labels, _, names = (np.concatenate(columns) for columns in zip(train, test, strict=True))
     _, first, target = np.unique(labels, return_index=True, return_inverse=True)
@@ -449,7 +535,7 @@ def load_inshop(*, data_home=None, download=False, return_X_y=False):
     >>> clothes.data[clothes.split == "query"].shape  # doctest: +SKIP
     (14218,)
     """
-    root, (partition,) = _find(INSHOP, data_home, download)
+    root, (partition,) = find(INSHOP, data_home, download)
     names, items, split = _read_columns(root / partition, str, str, str, skip=2)
     target_names, target = np.unique(items, return_inverse=True)
     boxes = root / "Anno" / "list_bbox_inshop.txt"
@@ -533,7 +619,7 @@ def load_fashion_mnist(*, data_home=None, download=False, return_X_y=False):
     >>> fashion.images[fashion.train].shape  # doctest: +SKIP
     (35000, 28, 28)
     """
-    root, layout = _find(FASHION_MNIST, data_home, download)
+    root, layout = find(FASHION_MNIST, data_home, download)
     train_images, train_labels, test_images, test_labels = (
         _read_idx(root / file, n_axes) for file, n_axes in zip(layout, (3, 1, 3, 1), strict=True)
     )
@@ -555,20 +641,20 @@ def load_fashion_mnist(*, data_home=None, download=False, return_X_y=False):
     )
 
 
-def _find(source, data_home, download):
+def find(source, data_home, download):
     """Return the folder that holds the files of a layout, and that layout; download them if need be and wanted."""
     # scikit-learn creates the folder: right for its own, not for one that is mistyped.
     home = Path(get_data_home() if data_home is None else data_home).expanduser()
     folder = home / source.folder
     for root in (folder, home):
         for layout in source.layouts:
-            if all((root / file).is_file() for file in layout):
+            if all((root / file).exists() for file in layout):
                 return root, layout
     layout = source.layouts[0]
     if download and source.downloads:
         _download(source, home)
         return folder, layout
-    lacking = [(root, [file for file in layout if not (root / file).is_file()]) for root in (folder, home)]
+    lacking = [(root, [file for file in layout if not (root / file).exists()]) for root in (folder, home)]
     root, missing = min(lacking, key=lambda pair: len(pair[1]))
     raise FileNotFoundError(
         f"{source.name}: {root} lacks {', '.join(missing)}. {_advice(source, home)}"
@@ -594,7 +680,7 @@ def _download(source, home):
         options = {"url": url, "known_hash": f"sha256:{sha256}", "fname": file, "progressbar": True}
         unpack = {".tgz": pooch.Untar, ".zip": pooch.Unzip}.get(Path(file).suffix)
         try:
-            if unpack is None:
+            if unpack is None or file in source.layouts[0]:  # read as it is
                 pooch.retrieve(path=folder, **options)
                 continue
             if folder.exists():
@@ -611,19 +697,12 @@ def _download(source, home):
 
 def _bunch(source, root, *, data, target, target_names, split, return_X_y, **more):
     """Check the labels and return what a loader returns."""
-    if target.min() < 0 or target.max() >= len(target_names):
+    if len(target) and (target.min() < 0 or target.max() >= len(target_names)):
         raise ValueError(
             f"{source.name}: the files in {root} name {len(target_names)} classes, but their labels, counted from 0, "
             f"go from {target.min()} to {target.max()}. {_INTACT}"
         )
-    counts = {
-        str(part): (int(np.sum(split == part)), len(np.unique(target[split == part]))) for part in np.unique(split)
-    }
-    if counts != source.counts:
-        raise ValueError(
-            f"{source.name}: the files in {root} hold {_in_words(counts)}; published were "
-            f"{_in_words({part: source.counts[part] for part in sorted(source.counts)})}. {_INTACT}"
-        )
+    check_counts(source, root, target, split)
     if return_X_y:
         return data, target
     return Bunch(
@@ -635,6 +714,18 @@ def _bunch(source, root, *, data, target, target_names, split, return_X_y, **mor
         **more,
         DESCR=(files(__package__) / "data" / source.description).read_text(encoding="utf-8"),
     )
+
+
+def check_counts(source, root, target, split):
+    """Check that each part holds as many images and classes as were published."""
+    counts = {
+        str(part): (int(np.sum(split == part)), len(np.unique(target[split == part]))) for part in np.unique(split)
+    }
+    if counts != source.counts:
+        raise ValueError(
+            f"{source.name}: the files in {root} hold {_in_words(counts) or 'no images'}; published were "
+            f"{_in_words({part: source.counts[part] for part in sorted(source.counts)})}. {_INTACT}"
+        )
 
 
 def _in_words(counts):
