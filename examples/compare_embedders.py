@@ -57,5 +57,5 @@ for name in names:
     print(f"{name}: {rows[-1][1]:.3f}", flush=True)
 
 print(f"\n{'unseen classes':32}{'Recall@1':>10}{'MAP@R':>10}{'seconds':>10}")
-for name, recall, precision, seconds in sorted(rows, key=lambda row: -row[1]):
+for name, recall, precision, seconds in rows[:1] + sorted(rows[1:], key=lambda row: -row[1]):
     print(f"{name:32}{recall:10.3f}{precision:10.3f}{seconds:10.1f}")

@@ -17,6 +17,7 @@ import time
 
 import matplotlib.pyplot as plt
 from sklearn.base import clone
+from sklearn.preprocessing import FunctionTransformer
 
 from skdml import BinomialDevianceEmbedder, ContrastiveEmbedder, RAWEmbedder, RetrievalScorer
 from skdml.datasets import load_kanji
@@ -50,6 +51,9 @@ X_test, y_test = kanji.images[~kanji.train], kanji.target[~kanji.train]
 scorer = RetrievalScorer(("recall_at_1", "recall_at_8", "map_at_r"))
 
 print(f"{'unseen characters':20}{'Recall@1':>10}{'Recall@8':>10}{'MAP@R':>10}{'seconds':>10}")
+pixels = FunctionTransformer(lambda X: X.reshape(len(X), -1))
+row = scorer(pixels, X_test, y_test)
+print(f"{'raw pixels':20}" + "".join(f"{value:10.3f}" for value in row.values()))
 for name, embedder in ABLATION.items():
     start = time.perf_counter()
     rows = []

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ from ._constraints import POSITIVE, Interval
 from ._data import Rows, check_data, is_dispatched
 from ._memory import CrossBatchMemory
 from ._mining import MINING_CONSTRAINTS
-from ._networks import build_network
-from ._parameters import EmbedderParameters
+from ._networks import ResidualHead, build_network
+from ._parameters import LEARNING_RATE, EmbedderParameters
 from ._targets import check_classes, check_sample_weight
 from ._training import TrainingSet, embed, epochs, hold_out, seeded, train
 from .metrics import recall_at_k
@@ -66,11 +67,12 @@ class BaseEmbedder(
             hidden_layer_sizes=self.hidden_layer_sizes,
             normalize=self.normalize,
             precision=self.precision,
+            frozen_backbone=self.freeze == "backbone",
         )
 
     def _loss_learning_rate(self):
         """Return the learning rate of the loss's own parameters."""
-        return self.learning_rate
+        return LEARNING_RATE if self.learning_rate == "auto" else self.learning_rate
 
     def _training_loss(self, criterion):
         """Return what training minimises: the loss, or a module around it that does not outlive the fit."""
@@ -161,14 +163,19 @@ class BaseEmbedder(
             with seeded(seed, device):
                 backbone, pixel_scale = load_backbone(backbone, self.backbone_weights, self.pooling)
         data = check_data(self, X, reset=not goes_on, training=True, pixel_scale=pixel_scale)
+        if self.warmup_epochs and self.backbone is None and self._input["kind"] == "vectors":
+            raise ValueError(
+                f"warmup_epochs={self.warmup_epochs} trains only the head at first, but over vectors there is nothing "
+                "else to train. Set warmup_epochs=0."
+            )
         classes, labels = check_classes(self, X, y, data.kept, goes_on, partial, more_classes)
         train_rows = valid_rows = None
         if self.early_stopping:
-            train_rows, valid_rows = hold_out(labels, self.validation_fraction, rng)
+            train_rows, valid_rows = hold_out(labels, self.validation_split, self.validation_fraction, rng)
         weights = check_sample_weight(sample_weight, y, data.kept, train_rows)
         # Batch rules number the classes that there are; part of the data need not hold all.
-        present = np.unique(labels, return_inverse=True)[1] if partial else labels
-        batches = self._make_batches(present if train_rows is None else present[train_rows])
+        present = np.unique(labels if train_rows is None else labels[train_rows], return_inverse=True)[1]
+        batches = self._make_batches(present)
         data.place(device)
         with seeded(seed, device):
             if goes_on:
@@ -184,7 +191,12 @@ class BaseEmbedder(
             elif self.freeze == "backbone":
                 data = Rows(embed(network.without_head(), data, "cpu").numpy()).place(device)
                 trained = network.without_backbone()
+            train_set = TrainingSet(data, labels, train_rows, weights)
+            if not goes_on:
+                _start_at_features(trained, train_set, seed, of_backbone=self.freeze == "backbone")
             criterion = criterion.to(device)
+            lr_schedule = None if partial else self._find_lr_schedule()
+            learning_rate = self._find_learning_rate(network, len(present), lr_schedule)
 
             tasks = []
             if hasattr(self, "_init_callback_context"):
@@ -201,15 +213,16 @@ class BaseEmbedder(
             history = train(
                 trained,
                 self._training_loss(criterion),
-                TrainingSet(data, labels, train_rows, weights),
+                train_set,
                 batches,
                 valid_set=TrainingSet(data, labels, valid_rows) if self.early_stopping else None,
+                compare_with_input=self.validation_split == "classes",
                 max_epochs=max_epochs,
-                learning_rate=self.learning_rate,
-                head_learning_rate=self.learning_rate if self.head_learning_rate is None else self.head_learning_rate,
+                learning_rate=learning_rate,
+                head_learning_rate=learning_rate if self.head_learning_rate is None else self.head_learning_rate,
                 warmup_epochs=self.warmup_epochs,
                 criterion_learning_rate=self._loss_learning_rate(),
-                lr_schedule=None if partial else self._find_lr_schedule(),
+                lr_schedule=lr_schedule,
                 weight_decay=self.weight_decay,
                 optimizer=self.optimizer,
                 n_iter_no_change=self.n_iter_no_change,
@@ -379,6 +392,28 @@ class BaseEmbedder(
         tags.input_tags.three_d_array = True
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
+
+
+def _start_at_features(network, train_set, seed, *, of_backbone):
+    """Let the head begin at the features of the training set, or at their principal components."""
+    head = network.head
+    if not isinstance(head, ResidualHead) or not head.needs_features:
+        return
+    # A sample tells scale and components; a small one where each row has to pass a backbone.
+    n_rows = max(2, min(8192, 2**26 // head.n_features)) if head.rescale else 4 * head.n_components
+    sample = train_set.sample(n_rows, seed)
+    features = embed(network.without_head(), sample, "cpu").numpy()
+    weights = sample.weights(slice(None))
+    ruling = head.start_at(features, None if weights is None else weights.cpu().numpy(), seed)
+    if ruling is not None:
+        column = f"Feature {ruling[0]} of the backbone" if of_backbone else f"Column {ruling[0]} of X"
+        advice = "" if of_backbone else " Scale X, for example with StandardScaler, to choose the scale."
+        warnings.warn(
+            f"{column}, counted from 0, makes up {ruling[1]:.1%} of the squared length of its rows, so that cosines of "
+            "the rows would compare little else: the embedder standardizes all columns to mean 0 and variance 1."
+            f"{advice}",
+            stacklevel=4,
+        )
 
 
 def _fitted(classes, earlier, history, network, criterion):

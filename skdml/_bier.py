@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ._base import BalancedEmbedder
 from ._constraints import FINITE, NON_NEGATIVE, POSITIVE, POSITIVE_INT, check_constraints
-from ._networks import PartsNetwork, build_network
+from ._networks import PartsNetwork, ResidualHead, build_network
 from ._pairs import pair_masks, pair_shares
 from ._similarities import dot_products
 from ._terms import check_batch, weighted_mean
@@ -331,7 +331,13 @@ class BIEREmbedder(BalancedEmbedder):
             hidden_layer_sizes=self.hidden_layer_sizes,
             normalize=False,
             precision=self.precision,
+            frozen_backbone=self.freeze == "backbone",
         )
+        if isinstance(network.head, ResidualHead):
+            # Past the features the start is 0, and a group of zeros, which has no direction, would never learn one.
+            new_rows = network.head.linear.weight[network.head.n_features :]  # (D - f, f)
+            if len(new_rows):
+                nn.init.kaiming_uniform_(new_rows, a=5**0.5)  # as in nn.Linear
         sizes = group_sizes(network.n_components, self.group_shares)
         lengths = [(size / network.n_components) ** 0.5 for size in sizes]
         return PartsNetwork(network.backbone, network.head, sizes, lengths, self.normalize, self.precision)

@@ -14,7 +14,16 @@ from torch.nn import functional as F
 
 from ._base import BalancedEmbedder
 from ._constraints import POSITIVE, check_constraints
-from ._networks import PartsNetwork, count_features, default_cnn, default_mlp
+from ._networks import (
+    IMAGE_COMPONENTS,
+    STRENGTH,
+    PartsNetwork,
+    ResidualHead,
+    count_components,
+    count_features,
+    default_cnn,
+    default_mlp,
+)
 from ._pairs import pair_masks
 from ._similarities import distance_similarities, squared_distances
 from ._terms import check_batch, weighted_mean
@@ -235,7 +244,9 @@ def as_levels(features):
     return list(features) if isinstance(features, (tuple, list)) else [features]
 
 
-def build_level_network(backbone, sample, *, n_levels, n_components, hidden_layer_sizes, normalize, precision):
+def build_level_network(
+    backbone, sample, *, n_levels, n_components, hidden_layer_sizes, normalize, precision, frozen_backbone
+):
     """Return a PartsNetwork whose parts are linear heads on features of several depths, on the sample's device.
 
     Parameters
@@ -245,11 +256,12 @@ def build_level_network(backbone, sample, *, n_levels, n_components, hidden_laye
     sample : Tensor of shape (2, ...)
     n_levels : int
         At most; the deepest features that there are.
-    n_components : int or None
+    n_components : int, "auto" or None
         None: the features themselves.
     hidden_layer_sizes : tuple of int
     normalize : bool
     precision : {"float32", "bfloat16"}
+    frozen_backbone : bool
 
     Raises
     ------
@@ -258,14 +270,23 @@ def build_level_network(backbone, sample, *, n_levels, n_components, hidden_laye
     """
     if backbone is not None:
         backbone = copy.deepcopy(backbone)
-    elif sample.ndim == 2:
+    elif sample.ndim != 2:
+        backbone = Levels(default_cnn(sample.shape[1]))
+    elif len(hidden_layer_sizes) > 1:
         backbone = Levels(default_mlp(sample.shape[1], hidden_layer_sizes))
     else:
-        backbone = Levels(default_cnn(sample.shape[1]))
+        backbone, frozen_backbone = nn.Identity(), True
     backbone = backbone.to(sample.device)
     widths = [count_features(_OneLevel(backbone, -1), sample)]
     with torch.no_grad():
-        n_levels = min(n_levels, len(as_levels(backbone(sample))), n_components or n_levels)
+        n_features = len(as_levels(backbone(sample)))
+    if n_features == 1 and frozen_backbone:  # a single level begins at the features, as in other embedders
+        D = count_components(widths[0] if n_components is None else n_components, widths[0])
+        head = ResidualHead(widths[0], D, hidden_layer_sizes, strength=STRENGTH, rescale=True)
+        return PartsNetwork(backbone, head, [D], [1.0], normalize, precision).to(sample.device)
+    if n_components == "auto":
+        n_components = IMAGE_COMPONENTS
+    n_levels = min(n_levels, n_features, n_components or n_levels)
     widths = [count_features(_OneLevel(backbone, level), sample) for level in range(-n_levels, -1)] + widths
     if n_components is None:
         sizes, heads = widths, [nn.Identity() for _ in widths]
@@ -361,6 +382,7 @@ class HDCEmbedder(BalancedEmbedder):
             hidden_layer_sizes=self.hidden_layer_sizes,
             normalize=self.normalize,
             precision=self.precision,
+            frozen_backbone=self.freeze == "backbone",
         )
         if self.freeze == "backbone" and len(network.sizes) > 1:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""The network: a backbone, pooling where it gives maps, a linear head and the L2 normalisation.
+"""The network: a backbone, pooling where it gives maps, a head and the L2 normalization.
 
 Axes: B batch, f features of the backbone, D embedding dimension.
 """
@@ -6,8 +6,19 @@ Axes: B batch, f features of the backbone, D embedding dimension.
 import copy
 from itertools import pairwise
 
+import numpy as np
 import torch
+from sklearn.utils.extmath import randomized_svd
 from torch import nn
+from torch.nn import functional as F
+
+# What n_components="auto" stands for: over images without a backbone this many, ...
+IMAGE_COMPONENTS = 64
+# ... over features their own dimension within these limits, and of wider ones this many principal components.
+OWN_DIMENSION = (64, 2048)
+PRINCIPAL_COMPONENTS = 512
+# What is learned counts half next to the input, as in the mean of start and trained weights.
+STRENGTH = 0.5
 
 
 class EmbeddingNetwork(nn.Module):
@@ -75,6 +86,120 @@ class EmbeddingNetwork(nn.Module):
         else:
             z = self.head(self.backbone(x))  # (B, D)
         return unit_rows(z) if self.normalize else z
+
+
+class ResidualHead(nn.Module):
+    r"""Embed features as they are, plus what is learned.
+
+    .. math:: z = P x + s \, (W x + b + V h(x))
+
+    P is the identity, with rows of zeros added where D > f, or holds the principal components of the features where
+    D < f; it is not trained. The learned part begins at W = 0, b = 0 and V = 0, so that the embedding begins as an
+    isometry of the features. In training it counts fully (s = 1), afterwards by ``strength``: with 1/2 the weights are
+    the mean of those at the start and the trained ones, which serves classes that were not trained better than either,
+    as it does where a whole network is fine-tuned [1]_.
+
+    Parameters
+    ----------
+    n_features, n_components : int
+        f and D.
+    hidden_layer_sizes : tuple of int
+        Hidden layers of h, a multilayer perceptron. (): without h, an affine map.
+    strength : float
+        In [0, 1].
+    rescale : bool
+        Whether `start_at` brings the features to a mean square of 1; z then has a length of about 1.
+
+    Attributes
+    ----------
+    shift, scale : tensor of shape (f,)
+        x is ``(features - shift) * scale``.
+    projection : tensor of shape (D, f) or None
+        P where D < f.
+    strength : tensor of shape ()
+
+    References
+    ----------
+    .. [1] M. Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, arXiv:2109.01903.
+    """
+
+    def __init__(self, n_features, n_components, hidden_layer_sizes, *, strength, rescale):
+        super().__init__()
+        self.n_features = n_features
+        self.n_components = n_components
+        self.rescale = rescale
+        self.register_buffer("shift", torch.zeros(n_features))
+        self.register_buffer("scale", torch.ones(n_features))
+        self.register_buffer("projection", torch.zeros(n_components, n_features) if n_components < n_features else None)
+        self.register_buffer("strength", torch.tensor(float(strength)))
+        self.linear = _zeros(nn.Linear(n_features, n_components))
+        self.hidden = self.output = None
+        if hidden_layer_sizes:
+            self.hidden = default_mlp(n_features, hidden_layer_sizes)
+            self.output = _zeros(nn.Linear(hidden_layer_sizes[-1], n_components, bias=False))
+
+    @property
+    def needs_features(self):
+        """Whether `start_at` has something to do."""
+        return self.rescale or self.projection is not None
+
+    def start_at(self, features, weights, seed):
+        """Set the scale and the projection by a sample of the features.
+
+        Parameters
+        ----------
+        features : float32 ndarray of shape (n_samples, f)
+        weights : float32 ndarray of shape (n_samples,) or None
+            Of the samples; not all 0.
+        seed : int
+            Of the randomized SVD that finds the principal components.
+
+        Returns
+        -------
+        ruling : (int, float) or None
+            Where one or two columns make up nearly all of the squared length of the rows, the largest of them and its
+            share: the columns were standardized, lest cosines compare nothing else. None: they keep their proportions.
+        """
+        ruling = self._set_scale(features, weights) if self.rescale else None
+        if self.projection is not None:
+            x = (features.astype(np.float64) - self.shift.cpu().numpy()) * self.scale.cpu().numpy()
+            x = x if weights is None else x * np.sqrt(weights)[:, None]
+            n_found = min(self.n_components, *x.shape)
+            components = randomized_svd(x, n_found, n_iter=5, random_state=seed)[2]
+            self.projection[:n_found] = torch.from_numpy(components)
+        return ruling
+
+    def _set_scale(self, features, weights):
+        features = features.astype(np.float64)
+        mean, squares = (np.average(a, axis=0, weights=weights) for a in (features, features**2))  # (f,)
+        shares = squares / (squares.sum() or 1)
+        # 1 / sum(shares**2) is f where all columns are alike, and the number of those that count where others are small
+        if (shares**2).sum() <= max(0.5, 1 / (0.6 * self.n_features)):
+            self.scale.fill_(float((squares.mean() or 1) ** -0.5))
+            return None
+        deviation = np.sqrt(np.average((features - mean) ** 2, axis=0, weights=weights))
+        varies = deviation > 1e-6 * np.sqrt(squares)  # float32 knows no smaller ones
+        self.shift.copy_(torch.from_numpy(mean))
+        self.scale.copy_(torch.from_numpy(np.divide(1, deviation, out=np.zeros_like(deviation), where=varies)))
+        return int(shares.argmax()), float(shares.max())
+
+    def forward(self, features):
+        x = (features - self.shift) * self.scale  # (B, f)
+        learned = self.linear(x)
+        if self.hidden is not None:
+            learned = learned + self.output(self.hidden(x))
+        if self.projection is None:
+            start = F.pad(x, (0, self.n_components - self.n_features))
+        else:
+            start = F.linear(x, self.projection)
+        z = start + (learned if self.training else self.strength * learned)  # (B, D)
+        return z / self.n_features**0.5 if self.rescale else z
+
+
+def _zeros(layer):
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
 
 
 class PartsNetwork(EmbeddingNetwork):
@@ -149,7 +274,9 @@ class Pooling(nn.Module):
         return mean + x.amax(dim=(2, 3)) if "max" in self.kind else mean
 
 
-def build_network(backbone, sample, *, pooling, n_components, hidden_layer_sizes, normalize, precision):
+def build_network(
+    backbone, sample, *, pooling, n_components, hidden_layer_sizes, normalize, precision, frozen_backbone
+):
     """Return an EmbeddingNetwork on the sample's device.
 
     Parameters
@@ -160,24 +287,30 @@ def build_network(backbone, sample, *, pooling, n_components, hidden_layer_sizes
         Two rows as the network will get them.
     pooling : {"avg", "max", "avg+max"}
         Of a backbone that gives maps (B, f, h, w).
-    n_components : int or None
-        None: the backbone's own output, no head.
+    n_components : int, "auto" or None
+        None: the dimension of the features, without a head where the backbone is trained.
     hidden_layer_sizes : tuple of int
-        Of the default network over vectors.
+        Of what is learned over vectors, and over the features of a frozen backbone.
     normalize : bool
     precision : {"float32", "bfloat16"}
+    frozen_backbone : bool
 
     Raises
     ------
     ValueError
         If the backbone does not take the sample, gives neither (B, f) nor (B, f, h, w), or nothing is left to train.
     """
+    starts_at_features = True
     if backbone is not None:
         backbone = copy.deepcopy(backbone)
     elif sample.ndim == 2:
-        backbone = default_mlp(sample.shape[1], hidden_layer_sizes)
+        backbone = nn.Identity()
+        frozen_backbone = True
     else:
         backbone = default_cnn(sample.shape[1])
+        starts_at_features = False
+        if n_components == "auto":
+            n_components = IMAGE_COMPONENTS
     backbone = backbone.to(sample.device)
     features = pass_sample(backbone, sample)
     if isinstance(features, torch.Tensor) and features.ndim == 4:
@@ -188,15 +321,34 @@ def build_network(backbone, sample, *, pooling, n_components, hidden_layer_sizes
             "pooling at 'avg', or take the pooling out of the backbone."
         )
     n_features = count_features(backbone, sample)
-    head = nn.Identity() if n_components is None else nn.Linear(n_features, n_components)
+    if n_components is None:
+        n_components, has_head = n_features, frozen_backbone
+    else:
+        n_components, has_head = count_components(n_components, n_features), True
+    if not has_head:
+        head = nn.Identity()
+    elif not starts_at_features:
+        head = nn.Linear(n_features, n_components)
+    elif frozen_backbone:
+        head = ResidualHead(n_features, n_components, hidden_layer_sizes, strength=STRENGTH, rescale=True)
+    else:
+        head = ResidualHead(n_features, n_components, (), strength=1, rescale=False)
     network = EmbeddingNetwork(backbone, head, normalize, precision).to(sample.device)
-    network.n_components = n_features if n_components is None else n_components
+    network.n_components = n_components
     if not any(p.requires_grad for p in network.parameters()):
         raise ValueError(
             "The network has no parameter to train: the backbone is frozen or empty and n_components is None. Set "
             "n_components to add a linear head, or give the backbone trainable parameters."
         )
     return network
+
+
+def count_components(n_components, n_features):
+    """Return D for features of this dimension."""
+    if n_components != "auto":
+        return n_components
+    least, most = OWN_DIMENSION
+    return max(n_features, least) if n_features <= most else PRINCIPAL_COMPONENTS
 
 
 def pass_sample(backbone, sample):

@@ -14,7 +14,15 @@ from torch import nn
 
 from ._constraints import FRACTION, NON_NEGATIVE, POSITIVE, POSITIVE_INT, Interval, StrOptions, check_constraints
 from ._mining import MINING_DOC
+from ._networks import ResidualHead
 from ._training import OPTIMIZERS, check_callbacks, has_lr_scheduler
+
+# What learning_rate="auto" stands for, found on held-out training classes of the features of images
+# and texts, and on tables of 9 to 64 columns.
+TOTAL_MOVE = 5  # learning rate times steps
+WIDTH_MOVE = 0.64  # learning rate times columns, of which all move an output together
+FINE_TUNING_RATE = 1e-4
+LEARNING_RATE = 3e-3
 
 # Stand once here; every class docstring holds the markers in their place. {name} is the default of that parameter.
 _SHARED_DOCS = {
@@ -37,13 +45,17 @@ _SHARED_DOCS = {
         samples gives those it has, each once.
 """,
     "SHARED_PARAMETERS": """\
-    n_components : int or None, default=64
-        Dimension D of the embedding, >= 1. None: the backbone's own output, without a linear head.
+    n_components : int, "auto" or None, default="auto"
+        Dimension D of the embedding, >= 1. "auto": 64 over images without a backbone. Over vectors and the features of
+        a backbone, their own dimension, but at least 64; more than 2,048 columns become 512 principal components.
+        None: the dimension of the vectors or features; a backbone that is trained then gets no head.
     backbone : torch.nn.Module, str or None, default=None
         Maps a batch (B, ...) to features (B, f) or maps (B, f, h, w), which are pooled; a linear head to
-        ``n_components`` follows. A module is copied, never changed. "timm/resnet50" and the like: the network of that
-        library without its classifier. None: a multilayer perceptron over vectors, a small convolutional network (four
-        times convolution, BatchNorm, ReLU of widths 32, 64, 128, 128, then average pooling) over images.
+        ``n_components`` follows, which begins as the identity or at the principal components of the features. A module
+        is copied, never changed. "timm/resnet50" and the like: the network of that library without its classifier.
+        None: over images a small convolutional network (four times convolution, BatchNorm, ReLU of widths 32, 64, 128,
+        128, then average pooling). Vectors are their own features: the embedding begins at the vectors and adds what it
+        learns, see :ref:`start`.
     backbone_weights : str, path or None, default="pretrained"
         Of a backbone named by a str: "pretrained", those that the library has for it (it may fetch them); a file with
         its state dict; a name of torchvision's weights; None: random.
@@ -51,22 +63,28 @@ _SHARED_DOCS = {
         Of the backbone's maps; "avg" is what a backbone named by a str does by itself.
     freeze : {"none", "batchnorm", "backbone"}, default="none"
         What is not trained: nothing; statistics, scales and shifts of the backbone's BatchNorm layers, as the papers
-        do for fine-tuning; or the whole backbone, which then runs over the data once, without augmentation, and the
-        head is trained on its features. For a given ``backbone`` only.
+        do for fine-tuning; or the whole backbone, which then runs over the data once, without augmentation, and its
+        features are treated as vectors are. For a given ``backbone`` only.
     hidden_layer_sizes : tuple of int, default={hidden_layer_sizes}
-        Of the multilayer perceptron; () is a linear embedding. Not used over images or with a backbone.
+        Of the multilayer perceptron that learns over vectors and over the features of a frozen backbone, next to a
+        linear map; () is a linear embedding. Not used otherwise.
     normalize : bool, default={normalize}
         Whether embeddings are scaled to unit length.
     max_epochs : int, default=50
         Upper bound on the epochs, >= 1.
     batch_size : int, default={batch_size}
         Samples a step, >= 1.
-    learning_rate : float, default=3e-3
-        Of the network, at its highest; > 0. For a pretrained backbone about 1e-4.
+    learning_rate : float or "auto", default="auto"
+        Of the network, at its highest; > 0. "auto": over vectors and the features of a frozen backbone, 5 over the
+        number of steps, so that long and short trainings move the weights equally far, at most 0.64 over the number of
+        columns (of 32 or more), and half of that where the rate is constant; 1e-4 for a pretrained backbone given by
+        name; else 3e-3. A lower rate stays nearer to the start, which serves unseen classes; a higher one serves new
+        samples of the training classes.
     head_learning_rate : float or None, default=None
-        Of the linear head, at its highest; > 0. None: as the rest of the network.
+        Of the head, at its highest; > 0. None: as the rest of the network.
     warmup_epochs : int, default=0
-        First epochs in which only the head and the loss's own parameters are trained, >= 0.
+        First epochs in which only the head and the loss's own parameters are trained, >= 0; 0 over vectors, where
+        there is nothing else.
     lr_schedule : {"auto", "one_cycle"} or None, default="auto"
         "one_cycle": over the whole training, the learning rates rise to their highest in 15 % of it and fall to 0, on
         cosines, and the momentum (first beta) of Adam's kin falls from 0.95 to 0.85 and rises again. None: constant.
@@ -106,15 +124,21 @@ _SHARED_DOCS = {
         What fit does about files that cannot be used. "skip": decodes all files before the training, leaves out those
         that fail and warns once. transform never leaves a row out.
     early_stopping : bool, default=False
-        Whether to hold out ``validation_fraction`` of the samples, stop when Recall@1 among them has not risen for
-        ``n_iter_no_change`` epochs, and go back to the weights of the best epoch.
+        Whether to hold out a part of the training data, stop when Recall@1 in it (MAP@R where that is equal) has not
+        risen for ``n_iter_no_change`` epochs, and go back to the best weights. Those before the training take part, and
+        over vectors and frozen features a quarter, a half, three quarters and all of what was learned. A warning says
+        where no epoch is better than the start, and on held-out classes where a network that does not begin at its
+        input is worse than that.
+    validation_split : {"samples", "classes"}, default="samples"
+        What early stopping holds out: samples of all classes, at least two of a class or none, or whole classes, two
+        or more, so that the choice is made for classes that were not trained.
     validation_fraction : float, default=0.1
-        Share of the samples that early stopping holds out, in (0, 1); at least two of a class, or none.
+        Share of the samples or of the classes that early stopping holds out, in (0, 1).
     n_iter_no_change : int, default=10
-        Epochs without a better Recall@1 before early stopping ends the training, >= 1.
+        Epochs without a better result before early stopping ends the training, >= 1.
     callbacks : list of skorch callbacks or None, default=None
         Shallow copies of them are added to the skorch net. They see "train_loss" in its history, and
-        "valid_recall_at_1" with ``early_stopping``.
+        "valid_recall_at_1" and "valid_map_at_r" with ``early_stopping``.
     device : str or torch.device, default="auto"
         Where to train and transform. "auto": "cuda" where there is one, else "mps", else "cpu".
     precision : {"float32", "bfloat16"}, default="float32"
@@ -137,7 +161,7 @@ _SHARED_DOCS = {
         The loss, with its learned tensors; on the CPU.
     history_ : list of dict
         One an epoch: "epoch", "loss" (mean over the samples, by their weights), "duration" in seconds,
-        "validation_recall_at_1" with ``early_stopping``, and what callbacks recorded.
+        "validation_recall_at_1" and "validation_map_at_r" with ``early_stopping``, and what callbacks recorded.
     n_iter_ : int
         Epochs run.
     n_features_in_ : int
@@ -156,7 +180,7 @@ def _shown(default):
 class EmbedderParameters:
     """The parameters of `BaseEmbedder`, and the docstrings of its subclasses."""
 
-    n_components: int | None = 64
+    n_components: int | str | None = "auto"
     backbone: nn.Module | str | None = None
     backbone_weights: str | os.PathLike | None = "pretrained"
     pooling: str = "avg"
@@ -165,7 +189,7 @@ class EmbedderParameters:
     normalize: bool = True
     max_epochs: int = 50
     batch_size: int = 64
-    learning_rate: float = 3e-3
+    learning_rate: float | str = "auto"
     head_learning_rate: float | None = None
     warmup_epochs: int = 0
     lr_schedule: str | None = "auto"
@@ -182,6 +206,7 @@ class EmbedderParameters:
     n_jobs: int | None = None
     on_error: str = "raise"
     early_stopping: bool = False
+    validation_split: str = "samples"
     validation_fraction: float = 0.1
     n_iter_no_change: int = 10
     callbacks: list | None = None
@@ -192,7 +217,7 @@ class EmbedderParameters:
     verbose: int = 0
 
     _parameter_constraints = {
-        "n_components": [POSITIVE_INT, None],
+        "n_components": [POSITIVE_INT, StrOptions({"auto"}), None],
         "backbone": [nn.Module, str, None],
         "backbone_weights": [str, os.PathLike, None],
         "pooling": [StrOptions({"avg", "max", "avg+max"})],
@@ -201,7 +226,7 @@ class EmbedderParameters:
         "normalize": ["boolean"],
         "max_epochs": [POSITIVE_INT],
         "batch_size": [POSITIVE_INT],
-        "learning_rate": [POSITIVE],
+        "learning_rate": [POSITIVE, StrOptions({"auto"})],
         "head_learning_rate": [POSITIVE, None],
         "warmup_epochs": [Interval(Integral, 0, None, closed="left")],
         "lr_schedule": [StrOptions({"auto", "one_cycle"}), None],
@@ -218,6 +243,7 @@ class EmbedderParameters:
         "n_jobs": [Integral, None],
         "on_error": [StrOptions({"raise", "skip"})],
         "early_stopping": ["boolean"],
+        "validation_split": [StrOptions({"samples", "classes"})],
         "validation_fraction": [FRACTION],
         "n_iter_no_change": [POSITIVE_INT],
         "callbacks": [list, tuple, None],
@@ -296,9 +322,9 @@ class EmbedderParameters:
                 f"freeze='backbone' passes each image through the backbone once, so that augment={self.augment!r} has "
                 "nothing to vary. Set augment=None or freeze='none'."
             )
-        if self.freeze == "backbone" and (self.warmup_epochs or self.n_components is None):
+        if self.freeze == "backbone" and self.warmup_epochs:
             raise ValueError(
-                "freeze='backbone' trains the head alone: warmup_epochs must be 0 and n_components a number."
+                f"freeze='backbone' trains only the head, but warmup_epochs={self.warmup_epochs}. Set warmup_epochs=0."
             )
 
     def _find_device(self):
@@ -315,6 +341,17 @@ class EmbedderParameters:
                 f"such as 'cpu'. Got {self.device!r} instead: {error}"
             ) from error
         return device
+
+    def _find_learning_rate(self, network, n_samples, lr_schedule):
+        """Return the learning rate for the network and the number of samples to train on."""
+        if self.learning_rate != "auto":
+            return self.learning_rate
+        if isinstance(network.head, ResidualHead) and network.head.rescale:
+            n_steps = self.max_epochs * -(-n_samples // self.batch_size)
+            rate = min(TOTAL_MOVE / n_steps, WIDTH_MOVE / max(network.head.n_features, 32))
+            return rate if lr_schedule == "one_cycle" else rate / 2  # the mean of a cycle is half its highest
+        is_pretrained = isinstance(self.backbone, str) and self.backbone_weights is not None
+        return FINE_TUNING_RATE if is_pretrained else LEARNING_RATE
 
     def _find_lr_schedule(self):
         scheduled = has_lr_scheduler(self.callbacks)

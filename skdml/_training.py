@@ -11,16 +11,20 @@ from contextlib import closing, contextmanager, nullcontext
 
 import numpy as np
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from skorch import NeuralNet
 from skorch.callbacks import BatchScoring, Callback, EarlyStopping, EpochScoring, EpochTimer, LRScheduler
 from skorch.utils import TeeGenerator
+from torch import nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from ._callbacks import EpochTasks
-from .metrics import recall_at_k
+from ._networks import ResidualHead
+from .metrics import map_at_r, recall_at_k
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+STRENGTHS = (0.25, 0.5, 0.75, 1.0)  # of what was learned next to the start, among which early stopping chooses
 WARM_UP = 0.15  # share of the one-cycle schedule in which the learning rate rises
 
 
@@ -31,6 +35,7 @@ def train(
     batches,
     *,
     valid_set,
+    compare_with_input,
     max_epochs,
     learning_rate,
     head_learning_rate,
@@ -54,8 +59,10 @@ def train(
         On the device of the data. ``criterion(network(inputs), labels)`` is the loss; what a batch rule gives beside
         the indices follows the labels. Weights, if there are any, go by name, ``sample_weight=``.
     train_set, valid_set : TrainingSet
-        With a ``valid_set`` training stops when its Recall@1 has not risen for ``n_iter_no_change`` epochs, and the
-        weights of the best epoch are put back. None: no early stopping.
+        With a ``valid_set`` training stops when `retrieval_scores` in it have not risen for ``n_iter_no_change``
+        epochs, and the best weights are put back. None: no early stopping.
+    compare_with_input : bool
+        Whether to warn where a network that does not begin at its input is worse than that on the ``valid_set``.
     batches : callable
         A batch rule of ``_batches.py``.
     learning_rate, head_learning_rate, criterion_learning_rate : float
@@ -87,7 +94,7 @@ def train(
         callbacks=[
             *([Progress(max_epochs, verbose)] if verbose else []),
             *map(_copied, callbacks or []),
-            *([BestWeights(n_iter_no_change)] if valid_set else []),
+            *([BestWeights(n_iter_no_change, valid_set, compare_with_input)] if valid_set else []),
         ],
         device=train_set.data.device,
         verbose=0,
@@ -112,7 +119,12 @@ def train(
 
 def epochs(history):
     """Return skorch's history under our names, a list of dicts, one a finished epoch."""
-    names = {"train_loss": "loss", "dur": "duration", "valid_recall_at_1": "validation_recall_at_1"}
+    names = {
+        "train_loss": "loss",
+        "dur": "duration",
+        "valid_recall_at_1": "validation_recall_at_1",
+        "valid_map_at_r": "validation_map_at_r",
+    }
     return [
         {names.get(key, key): value for key, value in epoch.items() if key != "batches" and not key.endswith("_best")}
         for epoch in history
@@ -153,6 +165,17 @@ class TrainingSet(Dataset):
     def weights(self, index):
         """Return the weights for an index tensor or a slice, or None."""
         return None if self.sample_weight is None else self._of_rows(self.sample_weight, index)
+
+    def sample(self, n, seed):
+        """Return the set of its rows that have a weight, n drawn at random where there are more."""
+        rows = np.arange(len(self.y)) if self.rows is None else self.rows.cpu().numpy()
+        if self.sample_weight is not None:
+            rows = rows[self.sample_weight.cpu().numpy()[rows] > 0]
+        if len(rows) > n:
+            rows = np.sort(np.random.default_rng(seed).choice(rows, n, replace=False))
+        drawn = copy.copy(self)
+        drawn.rows = torch.from_numpy(rows).to(self.y.device)
+        return drawn
 
     def _of_rows(self, values, index):
         return values[index if self.rows is None else self.rows[index]].to(self.data.device)
@@ -204,15 +227,34 @@ def set_generator_states(states, device):
         getattr(torch, device.type).set_rng_state(states[1], *[device] if device.type == "cuda" else [])
 
 
-def hold_out(y, fraction, rng):
-    """Split the rows into (training, validation); a class gives at least two validation rows, or none.
+def retrieval_scores(embeddings, y):
+    """Return (Recall@1, MAP@R) of the rows among themselves; the second decides where the first is equal."""
+    return float(recall_at_k(embeddings, y, 1)), float(map_at_r(embeddings, y))
 
-    Recall needs a match for every query, and at a tenth of twelve samples a plain stratified split leaves none.
+
+def hold_out(y, split, fraction, rng):
+    """Split the rows into (training, validation), both sorted.
+
+    Parameters
+    ----------
+    y : ndarray of shape (n_samples,), values 0..C-1, each present
+    split : {"samples", "classes"}
+    fraction : float
+    rng : RandomState
 
     Raises
     ------
     ValueError
-        If no class has the four samples to give two and keep two.
+        If there are too few samples or classes for both parts.
+    """
+    valid = (_held_out_samples if split == "samples" else _held_out_classes)(y, fraction, rng)
+    return np.setdiff1d(np.arange(len(y)), valid), np.sort(valid)
+
+
+def _held_out_samples(y, fraction, rng):
+    """Return the rows to hold out: at least two of a class, or none.
+
+    Recall needs a match for every query, and at a tenth of twelve samples a plain stratified split leaves none.
     """
     wanted = max(2, round(fraction * len(y)))
     valid = []
@@ -226,7 +268,21 @@ def hold_out(y, fraction, rng):
             "early_stopping=True holds out at least two samples of a class and keeps two, but no class has four "
             "samples (or validation_fraction leaves fewer than two). Set early_stopping=False or give more data."
         )
-    return np.setdiff1d(np.arange(len(y)), valid), np.sort(valid)
+    return valid
+
+
+def _held_out_classes(y, fraction, rng):
+    """Return the rows of the classes to hold out: at least two, of two or more samples each."""
+    counts = np.bincount(y)
+    large = np.flatnonzero(counts >= 2)
+    n = max(2, round(fraction * len(counts)))
+    if len(large) < n or len(counts) - n < 2:
+        raise ValueError(
+            f"validation_split='classes' with validation_fraction={fraction} holds out {n} classes of two or more "
+            f"samples and trains on at least two others, but y has {len(counts)} classes, {len(large)} of them with "
+            "two or more samples. Set validation_split='samples' or give samples of more classes."
+        )
+    return np.flatnonzero(np.isin(y, rng.permutation(large)[:n]))
 
 
 def _copied(callback):
@@ -241,8 +297,8 @@ def check_callbacks(callbacks, early_stopping):
     ------
     TypeError, ValueError
     """
-    recorded = ["train_loss", "valid_recall_at_1"] if early_stopping else ["train_loss"]
-    missing = {"valid_loss", "valid_acc", "valid_recall_at_1"}.difference(recorded)
+    recorded = ["train_loss", *(["valid_recall_at_1", "valid_map_at_r"] if early_stopping else [])]
+    missing = {"valid_loss", "valid_acc", "valid_recall_at_1", "valid_map_at_r"}.difference(recorded)
     for callback in _instances(callbacks):
         if not isinstance(callback, Callback):
             raise TypeError(f"callbacks must be a list of skorch callbacks, or of (name, callback); got {callback!r}.")
@@ -327,10 +383,8 @@ class EmbeddingNet(NeuralNet):
         if iterator is None:
             return
         if not training:
-            embeddings = embed(self.module_, iterator, self.device)
-            self._record(
-                "valid_recall_at_1", recall_at_k(embeddings, iterator.labels(slice(None))), larger_is_better=True
-            )
+            for name, score in zip(("valid_recall_at_1", "valid_map_at_r"), self.validate(iterator), strict=True):
+                self._record(name, score, larger_is_better=True)
             return
         batches = self.batches(self.generator, lambda: embed(self.module_, iterator, self.device))
         batches = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
@@ -363,6 +417,9 @@ class EmbeddingNet(NeuralNet):
         if not math.isfinite(loss):
             raise ValueError(self.diverged(f"The mean loss ({loss})"))
         self._record("train_loss", loss, larger_is_better=False)
+
+    def validate(self, valid_set):
+        return retrieval_scores(embed(self.module_, valid_set, self.device), valid_set.labels(slice(None)))
 
     def train_step(self, batch, **weights):
         X, *targets = batch
@@ -443,30 +500,92 @@ def one_cycle(progress):
 
 
 class BestWeights(Callback):
-    """Stop when the validation Recall@1 no longer rises, and put the best weights back.
+    """Stop when the validation scores no longer rise, and put the best weights back, those of the start among them.
 
-    skorch's EarlyStopping restores the module alone; here the criterion learns too.
+    skorch's EarlyStopping restores only the module; here the criterion learns too.
+
+    Parameters
+    ----------
+    patience : int
+        Epochs without a better score before the training ends.
+    valid_set : TrainingSet
+    compare_with_input : bool
+        Whether to warn where a network that does not begin at its input is worse than that.
     """
 
-    def __init__(self, patience):
+    def __init__(self, patience, valid_set, compare_with_input):
         self.patience = patience
+        self.valid_set = valid_set
+        self.compare_with_input = compare_with_input
 
     def on_train_begin(self, net, **kwargs):
-        self.best_epoch_ = 0
-        self.best_state_ = None
+        self.start_ = net.validate(self.valid_set)
+        self._keep(net, self.start_, epoch=0)
 
     def on_epoch_end(self, net, **kwargs):
         epoch = len(net.history)
-        if net.history[-1, "valid_recall_at_1_best"]:
-            self.best_epoch_ = epoch
-            self.best_state_ = copy.deepcopy([module.state_dict() for module in (net.module_, net.criterion_)])
+        scores = net.history[-1, "valid_recall_at_1"], net.history[-1, "valid_map_at_r"]
+        # Where it makes no difference, what was learned counts more than the start.
+        if scores > self.best_ or (self.best_epoch_ == 0 and scores == self.best_):
+            self._keep(net, scores, epoch)
         elif epoch - self.best_epoch_ >= self.patience:
             raise KeyboardInterrupt
 
+    def _keep(self, net, scores, epoch):
+        self.best_ = scores
+        self.best_epoch_ = epoch
+        self.best_state_ = copy.deepcopy([module.state_dict() for module in (net.module_, net.criterion_)])
+
     def on_train_end(self, net, **kwargs):
-        if self.best_state_ is not None:
-            for module, state in zip((net.module_, net.criterion_), self.best_state_, strict=True):
-                module.load_state_dict(state)
+        for module, state in zip((net.module_, net.criterion_), self.best_state_, strict=True):
+            module.load_state_dict(state)
+        head = net.module_.head
+        starts_at_input = isinstance(head, ResidualHead) and head.rescale
+        if self.compare_with_input and not starts_at_input:
+            self._compare_with_input()
+        if self.best_epoch_ == 0:
+            advice = "Lower learning_rate, or hold out" if self.start_ < (1, 1) else "Hold out"
+            warnings.warn(
+                f"No epoch was better on the held-out data than the start (Recall@1 {self.start_[0]:.3f}, MAP@R "
+                f"{self.start_[1]:.3f}): the embedder keeps the weights from before the training. {advice} more with "
+                "validation_fraction.",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        elif starts_at_input:
+            self._choose_strength(net, head)
+
+    def _compare_with_input(self):
+        untrained = retrieval_scores(_flat_input(self.valid_set), self.valid_set.labels(slice(None)))
+        if any(u > best for u, best in zip(untrained, self.best_, strict=True)):
+            warnings.warn(
+                f"On the held-out data the untrained input reaches Recall@1 {untrained[0]:.3f} and MAP@R "
+                f"{untrained[1]:.3f}, the best epoch {self.best_[0]:.3f} and {self.best_[1]:.3f}. Train longer, on "
+                "more classes or from a pretrained backbone, or search the input itself.",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+
+    def _choose_strength(self, net, head):
+        best = head.strength.item()
+        for strength in STRENGTHS:
+            head.strength.fill_(strength)
+            scores = net.validate(self.valid_set)
+            if scores > self.best_:
+                self.best_, best = scores, strength
+        head.strength.fill_(best)
+
+
+def _flat_input(data_set):
+    """Return the network's input as vectors, images of at most 32 x 32 pixels."""
+    rows = [slice(start, start + 256) for start in range(0, len(data_set), 256)]
+    parts = []
+    with closing(data_set.batches(rows)) as batches:
+        for x in batches:
+            if x.ndim == 4 and max(x.shape[2:]) > 32:
+                x = nn.functional.adaptive_avg_pool2d(x, tuple(min(side, 32) for side in x.shape[2:]))
+            parts.append(x.flatten(1))
+    return torch.cat(parts)
 
 
 class Progress(Callback):

@@ -25,3 +25,12 @@ def blobs():
     rng = np.random.default_rng(0)
     y = np.repeat(np.arange(4), 15)
     return rng.normal(size=(60, 6)).astype(np.float32) + 3 * rng.normal(size=(4, 6)).astype(np.float32)[y], y
+
+
+@pytest.fixture
+def hidden():
+    """Twenty classes of 10 samples that 6 columns tell apart and 24 columns of noise hide: (X, y)."""
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.arange(20), 10)
+    signal = 2 * rng.normal(size=(20, 6))[y] + rng.normal(size=(200, 6))
+    return np.hstack([signal, 2 * rng.normal(size=(200, 24))]).astype(np.float32), y

@@ -97,20 +97,49 @@ def test_frozen_backbone_sees_each_image_once_and_keeps_every_bit(images, backbo
     np.testing.assert_allclose(np.sort(SEEN["eval"][n_probes:]), np.sort((images[:, 0, 0, 0] - 127.0) / 128), atol=1e-6)
 
 
-@pytest.mark.parametrize("cls", [SoftTripleEmbedder, RAWEmbedder, BIEREmbedder, ProxyAnchorEmbedder])
-@pytest.mark.parametrize("params", [{}, {"early_stopping": True}, {"normalize": False, "precision": "bfloat16"}])
+STOPPING = {"early_stopping": True, "validation_fraction": 0.5, "learning_rate": 0.02, "max_epochs": 10}
+
+
+@pytest.mark.filterwarnings("ignore:No epoch was better:sklearn.exceptions.ConvergenceWarning")  # with BIER
+@pytest.mark.parametrize("cls", [SoftTripleEmbedder, RAWEmbedder, BIEREmbedder, HDCEmbedder, ProxyAnchorEmbedder])
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"n_components": 4},
+        {"n_components": 4, "hidden_layer_sizes": ()},
+        {"n_components": None, "hidden_layer_sizes": (7, 5)},
+        STOPPING,
+        {"normalize": False, "precision": "bfloat16"},
+    ],
+    ids=["defaults", "components", "linear", "layers", "stopping", "bfloat16"],
+)
 def test_frozen_backbone_equals_a_fit_on_its_features(images, backbone, cls, params):
-    if cls is BIEREmbedder:
-        params = {**params, "n_components": 8, "normalize": True}
+    y = np.arange(60) % 5
+    rng = np.random.default_rng(1)
+    images = (120 + 6 * rng.normal(size=(5, 10, 12, 3))[y] + 20 * rng.normal(size=(60, 10, 12, 3))).astype(np.uint8)
+    pixels = (torch.from_numpy(images).permute(0, 3, 1, 2) - 127.0) / 128
+    backbone.layers[1].momentum = 1.0
     with torch.no_grad():
-        pixels = (torch.from_numpy(images).permute(0, 3, 1, 2) - 127.0) / 128
+        backbone.train()(pixels)  # channels of one scale
         features = backbone.eval()(pixels).mean(dim=(2, 3)).numpy()
     if params.get("precision") == "bfloat16":
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
             features = backbone(pixels).mean(dim=(2, 3)).float().numpy()
-    frozen = embedder(cls, backbone=backbone, freeze="backbone", **params).fit(images, Y)
-    on_features = embedder(cls, hidden_layer_sizes=(), **params).fit(features, Y)
-    np.testing.assert_array_equal(frozen.network_.head.weight.detach(), on_features.network_.head.weight.detach())
+    params = {"max_epochs": 3, "batch_size": 8, "random_state": 0, "device": "cpu"} | params
+    if cls is BIEREmbedder:
+        params = {**params, "normalize": True}
+    on_features = cls(**params)
+    if cls is HDCEmbedder:  # which takes no maps, and the hidden layers over vectors as levels
+        backbone = nn.Sequential(backbone, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        on_features.set_params(backbone=nn.Identity(), freeze="backbone")
+    frozen = cls(backbone=backbone, freeze="backbone", **params).fit(images, y)
+    on_features.fit(features, y)
+    pairs = zip(frozen.network_.head.state_dict().items(), on_features.network_.head.state_dict().items(), strict=True)
+    for (name, mine), (other_name, other) in pairs:
+        assert name == other_name
+        np.testing.assert_array_equal(mine, other)
+    assert (frozen.network_.head.linear.weight != 0).any()
     assert [e["loss"] for e in frozen.history_] == [e["loss"] for e in on_features.history_]
     np.testing.assert_allclose(frozen.transform(images), on_features.transform(features), atol=1e-6)
 
@@ -129,8 +158,7 @@ def test_frozen_backbone_goes_on_with_a_warm_start_and_survives_pickling(images,
         ({"freeze": "backbone"}, "but backbone=None"),
         ({"freeze": "batchnorm"}, "but backbone=None"),
         ({"freeze": "backbone", "backbone": nn.Flatten(), "augment": "standard"}, "nothing to vary"),
-        ({"freeze": "backbone", "backbone": nn.Flatten(), "n_components": None}, "n_components a number"),
-        ({"freeze": "backbone", "backbone": nn.Flatten(), "warmup_epochs": 1}, "warmup_epochs must be 0"),
+        ({"freeze": "backbone", "backbone": nn.Flatten(), "warmup_epochs": 1}, "warmup_epochs=1. Set warmup_epochs=0"),
         ({"freeze": "batchnorm", "backbone": nn.Flatten()}, "has no BatchNorm layer"),
         ({"freeze": "head"}, "freeze"),
     ],
@@ -209,7 +237,17 @@ def test_backbone_waits_for_the_end_of_the_warmup(images, warmup_epochs):
     assert same == (warmup_epochs >= 3)
     assert all(p.requires_grad for p in fitted.network_.parameters())
     still = embedder(backbone=backbone, learning_rate=1e-12, center_learning_rate=1e-12).fit(images, Y)
-    assert (fitted.network_.head.weight - still.network_.head.weight).abs().max() > 1e-3
+    weight, before = (e.network_.head.linear.weight for e in (fitted, still))
+    assert (weight - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("cls", [SoftTripleEmbedder, HDCEmbedder])
+def test_over_vectors_a_warmup_makes_no_sense(cls):
+    X = np.random.default_rng(0).normal(size=(12, 3))
+    with pytest.raises(ValueError, match=r"warmup_epochs=2 trains only the head .* Set warmup_epochs=0"):
+        embedder(cls, warmup_epochs=2).fit(X, Y)
+    fitted = embedder(cls, warmup_epochs=2, backbone=nn.Linear(3, 5)).fit(X, Y)
+    assert fitted.n_iter_ == 3
 
 
 def test_parameters_frozen_by_the_user_stay_frozen_after_the_warmup(images, backbone):

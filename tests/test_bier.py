@@ -3,12 +3,13 @@
 import math
 from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from skdml import BIEREmbedder
+from skdml import BIEREmbedder, recall_at_k
 from skdml._bier import group_sizes
 from skdml.losses import BIERLoss
 
@@ -169,5 +170,18 @@ def test_embedder_settings(blobs, settings):
     X, y = blobs
     fitted = BIEREmbedder(**settings, max_epochs=20, batch_size=32, random_state=0).fit(X, y)
     assert len(fitted.criterion_.regressors) == (3 if settings.get("adversarial") else 0)
-    assert fitted.transform(X).shape[1] == (256 if "n_components" in settings else 64)
+    assert fitted.transform(X).shape[1] == (6 if "n_components" in settings else 64)
     assert fitted.score(X, y) > 0.9
+
+
+@pytest.mark.parametrize("n_columns", [6, 14, 40])
+def test_every_group_learns(blobs, n_columns):
+    """Groups of 12, 20 and 32 components: where X has fewer columns, the later ones have no column to begin at."""
+    X, y = blobs
+    X = X[:, [0, 1, 2, 3, 4, 5] * 7][:, :n_columns]
+    params = {"hidden_layer_sizes": (), "batch_size": 32, "random_state": 0}
+    first, later = (BIEREmbedder(max_epochs=n, learning_rate=1e-2, **params).fit(X, y) for n in (1, 40))
+    for part, before in zip(*(np.split(e.transform(X), [12, 32], axis=1) for e in (later, first)), strict=True):
+        np.testing.assert_allclose(np.linalg.norm(part, axis=1), (part.shape[1] / 64) ** 0.5, rtol=1e-5)
+        assert np.abs(part - before).max() > 0.05
+        assert recall_at_k(part, y) > 0.9

@@ -115,7 +115,9 @@ def test_same_seed_same_result(embedder, blobs, device):
     assert not np.allclose(clone(embedder).set_params(random_state=1).fit(X, y).transform(X), Z)
 
 
-def test_global_state_is_untouched(embedder, blobs, device):
+@pytest.mark.parametrize("validation_split", ["samples", "classes"])
+@pytest.mark.filterwarnings("ignore:No epoch was better:sklearn.exceptions.ConvergenceWarning")
+def test_global_state_is_untouched(embedder, blobs, validation_split, device):
     def state():
         return (
             random.getstate(),
@@ -130,7 +132,8 @@ def test_global_state_is_untouched(embedder, blobs, device):
 
     X, y = blobs
     before = state()
-    embedder.set_params(device=device, early_stopping=True).fit(X, y).score(X, y)
+    embedder.set_params(device=device, early_stopping=True, validation_split=validation_split)
+    embedder.fit(X, y).score(X, y)
     assert state() == before
 
 
@@ -388,6 +391,7 @@ def test_fitted_on_any_device_rests_on_the_cpu(embedder, blobs, device):
 BAD_PARAMS = [
     ("n_components", 0),
     ("n_components", 2.5),
+    ("n_components", "all"),
     ("backbone", "resnet50"),
     ("backbone", nn.Linear),
     ("hidden_layer_sizes", 256),
@@ -400,11 +404,13 @@ BAD_PARAMS = [
     ("learning_rate", 0),
     ("learning_rate", np.nan),
     ("learning_rate", np.inf),
+    ("learning_rate", "high"),
     ("lr_schedule", "cosine"),
     ("weight_decay", -1e-4),
     ("optimizer", "adagrad"),
     ("optimizer", dict),
     ("early_stopping", "recall"),
+    ("validation_split", "rows"),
     ("validation_fraction", 1.0),
     ("n_iter_no_change", 0),
     ("callbacks", "EarlyStopping"),

@@ -45,6 +45,21 @@ def load_without_its_backbone(folder):
     skdml.load(folder / "embedder")
 
 
+def images_better_untrained(folder):
+    """Fit a network from random weights on noise, of which each class has a pattern of its own."""
+    rng = np.random.default_rng(0)
+    patterns = np.repeat(rng.integers(0, 200, size=(40, 8, 8)), 4, axis=0)
+    images = (patterns + rng.integers(0, 56, size=(160, 8, 8))).astype(np.uint8)
+    fit(images, np.repeat(np.arange(40), 4), early_stopping=True, validation_split="classes", validation_fraction=0.5)
+
+
+def too_high_a_rate(folder):
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 12
+    X = rng.normal(size=(12, 8))[y] + rng.normal(size=(60, 8)) / 2
+    fit(X, y, early_stopping=True, validation_split="classes", validation_fraction=0.4, learning_rate=1.0)
+
+
 class Tuple(nn.Module):
     def forward(self, X):
         return X, X
@@ -74,6 +89,10 @@ MISTAKES = [
     lambda folder: fit(batch_size=64),
     lambda folder: fit(batch_size=6),
     lambda folder: fit(X[:9], Y[:9], early_stopping=True),
+    lambda folder: fit(early_stopping=True, validation_split="classes"),
+    too_high_a_rate,
+    images_better_untrained,
+    lambda folder: fit(X * [1, 1, 1, 100]),
     lambda folder: fit(callbacks=[EarlyStopping()]),
     lambda folder: fit(callbacks=[LRScheduler("StepLR", step_size=1)], lr_schedule="one_cycle"),
     lambda folder: fit(backbone=Tuple()),

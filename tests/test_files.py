@@ -249,18 +249,21 @@ def test_what_no_header_tells_is_an_error_in_training(paths, n_jobs):
         embedder(n_jobs=n_jobs).fit(paths, Y)
 
 
+@pytest.mark.filterwarnings("ignore:No epoch was better:sklearn.exceptions.ConvergenceWarning")
 def test_skip_leaves_out_and_warns_once(paths):
     damage(paths[2], "empty")
     damage_late(paths[6])
     with pytest.warns(UserWarning, match="cannot be used") as record:
         skipped = embedder(on_error="skip", early_stopping=True).fit(paths, Y)
-    assert [str(w.message) for w in record] == [
+    # The random network tells these few pictures apart, so that early stopping warns, too.
+    assert [str(w.message) for w in record if w.category is UserWarning] == [
         f"2 of 20 files cannot be used and are left out. The first: {paths[2]} is empty."
     ]
     good = [i for i in range(20) if i not in (2, 6)]
     good_paths = [paths[i] for i in good]
     without = embedder(early_stopping=True).fit(good_paths, Y[good])
     np.testing.assert_array_equal(skipped.transform(good_paths), without.transform(good_paths))
+    assert [epoch["loss"] for epoch in skipped.history_] == [epoch["loss"] for epoch in without.history_]
     with pytest.raises(ValueError, match="1 of 20 files cannot be used"):
         skipped.transform(paths)
     damage(paths[2], "missing")
@@ -413,6 +416,7 @@ def test_pickle_and_clone(paths):
     np.testing.assert_array_equal(clone(fitted).fit(paths, Y).transform(paths), Z)
 
 
+@pytest.mark.filterwarnings("ignore:No epoch was better:sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize(
     "cls", [SoftTripleEmbedder, RAWEmbedder, SSTEmbedder, HTLEmbedder, SmartMiningEmbedder, MagnetEmbedder]
 )

@@ -45,8 +45,10 @@ def test_lists_pipelines_pickles_and_processes(blobs):
     X, y = blobs
     pipeline = make_pipeline(StandardScaler(), inner())
     ensemble = FoldEnsembleEmbedder(pipeline, cv=2).fit(X, y)
-    in_processes = FoldEnsembleEmbedder(pipeline, cv=2, n_jobs=2).fit(X.tolist(), y.tolist())
+    in_processes = FoldEnsembleEmbedder(pipeline, cv=2, n_jobs=2).fit(X, y)
     np.testing.assert_allclose(in_processes.transform(X), ensemble.transform(X), rtol=1e-5, atol=1e-6)
+    of_lists = FoldEnsembleEmbedder(pipeline, cv=2).fit(X.tolist(), y.tolist())
+    np.testing.assert_allclose(of_lists.transform(X), ensemble.transform(X), atol=1e-4)  # scaled in float64
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(ensemble)).transform(X), ensemble.transform(X))
     assert ensemble.score(X, y) == RecallAtK(1)(ensemble, X, y)
     assert np.isfinite(cross_val_score(ensemble, X, y, cv=KFold(2, shuffle=True, random_state=0))).all()

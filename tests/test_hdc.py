@@ -122,7 +122,7 @@ class Pyramid(nn.Module):
 def build(backbone, sample, **changes):
     options = {
         "n_levels": 3, "n_components": 8, "hidden_layer_sizes": (15, 16, 17, 19),
-        "normalize": True, "precision": "float32",
+        "normalize": True, "precision": "float32", "frozen_backbone": False,
     }  # fmt: skip
     return build_level_network(backbone, sample, **(options | changes))
 
@@ -134,11 +134,16 @@ def build(backbone, sample, **changes):
         (None, {"n_components": None}, [16, 17, 19]),
         (None, {"n_components": 2}, [1, 1]),
         (None, {"hidden_layer_sizes": ()}, [8]),
+        (None, {"hidden_layer_sizes": (15,)}, [8]),
+        (None, {"hidden_layer_sizes": (), "n_components": None}, [6]),
+        (None, {"hidden_layer_sizes": (), "n_components": "auto"}, [64]),
+        (None, {"n_components": "auto"}, [22, 21, 21]),
         (None, {"hidden_layer_sizes": (5, 4)}, [4, 4]),
         (Pyramid(), {}, [4, 4]),
         (Pyramid(), {"n_components": None}, [9, 4]),
         (Pyramid(), {"n_levels": 1}, [8]),
         (nn.Linear(6, 4), {}, [8]),
+        (nn.Linear(6, 4), {"frozen_backbone": True}, [8]),
     ],
 )
 def test_levels_of_vectors(backbone, changes, sizes):
@@ -159,6 +164,23 @@ def test_each_level_is_a_head_on_its_hidden_layer():
     (first, _, second, _), (shallow, deep) = network.backbone.layers, network.head.heads
     h = first(x).relu()
     torch.testing.assert_close(network(x), torch.cat([shallow(h), deep(second(h).relu())], dim=1))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "changes", "n_hidden"),
+    [
+        (None, {"hidden_layer_sizes": ()}, 0),
+        (None, {"hidden_layer_sizes": (5,)}, 1),
+        (nn.Linear(6, 4), {"hidden_layer_sizes": (5, 3), "frozen_backbone": True}, 2),
+    ],
+)
+def test_a_single_level_begins_at_its_features(backbone, changes, n_hidden):
+    x = torch.randn(5, 6)
+    network = build(backbone, x[:2], **changes).eval()
+    features = x if backbone is None else backbone(x)
+    torch.testing.assert_close(network(x), normalize(nn.functional.pad(features, (0, 8 - features.shape[1]))))
+    hidden = network.head.hidden or []
+    assert sum(isinstance(layer, nn.Linear) for layer in hidden) == n_hidden
 
 
 @pytest.mark.parametrize("size", [1, 8, 33])

@@ -295,11 +295,16 @@ def test_equal_weights_are_no_weights(name, blobs):
     np.testing.assert_allclose(*([e["loss"] for e in fitted.history_] for fitted in (weighted, plain)), rtol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:Column 5 of X:UserWarning")
 @pytest.mark.parametrize("method", WITH_PROXIES)
-def test_one_batch_of_all_equals_repeated_and_removed_rows(method, blobs, sample_weight):
+@pytest.mark.parametrize(
+    ("params", "largest"), [({}, 1), ({}, 1000), ({"n_components": 3}, 1)], ids=["", "standardized", "components"]
+)
+def test_one_batch_of_all_equals_repeated_and_removed_rows(method, params, largest, blobs, sample_weight):
     """To the rounding of float32; scikit-learn's check of this asks for more, see test_common.py."""
     X, y = blobs
-    embedder = make(f"{method}Embedder", batch_size=1000, max_epochs=5)
+    embedder = make(f"{method}Embedder", batch_size=1000, max_epochs=5, **params)
+    X = X * np.float32([1, 1, 1, 1, 1, largest])
     repeated = embedder.fit(X.repeat(sample_weight, axis=0), y.repeat(sample_weight)).transform(X)
     np.testing.assert_allclose(embedder.fit(X, y, sample_weight).transform(X), repeated, atol=1e-5)
     assert np.abs(embedder.fit(X, y).transform(X) - repeated).max() > 1e-3
@@ -368,12 +373,15 @@ def test_history_is_the_mean_by_weights(name, blobs):
         assert embedder.history_[0]["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_early_stopping_weighs_the_training_rows_alone(blobs, sample_weight):
-    X, y = blobs
+@pytest.mark.parametrize("split", ["samples", "classes"])
+def test_early_stopping_weighs_the_training_rows_alone(hidden, split):
+    X, y = hidden
+    sample_weight = np.random.default_rng(1).integers(0, 5, size=200)
     rng = np.random.RandomState(0)
     rng.randint(2**31 - 1)  # the seed of the training
-    train_rows, valid_rows = hold_out(y, 0.1, rng)
-    embedder = make("SoftTripleEmbedder", early_stopping=True, batch_size=20)
+    train_rows, valid_rows = hold_out(y, split, 0.3, rng)
+    stopping = {"early_stopping": True, "validation_split": split, "validation_fraction": 0.3}
+    embedder = make("SoftTripleEmbedder", batch_size=20, learning_rate=1e-2, max_epochs=30, **stopping)
     Z = embedder.fit(X, y, sample_weight).transform(X)
     other = sample_weight.copy()
     other[valid_rows] = 100

@@ -168,6 +168,36 @@ def test_every_way_of_saving(cls, blobs, tmp_path):
     np.testing.assert_array_equal(mapped.transform(X), embedder.transform(X))
 
 
+@pytest.mark.filterwarnings("ignore:Column 5 of X:UserWarning")
+@pytest.mark.parametrize("params", [{}, {"n_components": 3}, {"n_components": 6, "hidden_layer_sizes": ()}], ids=str)
+@pytest.mark.parametrize("largest", [1, 1000])
+def test_start_and_strength(params, largest, blobs, tmp_path):
+    """Columns as they are and standardized, components, and another strength than that of a new network."""
+    X, y = blobs
+    X = X * np.float32([1, 1, 1, 1, 1, largest])
+    embedder = fast(SoftTripleEmbedder, **params).fit(X, y)
+    assert (embedder.network_.head.shift != 0).all() == (largest > 1)
+    half = embedder.transform(X)
+    embedder.network_.head.strength.fill_(1.0)
+    Z = embedder.transform(X)
+    assert np.abs(Z - half).max() > 1e-3
+    embedder.save(tmp_path / "saved")
+    embedder.to_onnx(tmp_path / "model.onnx")
+    for copied in (
+        skdml.load(tmp_path / "saved"),
+        pickle.loads(pickle.dumps(embedder)),
+        skops.io.loads(skops.io.dumps(embedder), TRUSTED_TYPES),
+    ):
+        check_equal(embedder, copied, X)
+        copied.set_params(warm_start=True).fit(X, y)
+        assert copied.n_iter_ == 4
+        assert copied.network_.head.strength == 1
+    np.testing.assert_allclose(run_onnx(tmp_path / "model.onnx", torch.from_numpy(X)), Z, rtol=0, atol=1e-5)
+    x = torch.from_numpy(X)
+    program = torch.export.export(embedder.to_torch(), (x[:2],), dynamic_shapes=({0: torch.export.Dim("n")},))
+    np.testing.assert_allclose(program.module()(x).detach(), Z, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("cls", [RAWEmbedder, HDCEmbedder, BIEREmbedder])
 def test_images(cls, images, tmp_path):
     X, y = images
@@ -179,6 +209,7 @@ def test_images(cls, images, tmp_path):
         check_equal(embedder, copied, X)
 
 
+@pytest.mark.filterwarnings("ignore:No epoch was better:sklearn.exceptions.ConvergenceWarning")
 def test_feature_names_and_output(blobs, tmp_path):
     X, y = blobs
     frame = pd.DataFrame(X, columns=list("abcdef"))
@@ -448,12 +479,14 @@ def test_tensor_that_is_not_dense(blobs, tmp_path):
     ("params", "message"),
     [
         ({"normalize": False}, "network_ is not what the parameters make: normalize is True, not False"),
-        ({"n_components": 3}, r"network_ .*head.weight is \(64, 256\) float32, not \(3, 256\) float32"),
+        ({"n_components": 9}, r"network_ .*head.linear.weight is \(64, 6\) float32, not \(9, 6\) float32"),
+        ({"n_components": 3}, "network_ .*head.projection is missing"),
+        ({"hidden_layer_sizes": ()}, "network_ .*head.hidden.0.bias is one too many"),
         ({"threshold": 0.25}, r"criterion_ .*threshold is 0\.5, not 0\.25"),
         ({"mining": keep_all}, "criterion_ .*mining is 'vthm', not <function keep_all"),
         ({"batch_size": 0}, "its parameters make no network: The 'batch_size' parameter"),
     ],
-    ids=["network", "shape", "loss", "function", "invalid"],
+    ids=["network", "shape", "projection", "hidden", "loss", "function", "invalid"],
 )
 def test_parameters_set_after_the_fit(params, message, blobs, tmp_path):
     """The file would make another network or loss; a pickle keeps them as they are."""
@@ -475,12 +508,12 @@ def test_network_changed_by_hand(blobs, tmp_path):
         embedder.save(tmp_path / "saved")
     check_equal(embedder, pickle.loads(pickle.dumps(embedder)), blobs[0])
     embedder = fast(RAWEmbedder).fit(*blobs)
-    embedder.network_.backbone[1] = nn.GELU()
-    with pytest.raises(ValueError, match=r"backbone\.1 is a torch.*GELU, not a torch.*ReLU"):
+    embedder.network_.head.hidden[1] = nn.GELU()
+    with pytest.raises(ValueError, match=r"head\.hidden\.1 is a torch.*GELU, not a torch.*ReLU"):
         embedder.save(tmp_path / "saved")
     check_equal(embedder, pickle.loads(pickle.dumps(embedder)), blobs[0])
     embedder = fast(RAWEmbedder).fit(*blobs)
-    embedder.network_.backbone.requires_grad_(False)
+    embedder.network_.head.hidden.requires_grad_(False)
     embedder.save(tmp_path / "saved")
     check_equal(embedder, skdml.load(tmp_path / "saved"), blobs[0])
     check_equal(embedder, pickle.loads(pickle.dumps(embedder)), blobs[0])
@@ -746,13 +779,15 @@ def test_changed_by_hand(saved):
 def test_other_tensors(saved):
     _, path = saved
     tensors = safetensors.torch.load_file(path / "network.safetensors")
-    tensors["head.weight"] = tensors["head.weight"].double()
+    tensors["head.linear.weight"] = tensors["head.linear.weight"].double()
     rewrite(path, "network.safetensors", **tensors)
-    with pytest.raises(ValueError, match=r"network.safetensors does not .*head.weight is .* float64, not .* float32"):
+    with pytest.raises(
+        ValueError, match=r"network.safetensors does not .*head.linear.weight is .* float64, not .* float32"
+    ):
         skdml.load(path)
-    tensors.pop("head.weight")
+    tensors.pop("head.linear.weight")
     rewrite(path, "network.safetensors", **tensors)
-    with pytest.raises(ValueError, match=r"network.safetensors does not .*head.weight is missing"):
+    with pytest.raises(ValueError, match=r"network.safetensors does not .*head.linear.weight is missing"):
         skdml.load(path)
     (path / "network.safetensors").write_bytes(b"no safetensors")
     rewrite(path)
@@ -763,6 +798,7 @@ def test_other_tensors(saved):
 # ---- the model card
 
 
+@pytest.mark.filterwarnings("ignore:No epoch was better:sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("cls", EMBEDDERS, ids=lambda cls: cls.__name__)
 def test_model_card(cls, blobs, tmp_path):
     X, y = blobs
@@ -801,7 +837,8 @@ def test_to_torch(blobs):
     assert not network.training
     with torch.no_grad():
         np.testing.assert_array_equal(network(torch.from_numpy(X)).numpy(), Z)
-        network.head.weight.zero_()
+        network.head.linear.weight.zero_()
+        network.head.scale.zero_()
     np.testing.assert_array_equal(embedder.transform(X), Z)
 
 
@@ -834,6 +871,7 @@ def run_onnx(path, x):
 ONNX = [
     (RAWEmbedder, "images", {}),
     (HDCEmbedder, "images", {}),
+    (RAWEmbedder, "vectors", {}),
     (BIEREmbedder, "vectors", {"normalize": False}),
 ]
 

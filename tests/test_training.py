@@ -2,22 +2,24 @@
 
 import gc
 import itertools
+import re
 import threading
 
 import numpy as np
 import pytest
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from skorch.callbacks import Callback, Checkpoint, EarlyStopping, EpochScoring, GradientNormClipping, LRScheduler
 from torch import nn
 
-from skdml import SoftTripleEmbedder, recall_at_k
-from skdml._training import hold_out, one_cycle, seeded
+from skdml import RAWEmbedder, SoftTripleEmbedder, map_at_r, recall_at_k
+from skdml._parameters import LEARNING_RATE, TOTAL_MOVE, WIDTH_MOVE
+from skdml._training import STRENGTHS, hold_out, one_cycle, seeded
 
 
-def embedder(**params):
-    return SoftTripleEmbedder(
-        **{"n_centers": 2, "max_epochs": 4, "batch_size": 60, "random_state": 0, "device": "cpu"} | params
-    )
+def embedder(cls=SoftTripleEmbedder, **params):
+    params = {"max_epochs": 4, "batch_size": 60, "random_state": 0, "device": "cpu"} | params
+    return cls(**({"n_centers": 2} if cls is SoftTripleEmbedder else {}) | params)
 
 
 class Recorder(Callback):
@@ -35,13 +37,30 @@ class Recorder(Callback):
         self.seen.append(self.look(net))
 
 
+class Residual(nn.Module):
+    """The default network over blobs before its normalization, written by hand; X is divided by ``unit``."""
+
+    def __init__(self, unit):
+        super().__init__()
+        self.linear = nn.Linear(6, 64)
+        self.hidden = nn.Sequential(nn.Linear(6, 256), nn.ReLU())
+        self.output = nn.Linear(256, 64, bias=False)
+        for parameter in [*self.linear.parameters(), *self.output.parameters()]:
+            nn.init.zeros_(parameter)
+        self.unit = unit
+
+    def forward(self, x, strength=1.0):
+        x = x / self.unit
+        return nn.functional.pad(x, (0, 58)) + strength * (self.linear(x) + self.output(self.hidden(x)))
+
+
 def test_two_epochs_equal_a_loop_written_by_hand(blobs):
-    """Same start, same batches, torch's own AdamW: the weights agree."""
+    """Same start, same batches, torch's own AdamW: the weights and the embeddings agree."""
     X, y = blobs
-    fitted = embedder(lr_schedule=None, max_epochs=2, batch_size=20).fit(X, y)
+    fitted = embedder(lr_schedule=None, max_epochs=2, batch_size=20, learning_rate=3e-3).fit(X, y)
 
     with seeded(np.random.RandomState(0).randint(2**31 - 1), torch.device("cpu")):
-        network = nn.Sequential(nn.Linear(6, 256), nn.ReLU(), nn.Linear(256, 64))
+        network = Residual(float((X**2).mean() ** 0.5))
         criterion = fitted._make_loss(4, fitted.network_)
     optimizer = torch.optim.AdamW(
         [{"params": network.parameters(), "lr": 3e-3}, {"params": criterion.parameters(), "lr": 3e-3}],
@@ -58,9 +77,13 @@ def test_two_epochs_equal_a_loop_written_by_hand(blobs):
             optimizer.step()
             losses.append(loss.item())
     np.testing.assert_allclose([e["loss"] for e in fitted.history_], np.reshape(losses, (2, 3)).mean(1), rtol=1e-4)
-    ours = fitted.network_.state_dict().values()
-    for mine, theirs in zip(ours, network.state_dict().values(), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+    ours, hand = dict(fitted.network_.head.named_parameters()), dict(network.named_parameters())
+    assert ours.keys() == hand.keys()
+    for name, mine in ours.items():
+        torch.testing.assert_close(mine, hand[name], rtol=1e-3, atol=1e-4)
+    with torch.no_grad():
+        Z = nn.functional.normalize(network(torch.from_numpy(X), strength=0.5))
+    np.testing.assert_allclose(fitted.transform(X), Z, atol=1e-4)
 
 
 def test_one_cycle_is_the_policy_of_torch():
@@ -78,7 +101,7 @@ def test_one_cycle_is_the_policy_of_torch():
 
 def test_one_cycle_moves_every_group_each_batch(blobs):
     look = Recorder(lambda net: [(group["lr"], group["betas"][0]) for group in net.optimizer_.param_groups])
-    embedder(callbacks=[look], batch_size=20, center_learning_rate=1e-2).fit(*blobs)
+    embedder(callbacks=[look], batch_size=20, learning_rate=3e-3, center_learning_rate=1e-2).fit(*blobs)
     seen = np.array(Recorder.seen)  # (steps, groups: network and centers, lr and momentum)
     expected = np.array([one_cycle(step / 12) for step in range(12)])
     np.testing.assert_allclose(seen[:, 0], expected * [3e-3, 1])
@@ -89,15 +112,71 @@ def test_one_cycle_moves_every_group_each_batch(blobs):
     ("params", "constant"),
     [({}, False), ({"early_stopping": True}, True), ({"warm_start": True}, True), ({"lr_schedule": None}, True)],
 )
-def test_lr_schedule_auto(blobs, params, constant):
-    embedder(callbacks=[Recorder(lambda net: net.optimizer_.param_groups[0]["lr"])], **params).fit(*blobs)
+def test_lr_schedule_auto(hidden, params, constant):
+    look = Recorder(lambda net: net.optimizer_.param_groups[0]["lr"])
+    embedder(callbacks=[look], learning_rate=1e-2, **params).fit(*hidden)
     assert (len(set(Recorder.seen)) == 1) == constant
+
+
+def rate(X, y, cls=SoftTripleEmbedder, **params):
+    """Return the network's learning rate at its highest, from the first two epochs of a training."""
+    stop = EarlyStopping("train_loss", patience=1, threshold=1e9, threshold_mode="abs")
+    look = Recorder(lambda net: net.lr)
+    fitted = embedder(cls, callbacks=[look, stop], **params).fit(X, y)
+    assert fitted.n_iter_ <= 2
+    (lr,) = set(Recorder.seen)
+    return lr
+
+
+@pytest.mark.parametrize("lr_schedule", ["one_cycle", None])
+def test_learning_rate_auto_moves_long_and_short_trainings_equally_far(blobs, lr_schedule):
+    """60 rows in batches of 20 are 3 steps an epoch; a constant rate is half of the highest of a cycle, its mean."""
+    params = {"batch_size": 20, "lr_schedule": lr_schedule}
+    rates = [rate(*blobs, max_epochs=n, **params) for n in (5000, 50000)]
+    share = 1 if lr_schedule else 0.5
+    np.testing.assert_allclose(rates, [share * TOTAL_MOVE / (3 * n) for n in (5000, 50000)])
+    assert rate(*blobs, max_epochs=5000, **params | {"batch_size": 30}) == pytest.approx(rates[0] * 3 / 2)
+
+
+def test_learning_rate_auto_of_a_short_training_falls_with_the_columns():
+    y = np.arange(60) % 4
+    tables = {n: np.random.default_rng(0).normal(size=(60, n)) for n in (1, 2, 8, 128, 640)}
+    rates = {n: rate(X, y) for n, X in tables.items()}
+    assert rates[128] == pytest.approx(WIDTH_MOVE / 128)
+    assert rates[640] == pytest.approx(WIDTH_MOVE / 640)
+    assert rates[1] == rates[2] == rates[8]  # few are counted as some more
+    assert rates[128] < rates[8] < 0.1
+    assert rate(tables[128], y, lr_schedule=None) == pytest.approx(rates[128] / 2)
+    assert rate(tables[128], y, RAWEmbedder) == rates[128]
+
+
+def test_learning_rate_auto_elsewhere(blobs, hidden):
+    """Of the rows that early stopping leaves, of one epoch in partial_fit, and of other networks."""
+    X, y = blobs
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    assert rate(images, y) == LEARNING_RATE
+    assert rate(X, y, backbone=nn.Linear(6, 8)) == LEARNING_RATE
+    assert rate(X, y, backbone=nn.Linear(6, 128), freeze="backbone") == pytest.approx(WIDTH_MOVE / 128)
+    # 140 of 200 rows are 7 batches of 20, at a constant rate
+    stopped = {"batch_size": 20, "early_stopping": True, "validation_fraction": 0.3}
+    look = Recorder(lambda net: net.lr)
+    with pytest.warns(ConvergenceWarning, match="No epoch was better"):  # so low a rate moves nothing
+        embedder(callbacks=[look], max_epochs=10**6, n_iter_no_change=1, **stopped).fit(*hidden)
+    np.testing.assert_allclose(Recorder.seen, 0.5 * TOTAL_MOVE / 7e6)
+    embedder(callbacks=[look], batch_size=20, max_epochs=10**6).partial_fit(X, y)
+    np.testing.assert_allclose(Recorder.seen, 0.5 * TOTAL_MOVE / 3e6)
+
+
+@pytest.mark.parametrize("learning_rate", [1e-5, 0.7])
+def test_learning_rate_is_taken_as_it_is(blobs, learning_rate):
+    for params in ({}, {"max_epochs": 5000}, {"lr_schedule": None}, {"backbone": nn.Linear(6, 8)}):
+        assert rate(*blobs, learning_rate=learning_rate, **params) == learning_rate
 
 
 def test_skorch_lr_scheduler(blobs):
     scheduler = LRScheduler(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5)
     look = Recorder(lambda net: net.optimizer_.param_groups[0]["lr"])
-    embedder(callbacks=[("lr", scheduler), look]).fit(*blobs)
+    embedder(callbacks=[("lr", scheduler), look], learning_rate=3e-3).fit(*blobs)
     np.testing.assert_allclose(Recorder.seen, 3e-3 * 0.5 ** np.arange(4))
     with pytest.raises(ValueError, match="lr_schedule=None"):
         embedder(callbacks=[scheduler], lr_schedule="one_cycle").fit(*blobs)
@@ -158,7 +237,8 @@ class Overfit(nn.Module):
 
     def __init__(self, n_good):
         super().__init__()
-        self.linear = nn.Linear(6, 8)
+        self.linear = nn.Linear(30, 30)
+        nn.init.eye_(self.linear.weight)
         self.n_good = n_good
         self.register_buffer("n_passes", torch.zeros(()))
 
@@ -167,42 +247,194 @@ class Overfit(nn.Module):
         return self.linear(x) * (self.n_passes <= self.n_good)
 
 
-def test_early_stopping_restores_the_best_epoch(blobs):
-    """Two good epochs of one batch; after them all embeddings are equal and the criterion's centers drift."""
-    X, y = blobs
-    backbone = Overfit(2)
-    fitted = embedder(backbone=backbone, early_stopping=True, n_iter_no_change=3, max_epochs=50).fit(X, y)
-    recalls = [epoch["validation_recall_at_1"] for epoch in fitted.history_]
-    best = int(np.argmax(recalls))
+def stopping(**params):
+    """An embedder with early stopping that becomes better over `hidden`, with a third of the samples held out."""
+    params = {"learning_rate": 3e-2, "batch_size": 20, "validation_fraction": 0.3} | params
+    return embedder(early_stopping=True, **params)
+
+
+def scores(epoch):
+    return epoch["validation_recall_at_1"], epoch["validation_map_at_r"]
+
+
+def held_out(y, split, fraction):
+    """Return the rows that a fit of seed 0 trains on, and those that it holds out."""
+    rng = np.random.RandomState(0)
+    rng.randint(2**31 - 1)  # the seed of the fit is drawn first
+    return hold_out(y, split, fraction, rng)
+
+
+def test_early_stopping_restores_the_best_epoch(hidden):
+    """Two good epochs of 7 batches; after them all embeddings are equal and the criterion's centers drift."""
+    X, y = hidden
+    backbone = Overfit(14)
+    params = {"backbone": backbone, "learning_rate": 3e-3}
+    fitted = stopping(n_iter_no_change=3, max_epochs=50, **params).fit(X, y)
+    best = int(max(range(fitted.n_iter_), key=lambda epoch: scores(fitted.history_[epoch])))
     assert fitted.n_iter_ == best + 1 + 3
-    assert best <= 1
-    assert fitted.network_.backbone.n_passes == best + 1
-    short = embedder(backbone=backbone, early_stopping=True, max_epochs=best + 1).fit(X, y)
+    assert best == 1
+    assert fitted.network_.backbone.n_passes == 7 * (best + 1)
+    short = stopping(max_epochs=best + 1, **params).fit(X, y)
     np.testing.assert_array_equal(fitted.transform(X), short.transform(X))
     np.testing.assert_array_equal(fitted.centers_, short.centers_)
 
 
-def test_early_stopping_scores_the_held_out_rows(blobs):
-    X, y = blobs
-    fitted = embedder(early_stopping=True, validation_fraction=0.3, max_epochs=1).fit(X, y)
-    rng = np.random.RandomState(0)
-    rng.randint(2**31 - 1)  # the seed of the fit is drawn first
-    train_rows, valid_rows = hold_out(y, 0.3, rng)
-    assert sorted([*train_rows, *valid_rows]) == list(range(60))
-    expected = recall_at_k(fitted.transform(X[valid_rows]), y[valid_rows])
-    assert fitted.history_[0]["validation_recall_at_1"] == pytest.approx(expected)
+@pytest.mark.parametrize("split", ["samples", "classes"])
+def test_early_stopping_scores_the_held_out_rows(hidden, split):
+    X, y = hidden
+    fitted = stopping(validation_split=split, max_epochs=5).fit(X, y)
+    train_rows, valid_rows = held_out(y, split, 0.3)
+    assert sorted([*train_rows, *valid_rows]) == list(range(200))
+    fitted.network_.head.strength.fill_(0.5)  # as in the epochs; it was chosen after them
+    Z = fitted.transform(X[valid_rows])
+    best = max(map(scores, fitted.history_))
+    assert best == (pytest.approx(recall_at_k(Z, y[valid_rows])), pytest.approx(map_at_r(Z, y[valid_rows])))
+
+
+def test_equal_recall_is_decided_by_the_mean_average_precision(hidden):
+    """Held-out classes are found at once by Recall@1, which from then on cannot rise."""
+    X, y = hidden
+    fitted = stopping(validation_split="classes", validation_fraction=0.1, max_epochs=10).fit(X, y)
+    recalls, maps = np.transpose([scores(epoch) for epoch in fitted.history_])
+    (tied,) = np.nonzero(recalls == recalls.max())
+    assert recalls.max() == 1
+    assert len(np.unique(maps[tied])) > 1
+    best = tied[maps[tied].argmax()]
+    assert best > tied[0]
+    short = stopping(validation_split="classes", validation_fraction=0.1, max_epochs=best + 1).fit(X, y)
+    np.testing.assert_array_equal(fitted.centers_, short.centers_)
+
+
+@pytest.mark.parametrize("split", ["samples", "classes"])
+@pytest.mark.parametrize("learning_rate", [1e-12, 1e3])
+def test_the_start_is_kept_where_no_epoch_is_better(hidden, split, learning_rate):
+    X, y = hidden
+    embedder = stopping(validation_split=split, learning_rate=learning_rate, n_iter_no_change=2, max_epochs=20)
+    _, rows = held_out(y, split, 0.3)
+    start = recall_at_k(X[rows], y[rows]), map_at_r(X[rows], y[rows])
+    message = r"start \(Recall@1 {:.3f}, MAP@R {:.3f}\): .*\. Lower learning_rate, or hold out more".format(*start)
+    with pytest.warns(ConvergenceWarning, match=message):
+        embedder.fit(X, y)
+    assert embedder.n_iter_ == 2
+    assert all(scores(epoch) <= tuple(np.add(start, 1e-6)) for epoch in embedder.history_)
+    assert embedder.network_.head.strength == 0.5
+    Z = X / np.linalg.norm(X, axis=1, keepdims=True)
+    np.testing.assert_allclose(embedder.transform(X), np.pad(Z, [(0, 0), (0, 34)]), atol=1e-6)
+
+
+def test_a_start_that_cannot_be_better_asks_for_more_to_hold_out(blobs):
+    with pytest.warns(ConvergenceWarning, match=r"\(Recall@1 1\.000, MAP@R 1\.000\).*training\. Hold out more"):
+        embedder(early_stopping=True).fit(*blobs)
+
+
+@pytest.mark.parametrize("split", ["samples", "classes"])
+@pytest.mark.parametrize("learning_rate", [1e-2, 3e-2])
+def test_strength_is_chosen_on_the_held_out_rows(hidden, split, learning_rate):
+    X, y = hidden
+    fitted = stopping(validation_split=split, learning_rate=learning_rate).fit(X, y)
+    _, rows = held_out(y, split, 0.3)
+    strength = fitted.network_.head.strength.item()
+    results = {}
+    for candidate in (0.0, *STRENGTHS):
+        fitted.network_.head.strength.fill_(candidate)
+        Z = fitted.transform(X[rows])
+        results[candidate] = float(recall_at_k(Z, y[rows])), float(map_at_r(Z, y[rows]))
+    assert len(set(results.values())) > 3
+    assert results[strength] == max(results.values())
+    assert strength != 0.5  # the choice made a difference
+    assert strength in STRENGTHS
+
+
+def test_strength_stays_where_nothing_is_held_out(hidden):
+    assert embedder(learning_rate=3e-2).fit(*hidden).network_.head.strength == 0.5
+
+
+@pytest.mark.filterwarnings("ignore:No epoch was better:sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("size", [6, 32, 45])
+def test_raw_input_that_is_better_is_named(size):
+    """The default network over images starts at random; their pixels, averaged to 32 x 32, tell the classes apart."""
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.arange(20), 5)
+    X = (128 + 20 * rng.normal(size=(20, size, size))[y] + 20 * rng.normal(size=(100, size, size))).astype(np.uint8)
+    _, rows = held_out(y, "classes", 0.3)
+    raw = (torch.from_numpy(X[rows])[:, None] - 127.0) / 128
+    raw = nn.functional.adaptive_avg_pool2d(raw, min(size, 32)).flatten(1)
+    expected = recall_at_k(raw, y[rows]), map_at_r(raw, y[rows])
+    message = r"untrained input reaches Recall@1 {:.3f} and MAP@R {:.3f}, the best epoch (0\.\d+) and (0\.\d+)\."
+    message = message.format(*expected)
+    with pytest.warns(ConvergenceWarning, match=message) as caught:
+        fitted = stopping(validation_split="classes", learning_rate=1e-9, max_epochs=1).fit(X, y)
+    (best,) = [found.groups() for warning in caught if (found := re.search(message, str(warning.message)))]
+    Z = fitted.transform(X[rows])
+    np.testing.assert_allclose(np.float64(best), [recall_at_k(Z, y[rows]), map_at_r(Z, y[rows])], atol=6e-4)
+    assert recall_at_k(Z, y[rows]) < expected[0]
+
+
+def test_raw_input_is_not_compared_with_on_samples_of_the_training_classes(hidden):
+    """For these a network that starts at random learns more than for other classes."""
+    X, y = hidden
+    pixels = np.clip(128 + 20 * X[:, :6], 0, 255).astype(np.uint8).reshape(200, 2, 3)
+    with pytest.warns(ConvergenceWarning) as caught:
+        stopping(learning_rate=1e-9, max_epochs=1).fit(pixels, y)
+    assert ["No epoch was better" in str(warning.message) for warning in caught] == [True]
+
+
+def test_no_warning_where_learning_helps(hidden):
+    """Warnings are errors: neither a network that starts at the input nor one behind a trained backbone warns."""
+    for backbone in (None, Overfit(np.inf)):
+        fitted = stopping(backbone=backbone, max_epochs=4, learning_rate=1e-2).fit(*hidden)
+        assert scores(fitted.history_[-1]) > scores(fitted.history_[0])
 
 
 @pytest.mark.parametrize("sizes", [[12] * 20, [4, 4, 4], [50, 5, 1, 2, 3], [1000, 2]])
 def test_hold_out_leaves_pairs_on_both_sides(sizes):
     y = np.repeat(np.arange(len(sizes)), sizes)
-    train_rows, valid_rows = hold_out(y, 0.1, np.random.RandomState(0))
+    train_rows, valid_rows = hold_out(y, "samples", 0.1, np.random.RandomState(0))
     assert len(valid_rows) == pytest.approx(max(2, 0.1 * len(y)), abs=2)
     held = np.bincount(y[valid_rows], minlength=len(sizes))
     kept = np.bincount(y[train_rows])
     assert ((held == 0) | (held >= 2)).all()
     assert (kept[held > 0] >= 2).all()
     np.testing.assert_array_equal(held + kept, sizes)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "fraction", "n_held_out"),
+    [([12] * 20, 0.1, 2), ([12] * 20, 0.25, 5), ([3] * 4, 0.1, 2), ([2, 1, 1, 2, 1], 0.1, 2), ([9, 1] * 10, 0.5, 10)],
+)
+def test_hold_out_of_classes(sizes, fraction, n_held_out):
+    """Whole ones of two or more samples, others in each fit; those of one sample stay in training."""
+    order = np.random.default_rng(0).permutation(sum(sizes))
+    y = np.repeat(np.arange(len(sizes)), sizes)[order]
+    seen = set()
+    for seed in range(5):
+        train_rows, valid_rows = hold_out(y, "classes", fraction, np.random.RandomState(seed))
+        assert sorted([*train_rows, *valid_rows]) == list(range(len(y)))
+        assert (np.diff(train_rows) > 0).all()
+        assert (np.diff(valid_rows) > 0).all()
+        held = np.unique(y[valid_rows])
+        assert len(held) == n_held_out
+        assert not np.isin(y[train_rows], held).any()
+        assert (np.array(sizes)[held] >= 2).all()
+        seen.add(tuple(held))
+    assert len(seen) > 1 or sum(np.array(sizes) >= 2) == n_held_out
+
+
+@pytest.mark.parametrize(
+    ("sizes", "fraction", "message"),
+    [
+        ([5, 5, 5], 0.1, "holds out 2 classes .* y has 3 classes, 3 of them"),
+        ([5, 5], 0.1, "holds out 2 classes .* y has 2 classes, 2 of them"),
+        ([5, 1, 1, 1, 1, 1], 0.1, "holds out 2 classes .* y has 6 classes, 1 of them"),
+        ([5] * 10, 0.9, "validation_fraction=0.9 holds out 9 classes .* y has 10 classes, 10 of them"),
+    ],
+)
+def test_hold_out_of_too_few_classes(sizes, fraction, message):
+    y = np.repeat(np.arange(len(sizes)), sizes)
+    X = np.random.default_rng(0).normal(size=(len(y), 3))
+    message = f"validation_split='classes'.*{message}.*Set validation_split='samples'"
+    with pytest.raises(ValueError, match=message):
+        embedder(early_stopping=True, validation_split="classes", validation_fraction=fraction, batch_size=4).fit(X, y)
 
 
 def test_early_stopping_with_too_few_samples():
@@ -265,25 +497,27 @@ def test_warm_start_goes_on(blobs):
     assert fitted.set_params(warm_start=False).fit(X, y).n_iter_ == 2
 
 
-def test_nothing_but_the_weights_stays_in_memory(blobs):
-    X, y = blobs
+def test_nothing_but_the_weights_stays_in_memory(hidden):
+    X, y = hidden
 
     def tensors():
         gc.collect()
         return [obj for obj in gc.get_objects() if issubclass(type(obj), torch.Tensor)]
 
     before = {id(tensor) for tensor in tensors()}
-    fitted = embedder(callbacks=[LRScheduler()], early_stopping=True).fit(X, y)
+    fitted = stopping(callbacks=[LRScheduler()]).fit(X, y)
     left = [tensor for tensor in tensors() if id(tensor) not in before]
-    weights = {id(p) for module in (fitted.network_, fitted.criterion_) for p in module.parameters()}
+    modules = fitted.network_, fitted.criterion_
+    weights = {id(tensor) for module in modules for tensor in (*module.parameters(), *module.buffers())}
     assert {id(obj) for obj in left} == weights
     assert all(p.grad is None and p.device.type == "cpu" for p in left)
 
 
 def test_weight_decay_and_rates_reach_the_optimizer(blobs):
     look = Recorder(lambda net: [(g["lr"], g["weight_decay"], len(g["params"])) for g in net.optimizer_.param_groups])
-    embedder(lr_schedule=None, weight_decay=0.5, center_learning_rate=0.7, callbacks=[look]).fit(*blobs)
-    assert Recorder.seen[0] == [(3e-3, 0.5, 4), (0.7, 0.5, 1)]
+    params = {"learning_rate": 3e-3, "weight_decay": 0.5, "center_learning_rate": 0.7}
+    embedder(lr_schedule=None, callbacks=[look], **params).fit(*blobs)
+    assert Recorder.seen[0] == [(3e-3, 0.5, 5), (0.7, 0.5, 1)]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", torch.optim.RMSprop])
@@ -300,8 +534,8 @@ def test_frozen_parameters_stay(blobs):
     assert (fitted.network_.backbone[2].weight != backbone[2].weight).any()
 
 
-def test_verbose_line_an_epoch(blobs, capsys):
-    embedder(verbose=2, early_stopping=True).fit(*blobs)
+def test_verbose_line_an_epoch(hidden, capsys):
+    stopping(verbose=2).fit(*hidden)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
     assert lines[2].startswith("epoch 3/4  loss ")
