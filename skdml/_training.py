@@ -544,11 +544,10 @@ class BestWeights(Callback):
         if self.compare_with_input and not starts_at_input:
             self._compare_with_input()
         if self.best_epoch_ == 0:
-            advice = "Lower learning_rate, or hold out" if self.start_ < (1, 1) else "Hold out"
             warnings.warn(
                 f"No epoch was better on the held-out data than the start (Recall@1 {self.start_[0]:.3f}, MAP@R "
-                f"{self.start_[1]:.3f}): the embedder keeps the weights from before the training. {advice} more with "
-                "validation_fraction.",
+                f"{self.start_[1]:.3f}): the embedder keeps the weights from before the training. Lower learning_rate, "
+                "or hold out more with validation_fraction.",
                 ConvergenceWarning,
                 stacklevel=2,
             )

@@ -209,7 +209,6 @@ def test_images(cls, images, tmp_path):
         check_equal(embedder, copied, X)
 
 
-@pytest.mark.filterwarnings("ignore:No epoch was better:sklearn.exceptions.ConvergenceWarning")
 def test_feature_names_and_output(blobs, tmp_path):
     X, y = blobs
     frame = pd.DataFrame(X, columns=list("abcdef"))
