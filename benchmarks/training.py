@@ -20,11 +20,30 @@ from skdml import SoftTripleEmbedder
 from skdml.losses import SoftTripleLoss
 
 
+class Network(nn.Module):
+    """The default over 64 columns or more: the input plus a linear map and a perceptron that start at zero."""
+
+    scale = 1.0
+
+    def __init__(self, n_features):
+        super().__init__()
+        self.linear = nn.Linear(n_features, n_features)
+        self.hidden = nn.Linear(n_features, 256)
+        self.output = nn.Linear(256, n_features, bias=False)
+        for parameter in [*self.linear.parameters(), *self.output.parameters()]:
+            nn.init.zeros_(parameter)
+
+    def forward(self, x):
+        x = x * self.scale
+        return nn.functional.normalize(x + self.linear(x) + self.output(self.hidden(x).relu()))
+
+
 def loop(X, y, batch_size, epochs, device, fused):
     """Train as a careful person writes it: one index tensor a batch, the loss read once an epoch."""
     X, y = torch.from_numpy(X).to(device), torch.from_numpy(y).to(device)
-    network = nn.Sequential(nn.Linear(X.shape[1], 256), nn.ReLU(), nn.Linear(256, 64)).to(device)
-    criterion = SoftTripleLoss(int(y.max()) + 1, 64, n_centers=2).to(device)
+    network = Network(X.shape[1]).to(device)
+    network.scale = float((X**2).mean() ** -0.5)
+    criterion = SoftTripleLoss(int(y.max()) + 1, X.shape[1], n_centers=2).to(device)
     optimizer = torch.optim.AdamW(
         [{"params": network.parameters(), "lr": 3e-3}, {"params": criterion.parameters(), "lr": 3e-3}],
         weight_decay=1e-4,
@@ -34,7 +53,7 @@ def loop(X, y, batch_size, epochs, device, fused):
         total = 0.0
         for index in torch.randperm(len(X), device=device).split(batch_size):
             optimizer.zero_grad()
-            loss = criterion(nn.functional.normalize(network(X[index])), y[index])
+            loss = criterion(network(X[index]), y[index])
             loss.backward()
             optimizer.step()
             total += loss.detach()

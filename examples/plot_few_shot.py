@@ -33,7 +33,7 @@ METHODS = {"SoftTriple": SoftTripleEmbedder, "RAW": RAWEmbedder, "ProxyAnchor": 
 parser = argparse.ArgumentParser(description="Few-shot classification of unseen kanji or Omniglot characters.")
 parser.add_argument("--data-home", help="folder that holds Omniglot (default: none, the bundled kanji are used)")
 parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: all of them")
-parser.add_argument("--epochs", type=int, help="epochs of each embedder (default: 40 on Omniglot, 5 on kanji)")
+parser.add_argument("--epochs", type=int, help="epochs of each embedder (default: 40 on Omniglot, 3 on kanji)")
 parser.add_argument("--seed", type=int, default=0, help="seed of training and episodes (default: %(default)s)")
 args = parser.parse_args()
 
@@ -45,7 +45,7 @@ if args.data_home:
 else:
     data = load_kanji()
     images, is_test = data.images[:, 2:-2, 2:-2], ~data.train
-    settings = {"max_epochs": 5}
+    settings = {"max_epochs": 3}
 if args.epochs:
     settings["max_epochs"] = args.epochs
 

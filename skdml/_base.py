@@ -399,8 +399,11 @@ def _start_at_features(network, train_set, seed, *, of_backbone):
     head = network.head
     if not isinstance(head, ResidualHead) or not head.needs_features:
         return
-    # A sample tells scale and components; a small one where each row has to pass a backbone.
-    n_rows = max(2, min(8192, 2**26 // head.n_features)) if head.rescale else 4 * head.n_components
+    # A sample is enough for scale and components; it is small where each row has to pass a backbone. Components need at
+    # least as many rows.
+    n_rows = 4 * head.n_components
+    if head.rescale:
+        n_rows = max(min(8192, 2**24 // head.n_features), head.n_components if head.projection is not None else 2)
     sample = train_set.sample(n_rows, seed)
     features = embed(network.without_head(), sample, "cpu").numpy()
     weights = sample.weights(slice(None))

@@ -257,7 +257,7 @@ def build_level_network(
     n_levels : int
         At most; the deepest features that there are.
     n_components : int, "auto" or None
-        None: the features themselves.
+        "auto": 64 in all where there are several levels. None: the features themselves.
     hidden_layer_sizes : tuple of int
     normalize : bool
     precision : {"float32", "bfloat16"}

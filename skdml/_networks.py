@@ -44,6 +44,11 @@ class EmbeddingNetwork(nn.Module):
         self.precision = precision
         self.frozen_batchnorm = False
 
+    @property
+    def starts_at_input(self):
+        """Whether training starts at what the head gets: vectors, or the features of a frozen backbone."""
+        return isinstance(self.head, ResidualHead) and self.head.rescale
+
     def freeze_batchnorm(self):
         """Keep the statistics and the parameters of the backbone's BatchNorm layers as they are from now on.
 

@@ -14,7 +14,6 @@ from torch import nn
 
 from ._constraints import FRACTION, NON_NEGATIVE, POSITIVE, POSITIVE_INT, Interval, StrOptions, check_constraints
 from ._mining import MINING_DOC
-from ._networks import ResidualHead
 from ._training import OPTIMIZERS, check_callbacks, has_lr_scheduler
 
 # What learning_rate="auto" stands for, found on held-out training classes of the features of images
@@ -346,7 +345,7 @@ class EmbedderParameters:
         """Return the learning rate for the network and the number of samples to train on."""
         if self.learning_rate != "auto":
             return self.learning_rate
-        if isinstance(network.head, ResidualHead) and network.head.rescale:
+        if network.starts_at_input:
             n_steps = self.max_epochs * -(-n_samples // self.batch_size)
             rate = min(TOTAL_MOVE / n_steps, WIDTH_MOVE / max(network.head.n_features, 32))
             return rate if lr_schedule == "one_cycle" else rate / 2  # the mean of a cycle is half its highest

@@ -20,7 +20,6 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from ._callbacks import EpochTasks
-from ._networks import ResidualHead
 from .metrics import map_at_r, recall_at_k
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
@@ -539,9 +538,7 @@ class BestWeights(Callback):
     def on_train_end(self, net, **kwargs):
         for module, state in zip((net.module_, net.criterion_), self.best_state_, strict=True):
             module.load_state_dict(state)
-        head = net.module_.head
-        starts_at_input = isinstance(head, ResidualHead) and head.rescale
-        if self.compare_with_input and not starts_at_input:
+        if self.compare_with_input and not net.module_.starts_at_input:
             self._compare_with_input()
         if self.best_epoch_ == 0:
             warnings.warn(
@@ -551,8 +548,8 @@ class BestWeights(Callback):
                 ConvergenceWarning,
                 stacklevel=2,
             )
-        elif starts_at_input:
-            self._choose_strength(net, head)
+        elif net.module_.starts_at_input:
+            self._choose_strength(net, net.module_.head)
 
     def _compare_with_input(self):
         untrained = retrieval_scores(_flat_input(self.valid_set), self.valid_set.labels(slice(None)))
