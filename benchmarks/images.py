@@ -21,8 +21,8 @@ from PIL import Image
 from torch import nn
 
 from skdml import SoftTripleEmbedder
-from skdml._files import ImageFiles
-from skdml._images import Preprocessing
+from skdml._data.files import ImageFiles
+from skdml._data.images import Preprocessing
 from skdml.datasets import load_kanji
 
 N_JOBS = 2

@@ -14,7 +14,7 @@ import numpy as np
 
 import skdml
 from skdml import ProxyAnchorEmbedder, RAWEmbedder, SoftTripleEmbedder, map_at_r, recall_at_k
-from skdml._base import BaseEmbedder
+from skdml._engine.embedder import BaseEmbedder
 
 EMBEDDERS = (SoftTripleEmbedder, RAWEmbedder, ProxyAnchorEmbedder)
 

@@ -3,20 +3,12 @@
 import inspect
 
 import torch
+from sklearn.base import BaseEstimator
 
-from . import metrics, model_selection
-from ._base import BaseEmbedder
-from ._fold_ensemble import FoldEnsembleEmbedder
+from . import _methods, metrics, model_selection
 from .verification import PairVerifier
 
 __all__ = ["TRUSTED_TYPES"]
-
-
-def _embedders(base=BaseEmbedder):
-    for cls in base.__subclasses__():
-        if not inspect.isabstract(cls):
-            yield cls
-        yield from _embedders(cls)
 
 
 def _classes(module):
@@ -29,8 +21,7 @@ def _classes(module):
 TRUSTED_TYPES = sorted(
     f"{cls.__module__}.{cls.__qualname__}"
     for cls in {
-        *_embedders(),
-        FoldEnsembleEmbedder,
+        *(cls for cls in _classes(_methods) if issubclass(cls, BaseEstimator)),
         PairVerifier,
         *_classes(metrics),
         *_classes(model_selection),

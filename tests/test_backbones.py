@@ -20,7 +20,7 @@ from skdml import (
     class_train_test_split,
     recall_at_k,
 )
-from skdml._backbones import load_backbone
+from skdml._network.backbones import load_backbone
 from skdml.datasets import load_kanji
 
 Y = np.repeat(np.arange(3), 4)

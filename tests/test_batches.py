@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skdml._batches import BalancedBatches, LocalBatches, ShuffledBatches
+from skdml._engine.batches import BalancedBatches, LocalBatches, ShuffledBatches
 
 
 def encode(labels):

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from skdml import BIEREmbedder, recall_at_k
-from skdml._bier import group_sizes
+from skdml._methods.bier import group_sizes
 from skdml.losses import BIERLoss
 
 

@@ -7,8 +7,8 @@ import torch
 from torch.nn.functional import normalize
 
 from skdml import BinomialDevianceEmbedder
-from skdml._mining import vthm
-from skdml._pairs import pair_masks
+from skdml._loss.mining import vthm
+from skdml._loss.pairs import pair_masks
 from skdml.losses import BinomialDevianceLoss
 
 

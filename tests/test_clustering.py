@@ -9,7 +9,7 @@ from scipy.spatial.distance import cdist
 from sklearn.metrics import normalized_mutual_info_score
 
 from skdml import ClusteringEmbedder
-from skdml._clustering import _MedoidSearch
+from skdml._methods.clustering import _MedoidSearch
 from skdml.losses import ClusteringLoss
 
 

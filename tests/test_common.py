@@ -24,8 +24,8 @@ from torch import nn
 
 import skdml
 from skdml import ClassKFold, RecallAtK, RetrievalScorer, recall_at_k
-from skdml._base import BaseEmbedder
-from skdml._networks import EmbeddingNetwork
+from skdml._engine.embedder import BaseEmbedder
+from skdml._network.networks import EmbeddingNetwork
 from skdml.datasets import load_kanji
 
 EMBEDDERS = [
@@ -174,7 +174,7 @@ def test_transform_is_row_wise(embedder, blobs):
 
 
 def test_planted_bug_backbone_not_copied(embedder, blobs, monkeypatch):
-    monkeypatch.setattr("skdml._networks.copy.deepcopy", lambda module: module)
+    monkeypatch.setattr("skdml._network.networks.copy.deepcopy", lambda module: module)
     with pytest.raises(AssertionError):
         check_backbone_is_untouched(embedder, *blobs)
 

@@ -19,12 +19,12 @@ from numpydoc.docscrape import ClassDoc
 from numpydoc.validate import validate
 
 import skdml
-from skdml._base import BaseEmbedder
+from skdml._engine.embedder import BaseEmbedder
 
 ROOT = Path(__file__).parents[1]
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 MODULES = ["skdml", *(module.name for module in pkgutil.walk_packages(skdml.__path__, "skdml."))]
-PUBLIC_MODULES = [name for name in MODULES if not name.split(".")[-1].startswith("_")]
+PUBLIC_MODULES = [name for name in MODULES if not re.search(r"\._", name)]
 EMBEDDERS = [
     name for name in skdml.__all__ if name.endswith("Embedder") and issubclass(getattr(skdml, name), BaseEmbedder)
 ]

@@ -33,10 +33,10 @@ from skdml import (
     SmartMiningEmbedder,
     SoftTripleEmbedder,
     SSTEmbedder,
-    _files,
     class_train_test_split,
 )
-from skdml._files import Cache, ImageFiles, decode, read_header, run_workers
+from skdml._data import files as files_module
+from skdml._data.files import Cache, ImageFiles, decode, read_header, run_workers
 
 Y = np.repeat(np.arange(4), 5)
 FORMATS = ("jpg", "png", "webp")
@@ -116,7 +116,7 @@ def decoded(monkeypatch):
         seen.append(path)
         return decode(path, resize)
 
-    monkeypatch.setattr(_files, "decode", counting)
+    monkeypatch.setattr(files_module, "decode", counting)
     return seen
 
 
@@ -501,7 +501,7 @@ class KillingAWorker(Callback):
 @pytest.mark.parametrize(("method", "function"), [("fit", die), ("fit", die_late), ("transform", die_late)])
 def test_death_of_a_worker_is_an_error(paths, monkeypatch, method, function):
     fitted = embedder(max_epochs=1).fit(paths, Y).set_params(n_jobs=2)
-    monkeypatch.setattr(_files, "decode", function)
+    monkeypatch.setattr(files_module, "decode", function)
     run = {"fit": lambda: fitted.fit(paths, Y), "transform": lambda: fitted.transform(paths)}[method]
     with pytest.raises(RuntimeError, match=WORKER_DIED):
         run()

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from skdml._memory import CrossBatchMemory
-from skdml._mining import distance_log_probabilities, vthm
-from skdml._pairs import PairLoss, pair_masks
-from skdml._similarities import distance_similarities, distances
-from skdml._soft_triple import _Cosines, _half_mean_distance, _relaxed_similarity
-from skdml._terms import log_sum_exp
+from skdml._loss.memory import CrossBatchMemory
+from skdml._loss.mining import distance_log_probabilities, vthm
+from skdml._loss.pairs import PairLoss, pair_masks
+from skdml._loss.similarities import distance_similarities, distances
+from skdml._loss.terms import log_sum_exp
+from skdml._methods.soft_triple import _Cosines, _half_mean_distance, _relaxed_similarity
 from skdml.losses import (
     AngularLoss,
     ArcFaceLoss,

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from skdml import HDCEmbedder
-from skdml._hdc import build_level_network
+from skdml._methods.hdc import build_level_network
 from skdml.losses import HDCLoss
 
 

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import normalize
 
 from skdml import HistogramEmbedder
-from skdml._pairs import pair_masks
+from skdml._loss.pairs import pair_masks
 from skdml.losses import HistogramLoss
 
 

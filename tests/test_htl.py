@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from skdml import HTLEmbedder
-from skdml._htl import NeighborhoodBatches, class_distances, class_levels, sums_above
+from skdml._methods.htl import NeighborhoodBatches, class_distances, class_levels, sums_above
 from skdml.losses import HTLLoss
 
 

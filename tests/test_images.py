@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from skdml import SoftTripleEmbedder
-from skdml._data import check_data
-from skdml._images import N_TRIES, Preprocessing, filters, random_boxes, resample
+from skdml._data.arrays import check_data
+from skdml._data.images import N_TRIES, Preprocessing, filters, random_boxes, resample
 
 Y = np.repeat(np.arange(3), 4)
 PLAIN = Preprocessing(

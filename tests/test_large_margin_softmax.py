@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from skdml import LargeMarginSoftmaxEmbedder
-from skdml._large_margin_softmax import _psi
+from skdml._methods.large_margin_softmax import _psi
 from skdml.losses import LargeMarginSoftmaxLoss
 
 B, C, D = 8, 4, 5

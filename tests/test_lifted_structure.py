@@ -7,9 +7,9 @@ import torch
 from torch.nn.functional import normalize
 
 from skdml import LiftedStructureEmbedder
-from skdml._memory import CrossBatchMemory
-from skdml._mining import vthm
-from skdml._pairs import pair_masks
+from skdml._loss.memory import CrossBatchMemory
+from skdml._loss.mining import vthm
+from skdml._loss.pairs import pair_masks
 from skdml.losses import LiftedStructureLoss
 
 SETTINGS = [

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from skdml import losses
-from skdml._pairs import PairLoss
+from skdml._loss.pairs import PairLoss
 
 C, D = 4, 5
 

@@ -6,7 +6,7 @@ import torch
 from sklearn.cluster import KMeans
 
 from skdml import MagnetEmbedder
-from skdml._magnet import MagnetBatches, class_clusters, cluster_losses
+from skdml._methods.magnet import MagnetBatches, class_clusters, cluster_losses
 from skdml.losses import MagnetLoss
 
 

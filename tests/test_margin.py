@@ -6,8 +6,8 @@ import torch
 from torch.nn.functional import normalize
 
 from skdml import MarginEmbedder
-from skdml._pairs import pair_masks
-from skdml._similarities import distance_similarities
+from skdml._loss.pairs import pair_masks
+from skdml._loss.similarities import distance_similarities
 from skdml.losses import MarginLoss
 
 

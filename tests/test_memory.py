@@ -8,8 +8,8 @@ import torch
 from torch.nn.functional import normalize
 
 from skdml import RAWEmbedder, SSTEmbedder
-from skdml._memory import CrossBatchMemory
-from skdml._pairs import PairLoss
+from skdml._loss.memory import CrossBatchMemory
+from skdml._loss.pairs import PairLoss
 from skdml.losses import RAWLoss
 
 pytestmark = pytest.mark.filterwarnings("ignore:batch_size=.* is larger than the:UserWarning")

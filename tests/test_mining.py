@@ -12,8 +12,8 @@ import torch
 from torch.nn.functional import normalize
 
 from skdml import losses
-from skdml._mining import distance_log_probabilities, distance_weighted, hard, semihard, semihard_negatives
-from skdml._pairs import PairLoss, pair_masks
+from skdml._loss.mining import distance_log_probabilities, distance_weighted, hard, semihard, semihard_negatives
+from skdml._loss.pairs import PairLoss, pair_masks
 
 RULES = [None, "vthm", "semihard", "hard", "distance_weighted"]
 PAIR_LOSSES = [name for name in losses.__all__ if issubclass(getattr(losses, name), PairLoss)]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from skdml import NPairsEmbedder
-from skdml._pairs import pair_masks
+from skdml._loss.pairs import pair_masks
 from skdml.losses import NPairsLoss
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from skdml._networks import ResidualHead, build_network, unit_rows
+from skdml._network.networks import ResidualHead, build_network, unit_rows
 
 
 def build(backbone, sample, **changes):

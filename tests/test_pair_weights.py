@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import normalize
 
 from skdml import losses
-from skdml._pairs import PairLoss, pair_masks
+from skdml._loss.pairs import PairLoss, pair_masks
 from skdml.inspection import PairWeightDisplay, pair_weights
 from skdml.inspection._pair_weights import _around_an_anchor
 from skdml.losses import BinomialDevianceLoss, ContrastiveLoss, LiftedStructureLoss, PDDMLoss, RAWLoss, TripletLoss

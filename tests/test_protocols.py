@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 import skdml
 from skdml import MetricEmbedder, NormSoftmaxEmbedder, RAWEmbedder, RecallAtK, SoftTripleEmbedder
-from skdml._base import BaseEmbedder
+from skdml._engine.embedder import BaseEmbedder
 
 EMBEDDERS = [
     embedder

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from skdml import QuadrupletEmbedder
-from skdml._mining import hard
-from skdml._pairs import pair_masks
-from skdml._similarities import distance_similarities
+from skdml._loss.mining import hard
+from skdml._loss.pairs import pair_masks
+from skdml._loss.similarities import distance_similarities
 from skdml.losses import QuadrupletLoss, TripletLoss
 
 

@@ -5,8 +5,8 @@ import torch
 from torch.nn.functional import normalize
 
 from skdml import RAWEmbedder
-from skdml._mining import vthm
-from skdml._pairs import pair_masks
+from skdml._loss.mining import vthm
+from skdml._loss.pairs import pair_masks
 from skdml.losses import RAWLoss
 
 HARD = {"alpha": 3.0, "beta": 20.0, "threshold": 0.2, "mining_margin": 0.3}

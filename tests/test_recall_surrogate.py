@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from skdml import RecallSurrogateEmbedder, recall_at_k
-from skdml._networks import EmbeddingNetwork
-from skdml._pairs import pair_masks
-from skdml._training import EmbeddingNet
+from skdml._engine.training import EmbeddingNet
+from skdml._loss.pairs import pair_masks
+from skdml._network.networks import EmbeddingNetwork
 from skdml.losses import RecallSurrogateLoss
 
 

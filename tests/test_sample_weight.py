@@ -20,9 +20,9 @@ from torch.nn.functional import normalize, softplus
 
 import skdml
 from skdml import ContrastiveEmbedder, MetricEmbedder, RecallAtK, RecallSurrogateEmbedder, losses
-from skdml._memory import CrossBatchMemory
-from skdml._pairs import PairLoss, pair_masks
-from skdml._training import hold_out
+from skdml._engine.training import hold_out
+from skdml._loss.memory import CrossBatchMemory
+from skdml._loss.pairs import PairLoss, pair_masks
 
 # A few dozen rows.
 pytestmark = pytest.mark.filterwarnings("ignore:batch_size=.* is larger than the:UserWarning")

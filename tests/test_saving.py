@@ -40,8 +40,8 @@ from skdml import (
     RecallAtK,
     SoftTripleEmbedder,
 )
-from skdml._base import BaseEmbedder
-from skdml._json import decode, encode
+from skdml._engine.embedder import BaseEmbedder
+from skdml._saving.json import decode, encode
 from skdml.io import TRUSTED_TYPES
 
 EMBEDDERS = [
@@ -947,6 +947,6 @@ def test_trusted_types_are_data():
 def test_nothing_else_needs_trust(saved):
     embedder, _ = saved
     file = skops.io.dumps(embedder)
-    assert skops.io.get_untrusted_types(data=file) == ["skdml._soft_triple.SoftTripleEmbedder"]
+    assert skops.io.get_untrusted_types(data=file) == ["skdml._methods.soft_triple.SoftTripleEmbedder"]
     with pytest.raises(skops.io.exceptions.UntrustedTypesFoundException):
         skops.io.loads(file)

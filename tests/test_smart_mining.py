@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from skdml import SmartMiningEmbedder
-from skdml._smart_mining import SmartBatches, fit_kappa, random_triplets, smart_triplets
+from skdml._methods.smart_mining import SmartBatches, fit_kappa, random_triplets, smart_triplets
 from skdml.losses import SmartMiningLoss
 
 

@@ -9,8 +9,8 @@ from skorch.callbacks import Callback
 from torch.nn.functional import softplus
 
 from skdml import SSTEmbedder
-from skdml._pairs import pair_masks
-from skdml._similarities import distance_similarities
+from skdml._loss.pairs import pair_masks
+from skdml._loss.similarities import distance_similarities
 from skdml.losses import SSTLoss
 
 

@@ -21,8 +21,8 @@ from skdml import (
     map_at_r,
     recall_at_k,
 )
-from skdml._base import BaseEmbedder
-from skdml._training import hold_out
+from skdml._engine.embedder import BaseEmbedder
+from skdml._engine.training import hold_out
 
 # Those whose embedding has several parts, each with a length of its own, begin elsewhere.
 IN_PARTS = (BIEREmbedder, HDCEmbedder)

@@ -13,8 +13,9 @@ from skorch.callbacks import Callback, Checkpoint, EarlyStopping, EpochScoring, 
 from torch import nn
 
 from skdml import RAWEmbedder, SoftTripleEmbedder, map_at_r, recall_at_k
-from skdml._parameters import LEARNING_RATE, TOTAL_MOVE, WIDTH_MOVE
-from skdml._training import STRENGTHS, hold_out, one_cycle, seeded
+from skdml._engine.parameters import LEARNING_RATE, TOTAL_MOVE, WIDTH_MOVE
+from skdml._engine.training import STRENGTHS, hold_out, one_cycle
+from skdml._network.random import seeded
 
 
 def embedder(cls=SoftTripleEmbedder, **params):

@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from skdml import TripletEmbedder
-from skdml._pairs import pair_masks
-from skdml._similarities import distance_similarities
+from skdml._loss.pairs import pair_masks
+from skdml._loss.similarities import distance_similarities
 from skdml.losses import TripletLoss
 
 

@@ -7,7 +7,7 @@ from sklearn.preprocessing import normalize
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from .._soft_triple import merge_centers
+from .._methods.soft_triple import merge_centers
 from ._drawing import (
     COLORS,
     check_embeddings,

@@ -10,7 +10,7 @@ import textwrap
 import numpy as np
 from scipy import sparse
 
-from .._files import decode
+from .._data.files import decode
 
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe and Ito: for all eyes
 LINE_STYLES = ["-", "--", "-.", ":"]

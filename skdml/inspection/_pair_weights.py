@@ -8,8 +8,8 @@ import copy
 import numpy as np
 import torch
 
-from .._pairs import PairLoss
-from .._terms import check_batch
+from .._loss.pairs import PairLoss
+from .._loss.terms import check_batch
 from ._drawing import COLORS, new_axes
 
 

@@ -1,0 +1,471 @@
+"""What X may be: one class a kind, one way to get a batch.
+
+A data object has ``len``, ``sample_shape`` (of one row as the network gets it), ``place(device)``, ``batch(index)``,
+which gives the rows of an index tensor or slice as a float32 tensor on the device, ready for the network, and
+``batches(indices, generator)``, which yields the batches of an epoch; with a generator they are those of training,
+images augmented. ``index_device`` says where index tensors must lie: on the device if the rows do, else on the host.
+"""
+
+import math
+import os
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import torch
+from scipy import sparse
+from sklearn import get_config
+from sklearn.utils import check_array
+from sklearn.utils.validation import validate_data
+
+from .files import ImageFiles, broken_files, check_paths
+from .images import Preprocessing
+
+# Data may take this share of the accelerator's free memory; what is larger is streamed batch by batch.
+_RESIDENT_SHARE = 0.5
+
+
+class Rows:
+    """Rows of a float32 array, taken as they are: vectors (n, f), images (n, C, H, W) or what else a backbone takes."""
+
+    kept = None  # the rows of X that take part; None: all
+
+    def __init__(self, X):
+        self.X = X
+        self.sample_shape = X.shape[1:]
+        self.device = self.index_device = torch.device("cpu")
+
+    def __len__(self):
+        return self.X.shape[0]
+
+    def place(self, device):
+        """Choose the device that batches go to and move all the rows there if they fit."""
+        self.device = device
+        if isinstance(self.X, torch.Tensor):
+            self.X = self.X.to(device)
+            self.index_device = device
+            return self
+        if device.type == "cpu":
+            fits = self.X.flags.writeable  # torch cannot wrap read-only memory; those rows are copied batch by batch
+        elif device.type == "cuda":
+            fits = self.X.nbytes < _RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
+        else:
+            fits = True
+        if fits:
+            self.X = _as_tensor(self.X).to(device)
+            self.index_device = device
+        return self
+
+    def batch(self, index):
+        return next(self.batches([index]))
+
+    def batches(self, indices, generator=None):
+        for index in indices:
+            yield self.to_input(self._gather(index), generator)
+
+    def _gather(self, index):
+        if isinstance(self.X, torch.Tensor):
+            # Copies both: a network may change its input in place.
+            return self.X[index].clone() if isinstance(index, slice) else self.X.index_select(0, index)
+        rows = self.X[index if isinstance(index, slice) else index.numpy()]
+        return _as_tensor(rows).to(self.device, non_blocking=True)
+
+    def to_input(self, rows, generator):
+        return rows
+
+
+class SparseRows(Rows):
+    """Rows of a scipy CSR matrix, made dense batch by batch."""
+
+    def place(self, device):
+        self.device = device
+        return self
+
+    def _gather(self, index):
+        rows = self.X[index if isinstance(index, slice) else index.numpy()].toarray()
+        return torch.from_numpy(rows).to(self.device, non_blocking=True)
+
+
+class Images(Rows):
+    """Images: uint8 (n, H, W) or (n, H, W, C), or float (n, C, H, W)."""
+
+    def __init__(self, X, preprocessing):
+        super().__init__(X)
+        self.preprocessing = preprocessing
+        n_channels, height, width = image_shape(X)
+        _check_scale(preprocessing, n_channels)
+        self.sample_shape = (n_channels, *preprocessing.output_size(height, width))
+
+    def to_input(self, rows, generator):
+        if rows.dtype == torch.uint8:
+            rows = rows.unsqueeze(1) if rows.ndim == 3 else rows.permute(0, 3, 1, 2)  # (B, C, H, W)
+        return self.preprocessing(rows, generator)
+
+
+class Files(Rows):
+    """Image files, whose shorter side is ``resize`` already when they are decoded."""
+
+    def __init__(self, files, preprocessing):
+        self.files = files
+        self.preprocessing = replace(preprocessing, resize=None)
+        _check_scale(preprocessing, 3)
+        self.sample_shape = (3, *self.preprocessing.output_size(*files.sizes[0].tolist()))
+        self.device = self.index_device = torch.device("cpu")
+
+    def __len__(self):
+        return len(self.files)
+
+    def place(self, device):
+        self.device = device
+        return self
+
+    def batches(self, indices, generator=None):
+        everything = range(len(self))
+        chunks = [list(everything[index]) if isinstance(index, slice) else index.tolist() for index in indices]
+        for images in self.files.images(chunks):
+            yield self._to_input(images, generator)
+
+    def _to_input(self, images, generator):
+        size = self.sample_shape[1:]
+        if generator is not None and self.preprocessing.augment == "standard":
+            sizes = torch.tensor([image.shape[:2] for image in images])
+            boxes, flip = self.preprocessing.draw(sizes, generator)
+            # Only the boxes go to the device.
+            pixels = np.zeros((len(images), *boxes[:, 2:].amax(dim=0).tolist(), 3), dtype=np.uint8)
+            for padded, image, (top, left, height, width) in zip(pixels, images, boxes.tolist(), strict=True):
+                padded[:height, :width] = image[top : top + height, left : left + width]
+            boxes[:, :2] = 0
+            return self.preprocessing.random_crop(self._to_device(pixels), boxes, flip, size)
+        pixels = np.empty((len(images), *size, 3), dtype=np.uint8)
+        for cropped, image in zip(pixels, images, strict=True):
+            top, left = (round((side - s) / 2) for side, s in zip(image.shape, size, strict=False))
+            cropped[:] = image[top : top + size[0], left : left + size[1]]
+        return self.preprocessing(self._to_device(pixels), generator)
+
+    def _to_device(self, pixels):
+        return torch.from_numpy(pixels).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+
+
+def _as_tensor(array):
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def check_data(estimator, X, *, reset, training=False, pixel_scale=None):
+    """Validate X and wrap it in the class of its kind.
+
+    Parameters
+    ----------
+    estimator : BaseEmbedder
+        Gets ``n_features_in_``, ``feature_names_in_`` and ``_input``, what is known of X, if ``reset``; else X is held
+        against them.
+    X : array-like, sparse matrix, data frame or sequence of paths
+    reset : bool
+        True in a fit that starts anew.
+    training : bool
+        True in any fit: files may be left out (``on_error="skip"``); ``kept`` then tells the rows that are left.
+    pixel_scale : tuple or None
+        Mean and standard deviation of the backbone's images, each a tuple, a number a channel in [0, 1].
+
+    Returns
+    -------
+    Rows
+
+    Raises
+    ------
+    ValueError
+        If X is empty, complex, not finite, of a shape or type that is no kind of data, or not as it was in fit.
+    """
+    if isinstance(X, torch.Tensor) and (X.device.type == "cpu" or not is_dispatched(X)):
+        X = np.asarray(X.detach().float() if X.dtype == torch.bfloat16 else X.detach())  # which NumPy does not have
+    if holds_paths(X):
+        return _check_files(estimator, X, reset, training, pixel_scale)
+    with np.errstate(over="ignore", invalid="ignore"):  # a number too large for float32 is an error a moment later
+        if sparse.issparse(X) or ndim(X) < 3:
+            return _check_vectors(estimator, X, reset)
+        return _check_arrays(estimator, X, reset, pixel_scale)
+
+
+def is_dispatched(X):
+    """Return whether X is a tensor that stays one, by scikit-learn's ``array_api_dispatch``."""
+    return isinstance(X, torch.Tensor) and get_config()["array_api_dispatch"]
+
+
+def ndim(X):
+    """Return the number of axes, also of what is an array only through ``__array__``."""
+    return X.ndim if hasattr(X, "ndim") else np.asarray(X).ndim
+
+
+def holds_paths(X):
+    """Return whether X is a 1-D sequence with a str, bytes or a path in it."""
+    if not isinstance(X, list | tuple):
+        shape = getattr(X, "shape", ())
+        if len(shape) != 1 or getattr(X.dtype, "kind", "O") not in "OSTU":
+            return False
+    return any(isinstance(x, str | bytes | os.PathLike) for x in X)
+
+
+def image_shape(X):
+    """Return (C, H, W) of images as they are in memory."""
+    if not _is_uint8(X):
+        return X.shape[1:]
+    return (1, *X.shape[1:]) if X.ndim == 3 else (X.shape[3], *X.shape[1:3])
+
+
+def _is_uint8(X):
+    return X.dtype in ((torch.uint8,) if isinstance(X, torch.Tensor) else (np.uint8,))
+
+
+def _check_tensor(X, dtype):
+    """Return the tensor with this type, contiguous."""
+    if X.is_complex():
+        raise ValueError("Complex data not supported: X is a complex tensor.")
+    X = X.detach().to(dtype).contiguous()
+    if len(X) == 0 or not X.isfinite().all():
+        raise ValueError("Input X has no rows." if len(X) == 0 else "Input X contains NaN or infinity.")
+    return X
+
+
+def _check_vectors(estimator, X, reset):
+    if not reset and estimator._input["kind"] != "vectors":
+        raise ValueError(f"X has shape {np.shape(X)}, but {expected(estimator)}")
+    if is_dispatched(X):
+        validate_data(estimator, X, reset=reset, skip_check_array=True)
+        X = _check_tensor(X, torch.float32)
+    else:
+        if getattr(X, "shape", ())[1:] == (1,) and not sparse.issparse(X) and holds_paths(np.asarray(X)[:, 0]):
+            raise ValueError(
+                f"X has shape {X.shape} and holds strings, but paths of images are a 1-D sequence. Pass the column "
+                'itself: df["path"] or X[:, 0]; to a ColumnTransformer its name, not a list of names.'
+            )
+        X = validate_data(estimator, X, reset=reset, accept_sparse="csr", dtype=np.float32, order="C")
+    if reset:
+        _refuse_image_parameters(estimator, f"X holds vectors, of shape {X.shape}")
+        estimator._input = {"kind": "vectors", "shape": tuple(X.shape[1:])}
+    return SparseRows(X) if sparse.issparse(X) else Rows(X)
+
+
+def _check_arrays(estimator, X, reset, pixel_scale):
+    """Validate images and other arrays of three or more axes."""
+    if is_dispatched(X):
+        dtype, is_uint8, is_float = X.dtype, X.dtype == torch.uint8, X.is_floating_point()
+    else:
+        dtype = getattr(X, "dtype", None) or np.asarray(X).dtype
+        is_uint8, is_float = dtype == np.uint8, np.issubdtype(dtype, np.inexact)
+    if (not is_uint8 and not is_float) or (ndim(X) > 4 and is_uint8):
+        raise ValueError(
+            f"X has shape {np.shape(X)} and dtype {dtype}. Images must be uint8 of shape (n, H, W) or (n, H, W, C), or "
+            "float of shape (n, C, H, W); any other array must be float. Convert with X.astype(...)."
+        )
+    if is_dispatched(X):
+        X = _check_tensor(X, X.dtype if is_uint8 else torch.float32)
+    else:
+        X = check_array(
+            X,
+            dtype=np.uint8 if is_uint8 else np.float32,
+            order="C",
+            allow_nd=True,
+            ensure_min_features=0,
+            input_name="X",
+            estimator=estimator,
+        )
+    if 0 in X.shape:
+        raise ValueError(f"X has shape {X.shape}: no axis may be empty.")
+    kind = "uint8 images" if is_uint8 else "arrays"
+    if kind == "arrays" and X.ndim != 4:
+        if reset:
+            if estimator.backbone is None:
+                _check_channels(X)
+            _refuse_image_parameters(estimator, f"X has shape {X.shape}")
+            _remember(estimator, kind, X.shape[1:], None, None)
+        elif X.shape[1:] != tuple(estimator._input["shape"]) or estimator._input["kind"] != kind:
+            raise ValueError(f"X has shape {X.shape} and dtype {X.dtype}, but {expected(estimator)}")
+        return Rows(X)
+
+    if reset:
+        if estimator.backbone is None:
+            _check_channels(X)
+        if estimator.cache is not None:
+            raise ValueError("cache= keeps images decoded from files, but X is an array. Set cache=None.")
+        settings = preprocessing(estimator, kind, pixel_scale)
+    else:
+        # What was fitted on files takes decoded images, too.
+        same_kind = estimator._input["kind"] in (("uint8 images", "files") if kind == "uint8 images" else (kind,))
+        if not same_kind or (X.shape[1:] != tuple(estimator._input["shape"]) and estimator._input["kind"] != "files"):
+            raise ValueError(f"X has shape {X.shape} and dtype {X.dtype}, but {expected(estimator)}")
+        settings = fitted_preprocessing(estimator)
+    _check_crop(settings, *image_shape(X)[1:])
+    data = Images(X, settings)
+    if reset:
+        _remember(estimator, kind, X.shape[1:], data, settings)
+    else:
+        _check_like_fit(estimator, X, data)
+    return data
+
+
+def _check_files(estimator, X, reset, training, pixel_scale):
+    if not reset and estimator._input["kind"] not in ("files", "uint8 images"):
+        raise ValueError(f"X holds file paths, but {expected(estimator)}")
+    paths = check_paths(X)
+    settings = preprocessing(estimator, "files", pixel_scale) if reset else fitted_preprocessing(estimator)
+    files = ImageFiles(paths, settings.resize, cache=estimator.cache, n_jobs=estimator.n_jobs)
+    skip = training and estimator.on_error == "skip"
+    if skip:
+        files.find_broken()
+    if files.broken and (not skip or len(files.broken) == len(files)):
+        hint = "\nTake them out of X, or set on_error='skip'." if training and not skip else ""
+        raise broken_files(paths, files.broken, hint)
+    kept = None
+    if files.broken:
+        row, reason = min(files.broken.items())
+        warnings.warn(
+            f"{len(files.broken)} of {len(files)} files cannot be used and are left out. The first: {paths[row]} "
+            f"{reason}.",
+            stacklevel=4,
+        )
+        kept = np.setdiff1d(np.arange(len(files)), list(files.broken))
+        files = files.keep(kept)
+    if settings.crop_size is None:
+        _check_one_size(files)
+    else:
+        _check_crop(replace(settings, resize=None), files.sizes.min(), files.sizes.min())
+    data = Files(files, settings)
+    data.kept = kept
+    if reset:
+        _remember(estimator, "files", data.sample_shape, data, settings)
+    else:
+        _check_like_fit(estimator, X, data)
+    return data
+
+
+def preprocessing(estimator, kind, pixel_scale):
+    """Return the `Preprocessing` of an estimator's parameters for uint8 images, float arrays or files."""
+    is_file = kind == "files"
+    resize, crop_size = estimator.resize, estimator.crop_size
+    if resize == "auto":
+        resize = 256 if is_file else None
+    if crop_size == "auto":
+        crop_size = round(resize * 7 / 8) if is_file and resize is not None else None
+    if kind == "arrays":  # taken as they are
+        mean, std, unit = (0.0,), (1.0,), 1
+    else:
+        unit = 255
+        mean, std = ((127.0,), (128.0,)) if pixel_scale is None else [_scaled(values, unit) for values in pixel_scale]
+    return Preprocessing(
+        resize,
+        crop_size,
+        mean if estimator.image_mean is None else _scaled(estimator.image_mean, unit),
+        std if estimator.image_std is None else _scaled(estimator.image_std, unit),
+        **_augmentation(estimator, kind),
+    )
+
+
+def _augmentation(estimator, kind):
+    augment = estimator.augment
+    if augment == "auto":
+        augment = "standard" if kind == "files" and estimator.freeze != "backbone" else None
+    return {
+        "augment": augment,
+        "crop_scale": tuple(estimator.crop_scale),
+        "crop_ratio": tuple(estimator.crop_ratio),
+    }
+
+
+def _scaled(values, unit):
+    return tuple((np.ravel(values) * unit).tolist())
+
+
+def fitted_preprocessing(estimator):
+    """Return the `Preprocessing` that the estimator was fitted with; the augmentation is that of its parameters."""
+    return Preprocessing(**estimator._input["preprocessing"], **_augmentation(estimator, estimator._input["kind"]))
+
+
+def _remember(estimator, kind, shape, data, settings):
+    estimator._input = {"kind": kind, "shape": tuple(shape)}
+    if settings is not None:
+        estimator._input["network_shape"] = data.sample_shape
+        estimator._input["preprocessing"] = {
+            name: getattr(settings, name) for name in ("resize", "crop_size", "mean", "std")
+        }
+    estimator.n_features_in_ = math.prod(shape)
+    if hasattr(estimator, "feature_names_in_"):  # of an earlier fit
+        del estimator.feature_names_in_
+
+
+def _check_scale(settings, n_channels):
+    """Refuse a mean or standard deviation of another number of channels."""
+    for name, values in (("image_mean", settings.mean), ("image_std", settings.std)):
+        if len(values) not in (1, n_channels):
+            raise ValueError(
+                f"{name} (None: the backbone's) has {len(values)} values, but the images have {n_channels} channels."
+            )
+
+
+def _check_like_fit(estimator, X, data):
+    """Refuse images that reach the network in another shape than those of fit."""
+    if data.sample_shape != tuple(estimator._input["network_shape"]):
+        raise ValueError(
+            f"X holds images that reach the network in shape {data.sample_shape}, but {expected(estimator)}"
+        )
+
+
+def _check_crop(settings, height, width):
+    """Refuse a crop that is larger than the (smallest) image."""
+    smallest = min(settings.resized(height, width))
+    if settings.crop_size is not None and settings.crop_size > smallest:
+        raise ValueError(
+            f"crop_size={settings.crop_size} is larger than the images, whose shorter side has {smallest} pixels. "
+            "Lower crop_size, or raise resize."
+        )
+
+
+def _check_one_size(files):
+    sizes, first = np.unique(files.sizes, axis=0, return_index=True)
+    if len(sizes) > 1:
+        one, other = (
+            f"{files.paths[i]} has {h} x {w}" for (h, w), i in zip(sizes[:2].tolist(), first[:2], strict=True)
+        )
+        raise ValueError(
+            f"The images have different sizes (height x width){' after resize' * (files.resize is not None)}: {one}, "
+            f"{other}. Set resize= and crop_size=, in pixels, for images of one size."
+        )
+
+
+_IMAGE_PARAMETERS = ("resize", "crop_size", "augment", "image_mean", "image_std", "cache")
+
+
+def _refuse_image_parameters(estimator, what):
+    default = {name: field.default for name, field in type(estimator).__dataclass_fields__.items()}
+    values = {name: getattr(estimator, name) for name in _IMAGE_PARAMETERS}
+    given = [name for name, v in values.items() if v is not None and not (isinstance(v, str) and v == default[name])]
+    if given:
+        raise ValueError(f"{', '.join(given)} must be left at the default, since {what}: they are for images.")
+
+
+def _check_channels(X):
+    """Refuse what the default networks would read in the wrong order."""
+    is_uint8 = _is_uint8(X)
+    if not is_uint8 and X.ndim != 4:
+        raise ValueError(
+            f"X is a float array of shape {X.shape}: without a backbone, skdml takes vectors (n, f), uint8 "
+            "images (n, H, W) or (n, H, W, C) and float images (n, C, H, W). Pass backbone=, or "
+            "X[:, None] for greyscale images."
+        )
+    if is_uint8 and X.ndim == 4 and X.shape[1] in (1, 3, 4) and X.shape[3] > 4:
+        raise ValueError(
+            f"uint8 images must have shape (n, H, W, C), channels last; got {X.shape}. Use np.moveaxis(X, 1, -1)."
+        )
+    # What is one number wide may be signals, (n, C, length, 1).
+    if not is_uint8 and X.shape[1] > 4 and (X.shape[3] in (3, 4) or (X.shape[3] == 1 and X.shape[1] == X.shape[2])):
+        raise ValueError(
+            f"float images must have shape (n, C, H, W), channels first; got {X.shape}. Use np.moveaxis(X, -1, 1)."
+        )
+
+
+def expected(estimator):
+    """Return a sentence that says what the estimator was fitted on."""
+    kind, shape = estimator._input["kind"], estimator._input["shape"]
+    name = type(estimator).__name__
+    if kind == "files":
+        return f"{name} was fitted on image files, which reach the network in shape {tuple(shape)}."
+    shape = ", ".join(["n", *map(str, shape)])
+    return f"{name} was fitted on shape ({shape}){' of dtype uint8' * (kind == 'uint8 images')}."

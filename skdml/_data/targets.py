@@ -1,0 +1,98 @@
+"""What y and the sample weights may be."""
+
+import warnings
+from numbers import Real
+
+import numpy as np
+from sklearn.utils import assert_all_finite, check_array, check_consistent_length, column_or_1d
+from sklearn.utils.multiclass import check_classification_targets
+
+from .arrays import is_dispatched, ndim
+
+
+def check_classes(estimator, X, y, kept, goes_on, partial, more_classes):
+    """Return the classes and y encoded as 0..C-1, of the rows that are kept."""
+    name = type(estimator).__name__
+    if y is None:
+        raise ValueError(
+            f"{name} requires y to be passed, but the target y is None. Pass fit(X, y) with a class label a sample."
+        )
+    if is_dispatched(y):
+        y = y.cpu().numpy()
+    if ndim(y) != 1:
+        raise ValueError(f"y must hold one class label a sample, shape (n_samples,); got shape {np.shape(y)}.")
+    y = column_or_1d(y)
+    assert_all_finite(y, input_name="y", estimator_name=name)
+    check_consistent_length(X, y)
+    y = y if kept is None else y[kept]
+    check_classification_targets(y)
+    classes = np.unique(y)
+    if partial:
+        classes = _all_classes(estimator, classes, more_classes)
+    if len(classes) < 2:
+        raise ValueError(f"{name} needs samples of at least 2 classes; y has 1 class, {classes[0]!r}.")
+    if goes_on and not partial and not np.array_equal(classes, estimator.classes_):
+        raise ValueError(
+            f"With warm_start=True, y must have the classes of the fit before ({len(estimator.classes_)} classes); got "
+            f"{len(classes)} classes, {np.setxor1d(classes, estimator.classes_)[:5]} among those that differ. Set "
+            "warm_start=False to start anew."
+        )
+    y = np.searchsorted(classes, y)
+    if estimator._pair_based:
+        counts = np.unique(y, return_counts=True)[1]
+        n_single = np.count_nonzero(counts == 1)
+        if n_single == len(counts):
+            raise ValueError(f"{name} pulls samples of one class together, but no class of y has two samples.")
+        if n_single:
+            warnings.warn(
+                f"{n_single} of {len(counts)} classes have one sample: they serve as negatives only.", stacklevel=5
+            )
+    if estimator.batch_size > len(y):
+        warnings.warn(
+            f"batch_size={estimator.batch_size} is larger than the {len(y)} samples: a batch holds all of them.",
+            stacklevel=5,
+        )
+    return classes, y
+
+
+def _all_classes(estimator, classes, more_classes):
+    """Return the classes of y with those given to partial_fit and those known."""
+    for others in (more_classes, getattr(estimator, "classes_", None)):
+        if others is None:
+            continue
+        others = np.asarray(others)
+        if (others.dtype.kind in "biuf") != (classes.dtype.kind in "biuf"):
+            raise ValueError(
+                f"y has labels of type {classes.dtype}, but the classes known so far or given are of type "
+                f"{others.dtype}. Use one type for all labels."
+            )
+        classes = np.union1d(classes, others)
+    return classes
+
+
+def check_sample_weight(sample_weight, y, kept, train_rows):
+    """Return the weights as float32 of the rows that are kept, or None."""
+    if sample_weight is None:
+        return None
+    if is_dispatched(sample_weight):
+        sample_weight = sample_weight.cpu().numpy()
+    n_samples = len(y)
+    if isinstance(sample_weight, Real):
+        sample_weight = np.full(n_samples, sample_weight)
+    with np.errstate(over="ignore"):  # a number too large for float32 is an error a moment later
+        weights = check_array(sample_weight, ensure_2d=False, dtype=np.float32, copy=True, input_name="sample_weight")
+    if weights.shape != (n_samples,):
+        raise ValueError(
+            f"sample_weight must hold one weight a sample, shape ({n_samples},), or be a number; got shape "
+            f"{weights.shape}."
+        )
+    if (weights < 0).any():
+        raise ValueError(
+            f"sample_weight must be >= 0; its least value is {weights.min():g}. Set it to 0 for samples that shall "
+            "not count."
+        )
+    weights = weights if kept is None else weights[kept]
+    if not (weights if train_rows is None else weights[train_rows]).any():
+        held_out = "" if train_rows is None else " but those that early_stopping holds out"
+        raise ValueError(f"sample_weight is zero for all samples{held_out}. Give others a weight > 0.")
+    return weights

@@ -1,0 +1,1 @@
+"""Training: from ``fit`` to the step, and back to a fitted estimator."""

@@ -1,0 +1,505 @@
+"""The estimator: fit, transform, score. What a method adds is its loss, its batches and parameters of its own."""
+
+import copy
+import inspect
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Integral
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from .._constraints import POSITIVE, Interval
+from .._data.arrays import Rows, check_data, is_dispatched
+from .._data.targets import check_classes, check_sample_weight
+from .._loss.memory import CrossBatchMemory
+from .._loss.mining import MINING_CONSTRAINTS
+from .._network.backbones import load_backbone
+from .._network.networks import ResidualHead, build_network
+from .._network.random import seeded
+from .._saving import folder as _saving
+from ..metrics import recall_at_k
+from .batches import BalancedBatches, ShuffledBatches
+from .callbacks import CallbackSupportMixin, EpochTasks, with_callbacks
+from .parameters import LEARNING_RATE, EmbedderParameters
+from .training import TrainingSet, embed, epochs, hold_out, train
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class BaseEmbedder(
+    EmbedderParameters, CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, ABC
+):
+    """Base of the embedders: a network trained so that samples of one class lie close together.
+
+    A subclass is a keyword-only dataclass with the method's hyperparameters as fields, their allowed values in
+    ``_parameter_constraints``, and ``_make_loss``. It may give its own ``_make_batches``.
+    """
+
+    # scikit-learn's HTML shows what parameters mean where there is a link to a manual; skdml's has no address.
+    _doc_link_module = "skdml"
+    _doc_link_template = "#"
+
+    # Rows that pass the network at a time, where a loss needs larger batches than fit.
+    chunk_size = None
+
+    # Whether the loss compares the samples of a batch, so that a class of one sample is nobody's positive.
+    _pair_based = False
+
+    @abstractmethod
+    def _make_loss(self, n_classes, network):
+        """Return the loss module for labels 0..n_classes-1 and embeddings of network.n_components."""
+
+    def _make_batches(self, y):
+        """Return the batch rule of ``batches.py`` for labels 0..C-1."""
+        return ShuffledBatches(y, self.batch_size)
+
+    def _make_network(self, backbone, sample):
+        """Return the network, with its dimension as ``n_components``, for a sample of two rows."""
+        return build_network(
+            backbone,
+            sample,
+            pooling=self.pooling,
+            n_components=self.n_components,
+            hidden_layer_sizes=self.hidden_layer_sizes,
+            normalize=self.normalize,
+            precision=self.precision,
+            frozen_backbone=self.freeze == "backbone",
+        )
+
+    def _loss_learning_rate(self):
+        """Return the learning rate of the loss's own parameters."""
+        return LEARNING_RATE if self.learning_rate == "auto" else self.learning_rate
+
+    def _training_loss(self, criterion):
+        """Return what training minimises: the loss, or a module around it that does not outlive the fit."""
+        return criterion
+
+    @with_callbacks
+    def fit(self, X, y, sample_weight=None):
+        """Train the network.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features), array of images, or sequence of paths
+            Vectors, dense or sparse, or a data frame; uint8 images (n, H, W) or (n, H, W, C), which are scaled to
+            (x - 127) / 128; float images (n, C, H, W), taken as they are; a 1-D array, list or data frame's column of
+            paths of image files, in any format and mode that Pillow reads, which become upright RGB images, on white
+            where they are transparent. An array may be a numpy.memmap. Any other float array of three or more axes
+            needs a ``backbone``.
+        y : array-like of shape (n_samples,)
+            Class labels, at least two distinct ones.
+        sample_weight : array-like of shape (n_samples,), float or None, default=None
+            Weight of each sample's term in the loss of a batch, >= 0, not all 0; see :ref:`sample_weight`. None: ones.
+
+        Returns
+        -------
+        self : object
+            The fitted embedder.
+
+        Raises
+        ------
+        ValueError
+            For a hyperparameter, X, y or sample_weight out of range (the message says what is needed), for a backbone
+            that does not fit X, for files that cannot be used, and when the loss is no longer finite.
+        RuntimeError
+            When a process that decodes files dies.
+        """
+        self._check_params()
+        return self._fit(X, y, sample_weight, goes_on=self.warm_start and hasattr(self, "network_"))
+
+    # scikit-learn's checks ask of every estimator whose fit shows sample_weight that fits on repeated rows and on
+    # weighted ones, in another order, agree to 1e-7. float32 and shuffled batches cannot give that: it is not shown.
+    fit.__signature__ = inspect.Signature(list(inspect.signature(fit).parameters.values())[:3])
+    __metadata_request__fit = {"sample_weight": None}
+
+    @with_callbacks
+    def partial_fit(self, X, y, classes=None, sample_weight=None):
+        """Train the network for one epoch, going on from where it stands.
+
+        Proxies and centers of new classes are added to those learned so far. The learning rates are constant, the
+        optimizer and a memory of earlier batches start anew.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features), array of images, or sequence of paths
+            As in fit.
+        y : array-like of shape (n_samples,)
+            Class labels, known ones or new ones.
+        classes : array-like of shape (n_classes,) or None, default=None
+            Classes to come, so that they have proxies from now on; those of y are added.
+        sample_weight : array-like of shape (n_samples,), float or None, default=None
+            As in fit.
+
+        Returns
+        -------
+        self : object
+            The embedder.
+
+        Raises
+        ------
+        ValueError
+            As fit does; and with ``early_stopping=True``.
+        """
+        self._check_params()
+        if self.early_stopping or self.lr_schedule == "one_cycle":
+            raise ValueError(
+                "partial_fit trains for one epoch at constant learning rates. Set early_stopping=False and "
+                "lr_schedule='auto' or None, or use fit."
+            )
+        return self._fit(X, y, sample_weight, goes_on=hasattr(self, "network_"), partial=True, more_classes=classes)
+
+    def _fit(self, X, y, sample_weight, *, goes_on, partial=False, more_classes=None):
+        device = self._find_device()
+        max_epochs = 1 if partial else self.max_epochs
+        earlier = self.history_ if goes_on else []
+        rng = check_random_state(self.random_state)
+        seed = int(rng.randint(2**31 - 1)) + (len(earlier) if partial else 0)  # other batches in each partial_fit
+        backbone, pixel_scale = self.backbone, None
+        if isinstance(backbone, str) and not goes_on:
+            with seeded(seed, device):
+                backbone, pixel_scale = load_backbone(backbone, self.backbone_weights, self.pooling)
+        data = check_data(self, X, reset=not goes_on, training=True, pixel_scale=pixel_scale)
+        if self.warmup_epochs and self.backbone is None and self._input["kind"] == "vectors":
+            raise ValueError(
+                f"warmup_epochs={self.warmup_epochs} trains only the head at first, but over vectors there is nothing "
+                "else to train. Set warmup_epochs=0."
+            )
+        classes, labels = check_classes(self, X, y, data.kept, goes_on, partial, more_classes)
+        train_rows = valid_rows = None
+        if self.early_stopping:
+            train_rows, valid_rows = hold_out(labels, self.validation_split, self.validation_fraction, rng)
+        weights = check_sample_weight(sample_weight, y, data.kept, train_rows)
+        # Batch rules number the classes that there are; part of the data need not hold all.
+        present = np.unique(labels if train_rows is None else labels[train_rows], return_inverse=True)[1]
+        batches = self._make_batches(present)
+        data.place(device)
+        with seeded(seed, device):
+            if goes_on:
+                network, criterion = copy.deepcopy((self.network_, self.criterion_))
+                if len(classes) > len(self.classes_):
+                    criterion = self._grow_loss(criterion, classes)
+            else:
+                network = self._make_network(backbone, data.batch(slice(0, 2)))
+                criterion = self._make_loss(len(classes), network)
+            network = trained = network.to(device)
+            if self.freeze == "batchnorm":
+                network.freeze_batchnorm()
+            elif self.freeze == "backbone":
+                data = Rows(embed(network.without_head(), data, "cpu").numpy()).place(device)
+                trained = network.without_backbone()
+            train_set = TrainingSet(data, labels, train_rows, weights)
+            if not goes_on:
+                _start_at_features(trained, train_set, seed, of_backbone=self.freeze == "backbone")
+            criterion = criterion.to(device)
+            lr_schedule = None if partial else self._find_lr_schedule()
+            learning_rate = self._find_learning_rate(network, len(present), lr_schedule)
+
+            tasks = []
+            if hasattr(self, "_init_callback_context"):
+                context = self._init_callback_context(max_subtasks=max_epochs)
+                arguments = {"X": X, "y": y, "metadata": {} if weights is None else {"sample_weight": sample_weight}}
+                context.call_on_fit_task_begin(estimator=self, **arguments)
+                seen = EpochTasks(
+                    self,
+                    context,
+                    arguments,
+                    lambda h: _fitted(classes, earlier, epochs(h), *copy.deepcopy((network, criterion))),
+                )
+                tasks = [seen]
+            history = train(
+                trained,
+                self._training_loss(criterion),
+                train_set,
+                batches,
+                valid_set=TrainingSet(data, labels, valid_rows) if self.early_stopping else None,
+                compare_with_input=self.validation_split == "classes",
+                max_epochs=max_epochs,
+                learning_rate=learning_rate,
+                head_learning_rate=learning_rate if self.head_learning_rate is None else self.head_learning_rate,
+                warmup_epochs=self.warmup_epochs,
+                criterion_learning_rate=self._loss_learning_rate(),
+                lr_schedule=lr_schedule,
+                weight_decay=self.weight_decay,
+                optimizer=self.optimizer,
+                n_iter_no_change=self.n_iter_no_change,
+                chunk_size=self.chunk_size,
+                callbacks=[*(self.callbacks or []), *tasks],
+                generator=torch.Generator(data.index_device).manual_seed(seed),
+                augment_generator=torch.Generator().manual_seed(seed + 1),
+                verbose=self.verbose,
+            )
+        for name, value in _fitted(classes, earlier, history, network, criterion).items():
+            setattr(self, name, value)
+        if tasks:
+            context.call_on_fit_task_end(estimator=self, **arguments, reconstruction_attributes={})
+        return self
+
+    def _grow_loss(self, criterion, classes):
+        """Return a loss of all the classes that has learned what the one of the known classes has."""
+        grown = self._make_loss(len(classes), self.network_)
+        known = np.searchsorted(classes, self.classes_)
+        learned, state = criterion.state_dict(), grown.state_dict()
+        for name, value in state.items():
+            if value.shape == learned[name].shape:
+                state[name] = learned[name]
+            else:  # the first axis is that of the classes
+                value[known] = learned[name]
+        grown.load_state_dict(state)
+        return grown
+
+    def transform(self, X):
+        """Embed the samples.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features), array of images, or sequence of paths
+            Of the same kind as in fit; files and uint8 RGB images may stand for each other.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_components), float32
+            Unit rows with ``normalize=True``. A tensor on the device of X if X is one and ``array_api_dispatch`` is on.
+
+        Raises
+        ------
+        ValueError
+            If X is not of the kind and shape seen in fit, or a file cannot be used.
+        RuntimeError
+            When a process that decodes files dies.
+        """
+        check_is_fitted(self)
+        device = self._find_device()
+        data = check_data(self, X, reset=False).place(device)
+        # A copy: the fitted network stays on the CPU.
+        network = self.network_ if device.type == "cpu" else copy.deepcopy(self.network_).to(device)
+        if is_dispatched(X):
+            return embed(network, data, X.device)
+        return embed(network, data, "cpu").numpy()
+
+    def score(self, X, y):
+        """Return Recall@1 of the samples among themselves.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features), array of images, or sequence of paths
+            Of the same kind as in fit; the classes need not be those of fit.
+        y : array-like of shape (n_samples,)
+            Class labels.
+
+        Returns
+        -------
+        float in [0, 1]
+            Share of the samples whose nearest other sample is of their class.
+        """
+        return recall_at_k(self.transform(X), y, 1)
+
+    def save(self, path, *, measures=None):
+        """Write the fitted embedder to a folder, which `skdml.load` reads.
+
+        It holds parameters and fitted attributes (params.json), the weights (network.safetensors,
+        criterion.safetensors), their SHA-256 sums (SHA256SUMS) and a model card (README.md), but no code. What a
+        file cannot hold, such as modules of one's own, callbacks and functions, is named in params.json and is passed
+        to `skdml.load` again.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The folder, a new or empty one or that of a saved embedder, which is replaced: all files or none.
+        measures : dict of str to float or None, default=None
+            Numbers for the model card, such as what a :class:`skdml.metrics.RetrievalScorer` returns.
+
+        Raises
+        ------
+        FileExistsError
+            If path is a file or a folder with other files.
+        TypeError
+            For an embedder of a class of one's own, and for fitted attributes that are no data.
+        ValueError
+            If parameters of the network or the loss were changed after the fit.
+        """
+        _saving.save(self, path, measures)
+
+    def to_torch(self):
+        """Return the network as a torch module without the estimator.
+
+        Returns
+        -------
+        torch.nn.Module
+            A copy of ``network_``, on the CPU and in eval mode. It maps a float32 batch to embeddings
+            (B, n_components): vectors as they are; images (B, C, H, W), those of uint8 as ``(x - 127) / 128``.
+        """
+        check_is_fitted(self)
+        return copy.deepcopy(self.network_)
+
+    def to_onnx(self, path):
+        """Write the network as an ONNX file with a batch of any size; it needs the extra ``skdml[onnx]``.
+
+        The input "X" and the output "embeddings" are those of :meth:`to_torch`. The file computes in float32, with any
+        ``precision``.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file. Weights of more than 2 GB go to a second one beside it.
+
+        Raises
+        ------
+        ImportError
+            If onnx or onnxscript is missing.
+        """
+        _saving.to_onnx(self, path)
+
+    def __getstate__(self):
+        return _saving.compact_state(self, super().__getstate__())
+
+    def __setstate__(self, state):
+        _saving.restore_state(self, state)
+
+    def get_feature_names_out(self, input_features=None):
+        """Return the names of the components, the class in small letters and a number.
+
+        Parameters
+        ----------
+        input_features : array-like of str or None, default=None
+            Names of the features of X, which are only checked, and only where X holds vectors.
+
+        Returns
+        -------
+        ndarray of str, shape (n_components,)
+            The names.
+
+        Raises
+        ------
+        ValueError
+            If the names are not those of the features in fit, or not as many.
+        """
+        # A column of images or of paths is one feature, of many numbers each.
+        is_vectors = not hasattr(self, "_input") or self._input["kind"] == "vectors"
+        return super().get_feature_names_out(input_features if is_vectors else None)
+
+    @property
+    def _n_features_out(self):
+        return self.network_.n_components
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        tags.input_tags.sparse = True
+        tags.input_tags.three_d_array = True
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        return tags
+
+
+def _start_at_features(network, train_set, seed, *, of_backbone):
+    """Let the head begin at the features of the training set, or at their principal components."""
+    head = network.head
+    if not isinstance(head, ResidualHead) or not head.needs_features:
+        return
+    # A sample is enough for scale and components; it is small where each row has to pass a backbone. Components need at
+    # least as many rows.
+    n_rows = 4 * head.n_components
+    if head.rescale:
+        n_rows = max(min(8192, 2**24 // head.n_features), head.n_components if head.projection is not None else 2)
+    sample = train_set.sample(n_rows, seed)
+    features = embed(network.without_head(), sample, "cpu").numpy()
+    weights = sample.weights(slice(None))
+    ruling = head.start_at(features, None if weights is None else weights.cpu().numpy(), seed)
+    if ruling is not None:
+        column = f"Feature {ruling[0]} of the backbone" if of_backbone else f"Column {ruling[0]} of X"
+        advice = "" if of_backbone else " Scale X, for example with StandardScaler, to choose the scale."
+        warnings.warn(
+            f"{column}, counted from 0, makes up {ruling[1]:.1%} of the squared length of its rows, so that cosines of "
+            "the rows would compare little else: the embedder standardizes all columns to mean 0 and variance 1."
+            f"{advice}",
+            stacklevel=4,
+        )
+
+
+def _fitted(classes, earlier, history, network, criterion):
+    """Return the attributes of a fitted estimator; network and loss, now at rest, are moved and not copied."""
+    history = earlier + [{**epoch, "epoch": len(earlier) + epoch["epoch"]} for epoch in history]
+    for parameter in [*network.parameters(), *criterion.parameters()]:
+        parameter.grad = None
+    return {
+        "classes_": classes,
+        "network_": network.cpu().eval(),
+        "criterion_": criterion.cpu().eval(),
+        "history_": history,
+        "n_iter_": len(history),
+    }
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class ProxyEmbedder(BaseEmbedder):
+    """Base of the embedders whose loss learns proxies of the classes: a learning rate of their own."""
+
+    proxy_learning_rate: float = 3e-3
+
+    _parameter_constraints = {**BaseEmbedder._parameter_constraints, "proxy_learning_rate": [POSITIVE]}
+
+    def _loss_learning_rate(self):
+        return self.proxy_learning_rate
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class BalancedEmbedder(BaseEmbedder):
+    """Base of the embedders that compare the samples of a batch: P x K batches."""
+
+    samples_per_class: int = 4
+
+    _parameter_constraints = {
+        **BaseEmbedder._parameter_constraints,
+        "samples_per_class": [Interval(Integral, 2, None, closed="left")],
+    }
+    _pair_based = True
+
+    def _check_params(self):
+        super()._check_params()
+        if self.batch_size < 2 * self.samples_per_class:
+            raise ValueError(
+                f"The 'batch_size' parameter of {type(self).__name__} must be at least 2 * samples_per_class = "
+                f"{2 * self.samples_per_class}, two classes a batch. Got {self.batch_size} instead."
+            )
+
+    def _make_batches(self, y):
+        return BalancedBatches(y, self.batch_size, self.samples_per_class)
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class PairMixin:
+    """What embedders with a `PairLoss` share: mining and a memory of earlier batches."""
+
+    mining: str | Callable | None = None
+    mining_margin: float = 0.1
+    memory_size: int = 0
+    memory_start: int = 100
+
+    _parameter_constraints = {
+        **MINING_CONSTRAINTS,
+        "memory_size": [Interval(Integral, 0, None, closed="left")],
+        "memory_start": [Interval(Integral, 0, None, closed="left")],
+    }
+    _pair_based = True
+
+    def _check_params(self):
+        super()._check_params()
+        if 0 < self.memory_size < self.batch_size:
+            raise ValueError(
+                f"The 'memory_size' parameter of {type(self).__name__} must be 0 or at least batch_size = "
+                f"{self.batch_size}. Got {self.memory_size} instead."
+            )
+
+    def _training_loss(self, criterion):
+        return CrossBatchMemory(criterion, self.memory_size, self.memory_start) if self.memory_size else criterion
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class PairEmbedder(PairMixin, BalancedEmbedder):
+    """Base of the embedders with a `PairLoss` over P x K batches."""
+
+    _parameter_constraints = {**BalancedEmbedder._parameter_constraints, **PairMixin._parameter_constraints}

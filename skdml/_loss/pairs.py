@@ -1,0 +1,151 @@
+"""What the losses over pairs share.
+
+Axes: B samples of a batch, D components, M samples the anchors are compared with: the batch, and behind it what a
+memory holds. Column j < B is sample j of the batch, so self pairs lie on the diagonal. The row of a (B, M) matrix is
+the anchor.
+"""
+
+import inspect
+import textwrap
+
+from torch import nn
+
+from .mining import MINING_DOC, distance_weighted, hard, semihard, vthm
+from .similarities import dot_products
+from .terms import check_batch
+
+
+class PairLoss(nn.Module):
+    """A loss that sees the embeddings through their similarities alone.
+
+    A subclass writes its formula once, as ``pair_loss(S, positive, negative)``, a scalar that autograd differentiates
+    in S. This class makes S and the two masks and lets ``mining`` thin the masks, so that every mining rule goes with
+    every loss, and with a memory of earlier batches. A batch without a pair that counts must give 0, connected to the
+    graph, with a zero gradient. To be trained with weights it also takes ``sample_weight`` (B,), or None, by name.
+
+    Parameters
+    ----------
+    mining : str, callable or None
+    mining_margin : float
+    """
+
+    def __init__(self, mining, mining_margin):
+        super().__init__()
+        self.mining = mining
+        self.mining_margin = mining_margin
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        default = inspect.signature(cls).parameters.get("mining")
+        if default is not None and cls.__doc__:
+            shown = f'"{default.default}"' if isinstance(default.default, str) else repr(default.default)
+            text = textwrap.indent(MINING_DOC.replace("{mining}", shown), "    ").strip()
+            cls.__doc__ = cls.__doc__.replace("MINING_PARAMETERS", text)
+
+    def forward(self, embeddings, y, sample_weight=None):
+        """Return the loss of a batch.
+
+        Parameters
+        ----------
+        embeddings : tensor of shape (B, D)
+            Taken as they are, never normalised here.
+        y : int tensor of shape (B,)
+            The class of each row.
+        sample_weight : tensor of shape (B,) or None, default=None
+            Weight of each row's terms as an anchor, >= 0: as if its row of similarities stood there so often, and its
+            column once. None: ones.
+
+        Returns
+        -------
+        tensor of shape ()
+            The loss; 0 for an empty batch.
+        """
+        check_batch(embeddings, y, sample_weight)
+        if len(y) == 0:
+            return embeddings.sum() + sum(0 * p.sum() for p in self.parameters())
+        return self._compare(self._similarities(embeddings), y, y, embeddings.shape[1], sample_weight)
+
+    def _compare(self, S, y, columns_y, n_components, sample_weight=None):
+        """Return the loss from similarities (B, M), the classes (B,) and (M,) of rows and columns, D and weights."""
+        selected = self.mine(S.detach(), *pair_masks(y, columns_y), n_components)
+        weights = {} if sample_weight is None else {"sample_weight": sample_weight}
+        return self.pair_loss(S, *selected, **weights)
+
+    def mine(self, S, positive, negative, n_components):
+        """Select the pairs that count.
+
+        Parameters
+        ----------
+        S : tensor of shape (B, M)
+            Similarities, detached: no gradient flows through the choice.
+        positive, negative : bool tensor of shape (B, M)
+            The pairs to select from.
+        n_components : int
+            D, which "distance_weighted" depends on.
+
+        Returns
+        -------
+        tuple of two bool tensors of shape (B, M)
+            The pairs selected, positive and negative.
+        """
+        match self.mining:
+            case None:
+                return positive, negative
+            case "vthm":
+                return vthm(S, positive, negative, self.mining_margin)
+            case "semihard":
+                return semihard(S, positive, negative)
+            case "hard":
+                return hard(S, positive, negative)
+            case "distance_weighted":
+                return distance_weighted(S, positive, negative, n_components)
+            case rule:
+                return rule(S, positive, negative)
+
+    def pair_loss(self, S, positive, negative, sample_weight=None):
+        """Return the loss as a function of similarities, over the pairs in two masks.
+
+        Parameters
+        ----------
+        S : tensor of shape (B, M), M >= B
+            Similarities, see ``_similarities``. Of a batch alone M is B.
+        positive, negative : bool tensor of shape (B, M)
+            Which pairs count, the row being the anchor. No self pairs.
+        sample_weight : tensor of shape (B,) or None, default=None
+            Weight of each anchor, >= 0. None: ones.
+
+        Returns
+        -------
+        tensor of shape ()
+            The loss.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define pair_loss(S, positive, negative).")
+
+    def _similarities(self, embeddings, columns=None):
+        """Return the similarities S of the embeddings (B, D) to the columns (M, D), by default the embeddings.
+
+        Dot products, or `distance_similarities` for a loss of distances.
+        """
+        return dot_products(embeddings, columns)
+
+
+def pair_masks(y, columns_y=None):
+    """Return two boolean masks (B, M): pairs of one class without the self pairs, and pairs of two classes.
+
+    ``columns_y`` are the classes (M,) of the columns, the batch's own first; by default they are y. Self pairs are left
+    out by index. To tell them by a similarity of 1 would drop duplicates too, and keep those self pairs that rounding
+    puts below 1.
+    """
+    same = y[:, None] == (y if columns_y is None else columns_y)  # (B, M)
+    negative = ~same
+    return same.fill_diagonal_(False), negative
+
+
+def pair_shares(mask, sample_weight=None):
+    """Return the share of each pair in the sum over the mask (B, M) where a pair has its anchor's weight, (B, M).
+
+    The shares sum to 1, or to 0 where no pair counts. The mask holds floats.
+    """
+    weights = mask if sample_weight is None else sample_weight[:, None].to(mask.dtype) * mask
+    total = weights.sum()
+    return weights / total.where(total > 0, 1)

@@ -1,0 +1,159 @@
+"""Normalised softmax: one learned proxy a class, and a softmax over the cosines.
+
+Axes: B samples of a batch, D components, C classes.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .._constraints import POSITIVE, POSITIVE_INT, check_constraints
+from .._engine.embedder import ProxyEmbedder
+from .._loss.terms import check_batch, weighted_mean
+from .._network.networks import unit_rows
+
+
+class NormSoftmaxLoss(nn.Module):
+    r"""Pull a sample towards the proxy of its class, away from the proxies of all others: a softmax of cosines.
+
+    .. math::
+        \ell = -\frac1B \sum_i \log
+            \frac{e^{\lambda x_i \cdot w_{y_i}}}{\sum_c e^{\lambda x_i \cdot w_c}}, \qquad w_c = v_c / |v_c|
+
+    Parameters
+    ----------
+    n_classes : int
+        C; >= 1.
+    n_components : int
+        D, the dimension of the embeddings; >= 1.
+    scale : float, default=20.0
+        Lambda, one over the temperature; > 0, unitless (multiplies a cosine in [-1, 1]).
+
+    Attributes
+    ----------
+    proxies : Parameter of shape (n_classes, n_components)
+        The v_c, of any length: they are normalised in the formula, never in place. The shorter a proxy, the further an
+        optimiser step turns it.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is outside its range, or the shapes of a batch are not (B, D) and (B,).
+
+    Notes
+    -----
+    Shape: embeddings (B, D) float, taken as they are (unit rows expected); y (B,) int64 in [0, n_classes); returns a
+    scalar, the mean over the batch. An empty batch gives 0 with zero gradient; with one class the loss is 0. A proxy of
+    length zero has similarity 0 to everything and receives no gradient.
+
+    Proxies start uniform in +-1/sqrt(C), whatever D, as the centers of the code of [2]_ do with one center a class.
+
+    Relations: this is `SoftTripleLoss` with ``n_centers=1, margin=0``, `ArcFaceLoss` with ``margin=0`` of the same
+    scale, and `ProxyNCALoss` of scale sqrt(lambda / 2) with ``positive_in_denominator=True``.
+
+    References
+    ----------
+    .. [1] A. Zhai and H.-Y. Wu, "Classification is a Strong Baseline for Deep Metric Learning", BMVC 2019.
+    .. [2] Q. Qian, L. Shang, B. Sun, J. Hu, H. Li and R. Jin, "SoftTriple Loss: Deep Metric Learning Without Triplet
+       Sampling", ICCV 2019. Where it is called SoftMax_norm.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skdml.losses import NormSoftmaxLoss
+    >>> criterion = NormSoftmaxLoss(n_classes=3, n_components=2)
+    >>> embeddings = torch.tensor([[1.0, 0.0], [0.0, 1.0]], requires_grad=True)
+    >>> loss = criterion(embeddings, torch.tensor([0, 2]))
+    >>> loss.backward()
+    >>> criterion.proxies.grad.shape
+    torch.Size([3, 2])
+    """
+
+    _parameter_constraints = {"n_classes": [POSITIVE_INT], "n_components": [POSITIVE_INT], "scale": [POSITIVE]}
+
+    def __init__(self, n_classes, n_components, *, scale=20.0):
+        super().__init__()
+        self.n_classes = n_classes
+        self.n_components = n_components
+        self.scale = scale
+        check_constraints(self, vars(self))
+        bound = n_classes**-0.5
+        self.proxies = nn.Parameter(torch.empty(n_classes, n_components).uniform_(-bound, bound))
+
+    def forward(self, embeddings, y, sample_weight=None):
+        """Return the loss of a batch.
+
+        Parameters
+        ----------
+        embeddings : tensor of shape (B, D)
+            Taken as they are, never normalised here.
+        y : int64 tensor of shape (B,)
+            The class of each row, in [0, n_classes).
+        sample_weight : tensor of shape (B,) or None, default=None
+            Weight of each row's term in the mean, >= 0: an integer equals repeated rows. None: ones.
+
+        Returns
+        -------
+        tensor of shape ()
+            The loss; 0 for an empty batch.
+        """
+        check_batch(embeddings, y, sample_weight)
+        if len(y) == 0:
+            return embeddings.sum() + 0 * self.proxies.sum()
+        logits = self.scale * embeddings @ unit_rows(self.proxies).T  # (B, C)
+        return weighted_mean(F.cross_entropy(logits, y, reduction="none"), sample_weight)
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class NormSoftmaxEmbedder(ProxyEmbedder):
+    """Normalised softmax: classification by the cosine to one learned proxy a class [1]_.
+
+    The simplest method with proxies, and a strong baseline: no pairs, no sampling, one parameter.
+
+    Read more in the :ref:`User Guide <norm_softmax>`.
+
+    Parameters
+    ----------
+    scale : float, default=20.0
+        Lambda, the factor of the cosines in the softmax over classes; > 0. One over the temperature.
+    PROXY_PARAMETERS
+    SHARED_PARAMETERS
+
+    Attributes
+    ----------
+    SHARED_ATTRIBUTES
+
+    See Also
+    --------
+    SoftTripleEmbedder : Several centers a class, and a margin.
+    ArcFaceEmbedder : A margin in the angle to the own class.
+    skdml.losses.NormSoftmaxLoss : The loss alone, for a torch loop.
+
+    References
+    ----------
+    .. [1] A. Zhai and H.-Y. Wu, "Classification is a Strong Baseline for Deep Metric Learning", BMVC 2019,
+       arXiv:1811.12649.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skdml import NormSoftmaxEmbedder, class_train_test_split
+    >>> X, X_unseen, y, y_unseen = class_train_test_split(*load_digits(return_X_y=True))
+    >>> embedder = NormSoftmaxEmbedder(max_epochs=5, random_state=0).fit(X / 16, y)
+    >>> bool(embedder.score(X_unseen / 16, y_unseen) > 0.9)
+    True
+    """
+
+    scale: float = 20.0
+    proxy_learning_rate: float = 3e-2
+
+    _parameter_constraints = {
+        **ProxyEmbedder._parameter_constraints,
+        **NormSoftmaxLoss._parameter_constraints,
+        "n_components": ProxyEmbedder._parameter_constraints["n_components"],
+    }
+
+    def _make_loss(self, n_classes, network):
+        return NormSoftmaxLoss(n_classes, network.n_components, scale=self.scale)

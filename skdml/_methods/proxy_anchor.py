@@ -1,0 +1,182 @@
+"""Proxy-Anchor: every proxy is an anchor, and the samples of the batch are its positives and negatives.
+
+Axes: B samples of a batch, D components, C classes.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .._constraints import NON_NEGATIVE, POSITIVE, POSITIVE_INT, check_constraints
+from .._engine.embedder import ProxyEmbedder
+from .._loss.terms import check_batch
+from .._network.networks import unit_rows
+
+
+class ProxyAnchorLoss(nn.Module):
+    r"""Pull the samples of a class towards its proxy, each the more the further it is, and push all others away.
+
+    .. math::
+        \ell = \frac{1}{|P^+|} \sum_{c \in P^+} \log\Bigl[1 + \sum_{i : y_i = c} e^{-\alpha (s_{ic} - \delta)}\Bigr]
+             + \frac1C \sum_c \log\Bigl[1 + \sum_{i : y_i \neq c} e^{\alpha (s_{ic} + \delta)}\Bigr], \qquad
+        s_{ic} = x_i \cdot v_c / |v_c|
+
+    P+ are the classes with a sample in the batch.
+
+    Parameters
+    ----------
+    n_classes : int
+        C; >= 1.
+    n_components : int
+        D, the dimension of the embeddings; >= 1.
+    alpha : float, default=32.0
+        Alpha, the sharpness over the samples; > 0, unitless (multiplies a cosine in [-1, 1]).
+    margin : float, default=0.1
+        Delta; >= 0, on the scale of a cosine.
+
+    Attributes
+    ----------
+    proxies : Parameter of shape (n_classes, n_components)
+        The v_c, of any length: they are normalised in the formula, never in place. The shorter a proxy, the further an
+        optimiser step turns it.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is outside its range, or the shapes of a batch are not (B, D) and (B,).
+
+    Notes
+    -----
+    Shape: embeddings (B, D) float, taken as they are (unit rows expected); y (B,) int64 in [0, n_classes); returns a
+    scalar, the mean over the proxies of the batch's classes plus the mean over all proxies. A proxy without negatives
+    contributes 0 to the second and counts in it. An empty batch gives 0 with zero gradient. A proxy of length zero has
+    similarity 0 to everything and receives no gradient.
+
+    Proxies start as in the authors' code, normal with standard deviation sqrt(2 / C). Unlike that code, two classes
+    give the right value (its one-hot labels have one column then), and no exponent overflows.
+
+    References
+    ----------
+    .. [1] S. Kim, D. Kim, M. Cho and S. Kwak, "Proxy Anchor Loss for Deep Metric Learning", CVPR 2020. Section 3.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skdml.losses import ProxyAnchorLoss
+    >>> criterion = ProxyAnchorLoss(n_classes=3, n_components=2)
+    >>> embeddings = torch.tensor([[1.0, 0.0], [0.0, 1.0]], requires_grad=True)
+    >>> loss = criterion(embeddings, torch.tensor([0, 2]))
+    >>> loss.backward()
+    >>> criterion.proxies.grad.shape
+    torch.Size([3, 2])
+    """
+
+    _parameter_constraints = {
+        "n_classes": [POSITIVE_INT],
+        "n_components": [POSITIVE_INT],
+        "alpha": [POSITIVE],
+        "margin": [NON_NEGATIVE],
+    }
+
+    def __init__(self, n_classes, n_components, *, alpha=32.0, margin=0.1):
+        super().__init__()
+        self.n_classes = n_classes
+        self.n_components = n_components
+        self.alpha = alpha
+        self.margin = margin
+        check_constraints(self, vars(self))
+        self.proxies = nn.Parameter(torch.randn(n_classes, n_components) * (2 / n_classes) ** 0.5)
+
+    def forward(self, embeddings, y, sample_weight=None):
+        """Return the loss of a batch.
+
+        Parameters
+        ----------
+        embeddings : tensor of shape (B, D)
+            Taken as they are, never normalised here.
+        y : int64 tensor of shape (B,)
+            The class of each row, in [0, n_classes).
+        sample_weight : tensor of shape (B,) or None, default=None
+            Factor of each row's exponentials, >= 0: an integer equals repeated rows. A class whose rows have weight 0
+            is not in P+. Other than in a mean, the scale of the weights matters. None: ones.
+
+        Returns
+        -------
+        tensor of shape ()
+            The loss; 0 for an empty batch.
+        """
+        check_batch(embeddings, y, sample_weight)
+        if len(y) == 0:
+            return embeddings.sum() + 0 * self.proxies.sum()
+        s = embeddings @ unit_rows(self.proxies).T  # (B, C)
+        is_own = y[:, None] == torch.arange(self.n_classes, device=y.device)  # (B, C)
+        pull = _log1p_sum_exp(-self.alpha * (s - self.margin), is_own, sample_weight)  # (C,), 0 outside the batch
+        push = _log1p_sum_exp(self.alpha * (s + self.margin), ~is_own, sample_weight)  # (C,)
+        counts = is_own if sample_weight is None else is_own & (sample_weight > 0)[:, None]  # (B, C)
+        return pull.sum() / counts.any(dim=0).sum().clamp(min=1) + push.mean()
+
+
+def _log1p_sum_exp(z, mask, sample_weight):
+    """Return log(1 + sum of w e^z over the rows in the mask) for every column: a row of zeros stands for the 1."""
+    z = z.masked_fill(~mask, -torch.inf)
+    if sample_weight is not None:
+        z = z + sample_weight.to(z.dtype).log()[:, None]
+    return F.pad(z, (0, 0, 1, 0)).logsumexp(dim=0)
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class ProxyAnchorEmbedder(ProxyEmbedder):
+    """Proxy-Anchor: one learned proxy a class, compared with all samples of the batch [1]_.
+
+    The gradient of a sample depends on the other samples of the batch, as with pairs, at the cost of proxies: no
+    sampling is needed.
+
+    Read more in the :ref:`User Guide <proxy_anchor>`.
+
+    Parameters
+    ----------
+    alpha : float, default=32.0
+        Sharpness over the samples; > 0. Large: the hardest sample of a proxy alone counts.
+    margin : float, default=0.1
+        Delta: positives are wanted above it, negatives below minus it; >= 0, in units of the cosine.
+    PROXY_PARAMETERS
+    SHARED_PARAMETERS
+
+    Attributes
+    ----------
+    SHARED_ATTRIBUTES
+
+    See Also
+    --------
+    ProxyNCAEmbedder : Here the sample is the anchor and the proxies are compared.
+    skdml.losses.ProxyAnchorLoss : The loss alone, for a torch loop.
+
+    References
+    ----------
+    .. [1] S. Kim, D. Kim, M. Cho and S. Kwak, "Proxy Anchor Loss for Deep Metric Learning", CVPR 2020,
+       arXiv:2003.13911.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skdml import ProxyAnchorEmbedder, class_train_test_split
+    >>> X, X_unseen, y, y_unseen = class_train_test_split(*load_digits(return_X_y=True))
+    >>> embedder = ProxyAnchorEmbedder(max_epochs=5, random_state=0).fit(X / 16, y)
+    >>> bool(embedder.score(X_unseen / 16, y_unseen) > 0.9)
+    True
+    """
+
+    alpha: float = 32.0
+    margin: float = 0.1
+    proxy_learning_rate: float = 3e-2
+
+    _parameter_constraints = {
+        **ProxyEmbedder._parameter_constraints,
+        **ProxyAnchorLoss._parameter_constraints,
+        "n_components": ProxyEmbedder._parameter_constraints["n_components"],
+    }
+
+    def _make_loss(self, n_classes, network):
+        return ProxyAnchorLoss(n_classes, network.n_components, alpha=self.alpha, margin=self.margin)

@@ -1,0 +1,204 @@
+"""ProxyNCA: neighbourhood components analysis in which one learned proxy stands for each class.
+
+Axes: B samples of a batch, D components, C classes.
+"""
+
+from dataclasses import dataclass
+from numbers import Real
+
+import torch
+from torch import nn
+
+from .._constraints import POSITIVE, POSITIVE_INT, Interval, check_constraints
+from .._engine.embedder import ProxyEmbedder
+from .._loss.terms import check_batch, weighted_mean
+from .._network.networks import unit_rows
+
+
+class ProxyNCALoss(nn.Module):
+    r"""Pull a sample towards the proxy of its class, and push it away from the nearer ones among the other proxies.
+
+    .. math::
+        \ell &= -\frac1B \sum_i \log \frac{e^{-d_{i, y_i}}}{\sum_{c \neq y_i} e^{-d_{ic}}} \\
+        d_{ic} &= |\lambda x_i - \lambda w_c|^2, \qquad w_c = v_c / |v_c|
+
+    The own proxy is not in the denominator, so the loss has no lower bound at 0.
+
+    Parameters
+    ----------
+    n_classes : int
+        C; >= 1.
+    n_components : int
+        D, the dimension of the embeddings; >= 1.
+    scale : float, default=3.0
+        Lambda, the length that both unit vectors get; > 0. The temperature T of [2]_ is 1 / scale**2.
+    positive_in_denominator : bool, default=False
+        Whether the sum runs over all classes. The fraction is a probability then: ProxyNCA++ [2]_.
+    label_smoothing : float, default=0.0
+        Epsilon, in [0, 1): the numerator's exponent is -(1 - epsilon) d of the own proxy less epsilon times the mean d
+        of the others.
+
+    Attributes
+    ----------
+    proxies : Parameter of shape (n_classes, n_components)
+        The v_c, of any length: they are normalised in the formula, never in place. The shorter a proxy, the further an
+        optimiser step turns it.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is outside its range, or the shapes of a batch are not (B, D) and (B,).
+
+    Notes
+    -----
+    Shape: embeddings (B, D) float, taken as they are (unit rows expected); y (B,) int64 in [0, n_classes); returns a
+    scalar, the mean over the batch. An empty batch gives 0 with zero gradient, and so does one class, which has no
+    other proxies. A proxy of length zero has similarity 0 to everything and receives no gradient.
+
+    The squared lengths in d stand above and below the fraction bar alike. They cancel, whatever the length of the
+    sample, so the loss is computed from ``2 * scale**2`` times the dot products.
+
+    Codes called ProxyNCA differ. The published form without the own proxy in the denominator, with 3 for both lengths,
+    is the default here. Others sum over all proxies, some with label smoothing 0.1, with lengths 1 for the samples and
+    3 for the proxies (``scale=3**0.5``) or 1 for both (``scale=1.0``). Proxies start normal with standard deviation
+    1/8, as is usual: of length 1 where D is 64.
+
+    Relations: with ``positive_in_denominator=True`` this is `NormSoftmaxLoss` of scale ``2 * scale**2``.
+
+    References
+    ----------
+    .. [1] Y. Movshovitz-Attias, A. Toshev, T. K. Leung, S. Ioffe and S. Singh, "No Fuss Distance Metric Learning using
+       Proxies", ICCV 2017.
+    .. [2] E. W. Teh, T. DeVries and G. W. Taylor, "ProxyNCA++: Revisiting and Revitalizing Proxy Neighborhood Component
+       Analysis", ECCV 2020.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skdml.losses import ProxyNCALoss
+    >>> criterion = ProxyNCALoss(n_classes=3, n_components=2)
+    >>> embeddings = torch.tensor([[1.0, 0.0], [0.0, 1.0]], requires_grad=True)
+    >>> loss = criterion(embeddings, torch.tensor([0, 2]))
+    >>> loss.backward()
+    >>> criterion.proxies.grad.shape
+    torch.Size([3, 2])
+    """
+
+    _parameter_constraints = {
+        "n_classes": [POSITIVE_INT],
+        "n_components": [POSITIVE_INT],
+        "scale": [POSITIVE],
+        "positive_in_denominator": ["boolean"],
+        "label_smoothing": [Interval(Real, 0, 1, closed="left")],
+    }
+
+    def __init__(self, n_classes, n_components, *, scale=3.0, positive_in_denominator=False, label_smoothing=0.0):
+        super().__init__()
+        self.n_classes = n_classes
+        self.n_components = n_components
+        self.scale = scale
+        self.positive_in_denominator = positive_in_denominator
+        self.label_smoothing = label_smoothing
+        check_constraints(self, vars(self))
+        self.proxies = nn.Parameter(torch.randn(n_classes, n_components) / 8)
+
+    def forward(self, embeddings, y, sample_weight=None):
+        """Return the loss of a batch.
+
+        Parameters
+        ----------
+        embeddings : tensor of shape (B, D)
+            Taken as they are, never normalised here.
+        y : int64 tensor of shape (B,)
+            The class of each row, in [0, n_classes).
+        sample_weight : tensor of shape (B,) or None, default=None
+            Weight of each row's term in the mean, >= 0: an integer equals repeated rows. None: ones.
+
+        Returns
+        -------
+        tensor of shape ()
+            The loss; 0 for an empty batch and for one class.
+        """
+        check_batch(embeddings, y, sample_weight)
+        if len(y) == 0 or self.n_classes == 1:
+            return 0 * (embeddings.sum() + self.proxies.sum())
+        # -d up to the squared lengths, which cancel.
+        z = 2 * self.scale**2 * embeddings @ unit_rows(self.proxies).T  # (B, C)
+        is_own = y[:, None] == torch.arange(self.n_classes, device=y.device)  # (B, C)
+        others = self.label_smoothing / (self.n_classes - 1)
+        numerator = torch.where(is_own, (1 - self.label_smoothing) * z, others * z).sum(dim=1)  # (B,)
+        denominator = (z if self.positive_in_denominator else z.masked_fill(is_own, -torch.inf)).logsumexp(dim=1)
+        return weighted_mean(denominator - numerator, sample_weight)
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class ProxyNCAEmbedder(ProxyEmbedder):
+    """ProxyNCA: a sample compared with one learned proxy a class, by squared distances [1]_.
+
+    The method that brought proxies in: no triplets, no sampling. ``positive_in_denominator=True`` is ProxyNCA++ [2]_.
+
+    Read more in the :ref:`User Guide <proxy_nca>`.
+
+    Parameters
+    ----------
+    scale : float, default=3.0
+        The length that samples and proxies get before their squared distance is taken; > 0. The temperature of
+        ProxyNCA++ is 1 / scale**2.
+    positive_in_denominator : bool, default=False
+        Whether the proxy of the sample's own class is in the denominator, too: ProxyNCA++.
+    label_smoothing : float, default=0.0
+        Share of the target that the other classes get, evenly; in [0, 1).
+    PROXY_PARAMETERS
+    SHARED_PARAMETERS
+
+    Attributes
+    ----------
+    SHARED_ATTRIBUTES
+
+    See Also
+    --------
+    NormSoftmaxEmbedder : The same as ProxyNCA++, up to the scale.
+    ProxyAnchorEmbedder : Here the proxy is the anchor and the samples are compared.
+    skdml.losses.ProxyNCALoss : The loss alone, for a torch loop.
+
+    Notes
+    -----
+    Of ProxyNCA++ this has the loss. Its balanced batches, its max pooling and its layer normalisation are not part of
+    it: the two latter belong into a ``backbone``.
+
+    References
+    ----------
+    .. [1] Y. Movshovitz-Attias, A. Toshev, T. K. Leung, S. Ioffe and S. Singh, "No Fuss Distance Metric Learning using
+       Proxies", ICCV 2017, arXiv:1703.07464.
+    .. [2] E. W. Teh, T. DeVries and G. W. Taylor, "ProxyNCA++: Revisiting and Revitalizing Proxy Neighborhood Component
+       Analysis", ECCV 2020, arXiv:2004.01113.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skdml import ProxyNCAEmbedder, class_train_test_split
+    >>> X, X_unseen, y, y_unseen = class_train_test_split(*load_digits(return_X_y=True))
+    >>> embedder = ProxyNCAEmbedder(max_epochs=5, random_state=0).fit(X / 16, y)
+    >>> bool(embedder.score(X_unseen / 16, y_unseen) > 0.9)
+    True
+    """
+
+    scale: float = 3.0
+    positive_in_denominator: bool = False
+    label_smoothing: float = 0.0
+    proxy_learning_rate: float = 3e-2
+
+    _parameter_constraints = {
+        **ProxyEmbedder._parameter_constraints,
+        **ProxyNCALoss._parameter_constraints,
+        "n_components": ProxyEmbedder._parameter_constraints["n_components"],
+    }
+
+    def _make_loss(self, n_classes, network):
+        return ProxyNCALoss(
+            n_classes,
+            network.n_components,
+            scale=self.scale,
+            positive_in_denominator=self.positive_in_denominator,
+            label_smoothing=self.label_smoothing,
+        )

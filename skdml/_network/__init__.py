@@ -1,0 +1,1 @@
+"""What is trained: backbones, heads and the start at the features."""

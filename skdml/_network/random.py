@@ -1,0 +1,35 @@
+"""torch's global generators: seeded inside a block and put back after it."""
+
+from contextlib import contextmanager, nullcontext
+
+import torch
+
+
+@contextmanager
+def seeded(seed, device):
+    """Seed torch's generators of the CPU and of the device inside the block, and put their states back after it."""
+    states = generator_states(device)
+    try:
+        # torch.manual_seed would also seed every GPU of the machine.
+        torch.default_generator.manual_seed(seed)
+        if device.type != "cpu":
+            with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+                getattr(torch, device.type).manual_seed(seed)
+        yield
+    finally:
+        set_generator_states(states, device)
+
+
+def generator_states(device):
+    """Return the states of torch's generators of the CPU and of the device."""
+    states = [torch.get_rng_state()]
+    if device.type != "cpu":
+        states.append(getattr(torch, device.type).get_rng_state(*[device] if device.type == "cuda" else []))
+    return states
+
+
+def set_generator_states(states, device):
+    """Put the states of `generator_states` back."""
+    torch.set_rng_state(states[0])
+    if device.type != "cpu":
+        getattr(torch, device.type).set_rng_state(states[1], *[device] if device.type == "cuda" else [])

@@ -1,0 +1,1 @@
+"""Folders, pickles and exports of fitted embedders."""
