@@ -354,14 +354,15 @@ def test_memory_map_is_read_in_place(tmp_path, images, mode, kind, device):
     params = {"augment": "standard", "resize": 18, "crop_size": 16, "device": device}
     of_map, of_array = (embedder(**params).fit(images, Y) for images in (mapped, X))
     np.testing.assert_array_equal(of_map.transform(mapped), of_array.transform(X))
-    assert np.shares_memory(check_data(of_map, mapped, reset=False).X, mapped)
+    assert np.shares_memory(check_data(of_map, mapped, seen=of_map._input)[0].X, mapped)
     np.testing.assert_array_equal(np.load(tmp_path / "images.npy"), X)
 
 
 def test_read_only_map_is_copied_batch_by_batch(tmp_path, images):
     np.save(tmp_path / "images.npy", images)
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
-    data = check_data(embedder().fit(images, Y), mapped, reset=False).place(torch.device("cpu"))
+    fitted = embedder().fit(images, Y)
+    data = check_data(fitted, mapped, seen=fitted._input)[0].place(torch.device("cpu"))
     assert isinstance(data.X, np.ndarray)
     torch.testing.assert_close(
         data.batch(torch.tensor([5, 2])), (torch.from_numpy(images[[5, 2]]).permute(0, 3, 1, 2) - 127.0) / 128

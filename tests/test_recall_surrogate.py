@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from skdml import RecallSurrogateEmbedder, recall_at_k
-from skdml._engine.training import EmbeddingNet
+from skdml._engine.net import EmbeddingNet, Recipe
 from skdml._loss.pairs import pair_masks
 from skdml._network.networks import EmbeddingNetwork
 from skdml.losses import RecallSurrogateLoss
@@ -136,8 +136,19 @@ def test_ks_must_be_whole_numbers(blobs, ks):
 def make_net(network, chunk_size):
     """The engine's net around a network, with an optimizer that changes nothing."""
     network = EmbeddingNetwork(network, nn.Identity(), False, "float32")
-    net = EmbeddingNet(network, criterion=RecallSurrogateLoss(tau1=0.1), optimizer=torch.optim.SGD, lr=0.0)
-    net.head_lr, net.criterion_lr, net.weight_decay, net.fused, net.chunk_size = 0.0, 0.0, 0.0, False, chunk_size
+    recipe = Recipe(
+        batches=None,
+        max_epochs=1,
+        learning_rate=0.0,
+        head_learning_rate=0.0,
+        loss_learning_rate=0.0,
+        weight_decay=0.0,
+        optimizer=torch.optim.SGD,
+        chunk_size=chunk_size,
+    )
+    net = EmbeddingNet(
+        network, RecallSurrogateLoss(tau1=0.1), recipe, callbacks=[], generator=None, augment_generator=None
+    )
     return net.initialize()
 
 
@@ -205,7 +216,7 @@ def test_embedder_hands_its_parameters_on(blobs, monkeypatch):
     forward = EmbeddingNet.backward_in_chunks
 
     def spy(net, inputs, targets):
-        sizes.append((len(inputs), net.chunk_size))
+        sizes.append((len(inputs), net.recipe.chunk_size))
         return forward(net, inputs, targets)
 
     monkeypatch.setattr(EmbeddingNet, "backward_in_chunks", spy)

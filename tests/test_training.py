@@ -13,8 +13,9 @@ from skorch.callbacks import Callback, Checkpoint, EarlyStopping, EpochScoring, 
 from torch import nn
 
 from skdml import RAWEmbedder, SoftTripleEmbedder, map_at_r, recall_at_k
+from skdml._engine.callbacks import STRENGTHS, one_cycle
 from skdml._engine.parameters import LEARNING_RATE, TOTAL_MOVE, WIDTH_MOVE
-from skdml._engine.training import STRENGTHS, hold_out, one_cycle
+from skdml._engine.training import hold_out
 from skdml._network.random import seeded
 
 

@@ -8,8 +8,7 @@ images augmented. ``index_device`` says where index tensors must lie: on the dev
 
 import math
 import os
-import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from sklearn import get_config
 from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 
+from .._warnings import warn
 from .files import ImageFiles, broken_files, check_paths
 from .images import Preprocessing
 
@@ -25,10 +25,33 @@ from .images import Preprocessing
 _RESIDENT_SHARE = 0.5
 
 
+@dataclass(frozen=True)
+class InputRecord:
+    """What a fit has seen of X, with which later data are compared.
+
+    Parameters
+    ----------
+    kind : {"vectors", "arrays", "uint8 images", "files"}
+    shape : tuple of int
+        Of a sample; of a file, as it reaches the network.
+    network_shape : tuple of int
+        Of a sample as it reaches the network.
+    preprocessing : dict or None
+        The parameters of `Preprocessing` that belong to the fitted network: resize, crop_size, mean, std. None: not
+        images.
+    """
+
+    kind: str
+    shape: tuple
+    network_shape: tuple
+    preprocessing: dict | None = None
+
+
 class Rows:
     """Rows of a float32 array, taken as they are: vectors (n, f), images (n, C, H, W) or what else a backbone takes."""
 
     kept = None  # the rows of X that take part; None: all
+    preprocessing = None
 
     def __init__(self, X):
         self.X = X
@@ -150,39 +173,41 @@ def _as_tensor(array):
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
-def check_data(estimator, X, *, reset, training=False, pixel_scale=None):
-    """Validate X and wrap it in the class of its kind.
+def check_data(estimator, X, *, seen=None, training=False, pixel_scale=None):
+    """Validate X and wrap it in the class of its kind; the estimator stays as it is.
 
     Parameters
     ----------
     estimator : BaseEmbedder
-        Gets ``n_features_in_``, ``feature_names_in_`` and ``_input``, what is known of X, if ``reset``; else X is held
-        against them.
+        Whose parameters say how images are read.
     X : array-like, sparse matrix, data frame or sequence of paths
-    reset : bool
-        True in a fit that starts anew.
+    seen : InputRecord or None
+        What X must be like. None: a fit starts anew.
     training : bool
-        True in any fit: files may be left out (``on_error="skip"``); ``kept`` then tells the rows that are left.
+        True in any fit: files may be left out (``on_error="skip"``); ``kept`` then holds the rows that are left.
     pixel_scale : tuple or None
-        Mean and standard deviation of the backbone's images, each a tuple, a number a channel in [0, 1].
+        Mean and standard deviation of the backbone's images, each a tuple, one number per channel in [0, 1].
 
     Returns
     -------
-    Rows
+    data : Rows
+    attributes : dict
+        The fitted attributes that describe X: ``_input``, an `InputRecord`, ``n_features_in_`` and, where columns have
+        names, ``feature_names_in_``. Empty where ``seen`` is given.
 
     Raises
     ------
     ValueError
-        If X is empty, complex, not finite, of a shape or type that is no kind of data, or not as it was in fit.
+        If X is empty, complex, not finite, of a shape or type that is not supported, or not as it was in fit.
     """
     if isinstance(X, torch.Tensor) and (X.device.type == "cpu" or not is_dispatched(X)):
         X = np.asarray(X.detach().float() if X.dtype == torch.bfloat16 else X.detach())  # which NumPy does not have
     if holds_paths(X):
-        return _check_files(estimator, X, reset, training, pixel_scale)
+        return _check_files(estimator, X, seen, training, pixel_scale)
     with np.errstate(over="ignore", invalid="ignore"):  # a number too large for float32 is an error a moment later
         if sparse.issparse(X) or ndim(X) < 3:
-            return _check_vectors(estimator, X, reset)
-        return _check_arrays(estimator, X, reset, pixel_scale)
+            return _check_vectors(estimator, X, seen)
+        return _check_arrays(estimator, X, seen, pixel_scale)
 
 
 def is_dispatched(X):
@@ -225,11 +250,13 @@ def _check_tensor(X, dtype):
     return X
 
 
-def _check_vectors(estimator, X, reset):
-    if not reset and estimator._input["kind"] != "vectors":
-        raise ValueError(f"X has shape {np.shape(X)}, but {expected(estimator)}")
+def _check_vectors(estimator, X, seen):
+    if seen is not None and seen.kind != "vectors":
+        raise ValueError(f"X has shape {np.shape(X)}, but {expected(estimator, seen)}")
+    # scikit-learn's validation writes what it sees on the estimator that it is given.
+    checker = type(estimator)(**estimator.get_params(deep=False)) if seen is None else estimator
     if is_dispatched(X):
-        validate_data(estimator, X, reset=reset, skip_check_array=True)
+        validate_data(checker, X, reset=seen is None, skip_check_array=True)
         X = _check_tensor(X, torch.float32)
     else:
         if getattr(X, "shape", ())[1:] == (1,) and not sparse.issparse(X) and holds_paths(np.asarray(X)[:, 0]):
@@ -237,14 +264,16 @@ def _check_vectors(estimator, X, reset):
                 f"X has shape {X.shape} and holds strings, but paths of images are a 1-D sequence. Pass the column "
                 'itself: df["path"] or X[:, 0]; to a ColumnTransformer its name, not a list of names.'
             )
-        X = validate_data(estimator, X, reset=reset, accept_sparse="csr", dtype=np.float32, order="C")
-    if reset:
-        _refuse_image_parameters(estimator, f"X holds vectors, of shape {X.shape}")
-        estimator._input = {"kind": "vectors", "shape": tuple(X.shape[1:])}
-    return SparseRows(X) if sparse.issparse(X) else Rows(X)
+        X = validate_data(checker, X, reset=seen is None, accept_sparse="csr", dtype=np.float32, order="C")
+    data = SparseRows(X) if sparse.issparse(X) else Rows(X)
+    if seen is not None:
+        return data, {}
+    _refuse_image_parameters(estimator, f"X holds vectors, of shape {X.shape}")
+    names = {name: getattr(checker, name) for name in ("n_features_in_", "feature_names_in_") if hasattr(checker, name)}
+    return data, {"_input": InputRecord("vectors", tuple(X.shape[1:]), tuple(X.shape[1:])), **names}
 
 
-def _check_arrays(estimator, X, reset, pixel_scale):
+def _check_arrays(estimator, X, seen, pixel_scale):
     """Validate images and other arrays of three or more axes."""
     if is_dispatched(X):
         dtype, is_uint8, is_float = X.dtype, X.dtype == torch.uint8, X.is_floating_point()
@@ -271,42 +300,32 @@ def _check_arrays(estimator, X, reset, pixel_scale):
     if 0 in X.shape:
         raise ValueError(f"X has shape {X.shape}: no axis may be empty.")
     kind = "uint8 images" if is_uint8 else "arrays"
-    if kind == "arrays" and X.ndim != 4:
-        if reset:
-            if estimator.backbone is None:
-                _check_channels(X)
-            _refuse_image_parameters(estimator, f"X has shape {X.shape}")
-            _remember(estimator, kind, X.shape[1:], None, None)
-        elif X.shape[1:] != tuple(estimator._input["shape"]) or estimator._input["kind"] != kind:
-            raise ValueError(f"X has shape {X.shape} and dtype {X.dtype}, but {expected(estimator)}")
-        return Rows(X)
-
-    if reset:
-        if estimator.backbone is None:
-            _check_channels(X)
-        if estimator.cache is not None:
-            raise ValueError("cache= keeps images decoded from files, but X is an array. Set cache=None.")
-        settings = preprocessing(estimator, kind, pixel_scale)
-    else:
+    if seen is not None:
         # What was fitted on files takes decoded images, too.
-        same_kind = estimator._input["kind"] in (("uint8 images", "files") if kind == "uint8 images" else (kind,))
-        if not same_kind or (X.shape[1:] != tuple(estimator._input["shape"]) and estimator._input["kind"] != "files"):
-            raise ValueError(f"X has shape {X.shape} and dtype {X.dtype}, but {expected(estimator)}")
-        settings = fitted_preprocessing(estimator)
+        is_like_files = kind == "uint8 images" and seen.kind == "files"
+        if not is_like_files and (kind != seen.kind or tuple(X.shape[1:]) != seen.shape):
+            raise ValueError(f"X has shape {X.shape} and dtype {X.dtype}, but {expected(estimator, seen)}")
+    elif estimator.backbone is None:
+        _check_channels(X)
+    if kind == "arrays" and X.ndim != 4:
+        if seen is None:
+            _refuse_image_parameters(estimator, f"X has shape {X.shape}")
+        return _described(Rows(X), kind, X.shape[1:], seen)
+    if seen is None and estimator.cache is not None:
+        raise ValueError("cache= keeps images decoded from files, but X is an array. Set cache=None.")
+    settings = preprocessing(estimator, kind, pixel_scale) if seen is None else fitted_preprocessing(estimator, seen)
     _check_crop(settings, *image_shape(X)[1:])
     data = Images(X, settings)
-    if reset:
-        _remember(estimator, kind, X.shape[1:], data, settings)
-    else:
-        _check_like_fit(estimator, X, data)
-    return data
+    if seen is not None:
+        _check_like_fit(estimator, data, seen)
+    return _described(data, kind, X.shape[1:], seen)
 
 
-def _check_files(estimator, X, reset, training, pixel_scale):
-    if not reset and estimator._input["kind"] not in ("files", "uint8 images"):
-        raise ValueError(f"X holds file paths, but {expected(estimator)}")
+def _check_files(estimator, X, seen, training, pixel_scale):
+    if seen is not None and seen.kind not in ("files", "uint8 images"):
+        raise ValueError(f"X holds file paths, but {expected(estimator, seen)}")
     paths = check_paths(X)
-    settings = preprocessing(estimator, "files", pixel_scale) if reset else fitted_preprocessing(estimator)
+    settings = preprocessing(estimator, "files", pixel_scale) if seen is None else fitted_preprocessing(estimator, seen)
     files = ImageFiles(paths, settings.resize, cache=estimator.cache, n_jobs=estimator.n_jobs)
     skip = training and estimator.on_error == "skip"
     if skip:
@@ -317,10 +336,9 @@ def _check_files(estimator, X, reset, training, pixel_scale):
     kept = None
     if files.broken:
         row, reason = min(files.broken.items())
-        warnings.warn(
+        warn(
             f"{len(files.broken)} of {len(files)} files cannot be used and are left out. The first: {paths[row]} "
-            f"{reason}.",
-            stacklevel=4,
+            f"{reason}."
         )
         kept = np.setdiff1d(np.arange(len(files)), list(files.broken))
         files = files.keep(kept)
@@ -330,11 +348,23 @@ def _check_files(estimator, X, reset, training, pixel_scale):
         _check_crop(replace(settings, resize=None), files.sizes.min(), files.sizes.min())
     data = Files(files, settings)
     data.kept = kept
-    if reset:
-        _remember(estimator, "files", data.sample_shape, data, settings)
-    else:
-        _check_like_fit(estimator, X, data)
-    return data
+    if seen is not None:
+        _check_like_fit(estimator, data, seen)
+    return _described(data, "files", data.sample_shape, seen)
+
+
+def _described(data, kind, shape, seen):
+    """Return the data and the fitted attributes that describe them; see `check_data`."""
+    if seen is not None:
+        return data, {}
+    settings = None
+    if data.preprocessing is not None:
+        # The files' own resize is done when they are decoded.
+        resize = data.files.resize if kind == "files" else data.preprocessing.resize
+        settings = {name: getattr(data.preprocessing, name) for name in ("crop_size", "mean", "std")}
+        settings = {"resize": resize, **settings}
+    record = InputRecord(kind, tuple(shape), tuple(data.sample_shape), settings)
+    return data, {"_input": record, "n_features_in_": math.prod(shape)}
 
 
 def preprocessing(estimator, kind, pixel_scale):
@@ -374,21 +404,9 @@ def _scaled(values, unit):
     return tuple((np.ravel(values) * unit).tolist())
 
 
-def fitted_preprocessing(estimator):
-    """Return the `Preprocessing` that the estimator was fitted with; the augmentation is that of its parameters."""
-    return Preprocessing(**estimator._input["preprocessing"], **_augmentation(estimator, estimator._input["kind"]))
-
-
-def _remember(estimator, kind, shape, data, settings):
-    estimator._input = {"kind": kind, "shape": tuple(shape)}
-    if settings is not None:
-        estimator._input["network_shape"] = data.sample_shape
-        estimator._input["preprocessing"] = {
-            name: getattr(settings, name) for name in ("resize", "crop_size", "mean", "std")
-        }
-    estimator.n_features_in_ = math.prod(shape)
-    if hasattr(estimator, "feature_names_in_"):  # of an earlier fit
-        del estimator.feature_names_in_
+def fitted_preprocessing(estimator, seen):
+    """Return the `Preprocessing` of the fit; the augmentation is that of the estimator's parameters."""
+    return Preprocessing(**seen.preprocessing, **_augmentation(estimator, seen.kind))
 
 
 def _check_scale(settings, n_channels):
@@ -400,11 +418,11 @@ def _check_scale(settings, n_channels):
             )
 
 
-def _check_like_fit(estimator, X, data):
+def _check_like_fit(estimator, data, seen):
     """Refuse images that reach the network in another shape than those of fit."""
-    if data.sample_shape != tuple(estimator._input["network_shape"]):
+    if tuple(data.sample_shape) != seen.network_shape:
         raise ValueError(
-            f"X holds images that reach the network in shape {data.sample_shape}, but {expected(estimator)}"
+            f"X holds images that reach the network in shape {data.sample_shape}, but {expected(estimator, seen)}"
         )
 
 
@@ -461,11 +479,10 @@ def _check_channels(X):
         )
 
 
-def expected(estimator):
+def expected(estimator, seen):
     """Return a sentence that says what the estimator was fitted on."""
-    kind, shape = estimator._input["kind"], estimator._input["shape"]
     name = type(estimator).__name__
-    if kind == "files":
-        return f"{name} was fitted on image files, which reach the network in shape {tuple(shape)}."
-    shape = ", ".join(["n", *map(str, shape)])
-    return f"{name} was fitted on shape ({shape}){' of dtype uint8' * (kind == 'uint8 images')}."
+    if seen.kind == "files":
+        return f"{name} was fitted on image files, which reach the network in shape {seen.shape}."
+    shape = ", ".join(["n", *map(str, seen.shape)])
+    return f"{name} was fitted on shape ({shape}){' of dtype uint8' * (seen.kind == 'uint8 images')}."

@@ -1,12 +1,12 @@
 """What y and the sample weights may be."""
 
-import warnings
 from numbers import Real
 
 import numpy as np
 from sklearn.utils import assert_all_finite, check_array, check_consistent_length, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
+from .._warnings import warn
 from .arrays import is_dispatched, ndim
 
 
@@ -44,14 +44,9 @@ def check_classes(estimator, X, y, kept, goes_on, partial, more_classes):
         if n_single == len(counts):
             raise ValueError(f"{name} pulls samples of one class together, but no class of y has two samples.")
         if n_single:
-            warnings.warn(
-                f"{n_single} of {len(counts)} classes have one sample: they serve as negatives only.", stacklevel=5
-            )
+            warn(f"{n_single} of {len(counts)} classes have one sample: they serve as negatives only.")
     if estimator.batch_size > len(y):
-        warnings.warn(
-            f"batch_size={estimator.batch_size} is larger than the {len(y)} samples: a batch holds all of them.",
-            stacklevel=5,
-        )
+        warn(f"batch_size={estimator.batch_size} is larger than the {len(y)} samples: a batch holds all of them.")
     return classes, y
 
 

@@ -1,6 +1,17 @@
-"""scikit-learn's callbacks (``set_callbacks``, from 1.9 on) told of the epochs, through a callback of skorch."""
+"""What happens around the steps: the schedule of the rates, warm-up, early stopping, and what is told to others."""
 
-from skorch.callbacks import Callback
+import copy
+import math
+from contextlib import closing
+
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from skorch.callbacks import BatchScoring, Callback, EarlyStopping, EpochScoring, LRScheduler
+from torch import nn
+from tqdm.auto import tqdm
+
+from .._warnings import warn
+from .training import embed, retrieval_scores
 
 try:
     from sklearn.callback import CallbackSupportMixin, with_callbacks
@@ -11,6 +22,238 @@ except ImportError:  # scikit-learn < 1.9 has no callbacks
 
     def with_callbacks(method):
         return method
+
+
+STRENGTHS = (0.25, 0.5, 0.75, 1.0)  # of what was learned next to the start, among which early stopping chooses
+WARM_UP = 0.15  # share of the one-cycle schedule in which the learning rate rises
+
+
+def check_callbacks(callbacks, early_stopping):
+    """Refuse what is no skorch callback, and one that needs a prediction or a value that is not recorded.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    recorded = ["train_loss", *(["valid_recall_at_1", "valid_map_at_r"] if early_stopping else [])]
+    missing = {"valid_loss", "valid_acc", "valid_recall_at_1", "valid_map_at_r"}.difference(recorded)
+    for callback in _instances(callbacks):
+        if not isinstance(callback, Callback):
+            raise TypeError(f"callbacks must be a list of skorch callbacks, or of (name, callback); got {callback!r}.")
+        if isinstance(callback, EpochScoring | BatchScoring):
+            raise TypeError(
+                f"{type(callback).__name__} scores what a network predicts, and an embedder predicts nothing. For a "
+                "score after each epoch set early_stopping=True, or use ScoringMonitor of scikit-learn's callbacks."
+            )
+        monitor = getattr(callback, "monitor", None)
+        if isinstance(monitor, str) and monitor.removesuffix("_best") in missing:
+            raise ValueError(
+                f"{type(callback).__name__} monitors {monitor!r}, which is not recorded. Give it monitor= one of "
+                f"{recorded} (for Checkpoint with '_best' at the end). 'valid_recall_at_1' is recorded with "
+                "early_stopping=True."
+            )
+
+
+def has_lr_scheduler(callbacks):
+    return any(isinstance(callback, LRScheduler) for callback in _instances(callbacks))
+
+
+def _instances(callbacks):
+    """Yield what skorch will make of callbacks: instances, classes, or pairs of a name and one of these."""
+    for callback in callbacks or []:
+        callback = callback[1] if isinstance(callback, tuple) else callback
+        yield callback() if isinstance(callback, type) else callback
+
+
+def copied(callback):
+    """Return a copy, on which skorch may set what must not outlive the fit; shallow, for it may hold an open file."""
+    return (callback[0], copy.copy(callback[1])) if isinstance(callback, tuple) else copy.copy(callback)
+
+
+def ends_training(callback):
+    """Return whether a KeyboardInterrupt of this callback, skorch's sign, ends the training as planned."""
+    return isinstance(callback, EarlyStopping | BestWeights | EpochTasks)
+
+
+class OneCycle(Callback):
+    """The 1cycle policy: learning rates, and the momentum of Adam and its relatives, before each step."""
+
+    def on_train_begin(self, net, **kwargs):
+        self.highest_ = [group["lr"] for group in net.optimizer_.param_groups]
+
+    def on_batch_begin(self, net, **kwargs):
+        factor, momentum = one_cycle(net.progress_)
+        for group, highest in zip(net.optimizer_.param_groups, self.highest_, strict=True):
+            group["lr"] = highest * factor
+            if "betas" in group:
+                group["betas"] = (momentum, group["betas"][1])
+
+
+def one_cycle(progress):
+    """Return the factor of the learning rate and the momentum of the 1cycle policy [1]_, both on cosines.
+
+    The factor rises from 1/25 to 1 and falls to 0; the momentum falls from 0.95 to 0.85 and rises again.
+
+    Parameters
+    ----------
+    progress : float in [0, 1)
+        Share of the training that is done.
+
+    References
+    ----------
+    .. [1] L. N. Smith and N. Topin, "Super-Convergence: Very Fast Training of Neural Networks Using Large Learning
+       Rates", 2018, arXiv:1708.07120.
+    """
+    if progress < WARM_UP:
+        height = 0.5 - 0.5 * math.cos(math.pi * progress / WARM_UP)
+        return 0.04 + 0.96 * height, 0.95 - 0.1 * height
+    height = 0.5 + 0.5 * math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP))
+    return height, 0.95 - 0.1 * height
+
+
+class WarmUp(Callback):
+    """Keep the backbone as it is in the first epochs.
+
+    Parameters
+    ----------
+    n_epochs : int
+    """
+
+    def __init__(self, n_epochs):
+        self.n_epochs = n_epochs
+
+    def on_train_begin(self, net, **kwargs):
+        # Parameters that are frozen for good stay so.
+        self.parameters_ = [p for p in net.module_.backbone.parameters() if p.requires_grad]
+
+    def on_epoch_begin(self, net, **kwargs):
+        self._train(len(net.history) > self.n_epochs)
+
+    def on_train_end(self, net, **kwargs):
+        self._train(True)  # the training may have ended in the warm-up
+
+    def _train(self, requires_grad):
+        for parameter in self.parameters_:
+            parameter.requires_grad_(requires_grad)
+
+
+class BestWeights(Callback):
+    """Stop when the validation scores no longer rise, and put the best weights back, those of the start among them.
+
+    skorch's EarlyStopping restores only the module; here the criterion learns too.
+
+    Parameters
+    ----------
+    patience : int
+        Epochs without a better score before the training ends.
+    valid_set : TrainingSet
+    split : {"samples", "classes"}
+        What was held out. "classes": a warning says where a network that does not start at its input is worse than
+        that.
+    """
+
+    def __init__(self, patience, valid_set, split):
+        self.patience = patience
+        self.valid_set = valid_set
+        self.split = split
+
+    def on_train_begin(self, net, **kwargs):
+        self.start_ = validate(net.module_, self.valid_set)
+        self._keep(net, self.start_, epoch=0)
+
+    def on_epoch_end(self, net, **kwargs):
+        epoch = len(net.history)
+        scores = net.history[-1, "valid_recall_at_1"], net.history[-1, "valid_map_at_r"]
+        # Where it makes no difference, what was learned counts more than the start.
+        if scores > self.best_ or (self.best_epoch_ == 0 and scores == self.best_):
+            self._keep(net, scores, epoch)
+        elif epoch - self.best_epoch_ >= self.patience:
+            raise KeyboardInterrupt  # skorch's sign
+
+    def _keep(self, net, scores, epoch):
+        self.best_ = scores
+        self.best_epoch_ = epoch
+        self.best_state_ = copy.deepcopy([module.state_dict() for module in (net.module_, net.criterion_)])
+
+    def on_train_end(self, net, **kwargs):
+        for module, state in zip((net.module_, net.criterion_), self.best_state_, strict=True):
+            module.load_state_dict(state)
+        if self.split == "classes" and not net.module_.starts_at_input:
+            self._compare_with_input()
+        if self.best_epoch_ == 0:
+            warn(
+                f"No epoch was better on the held-out data than the start (Recall@1 {self.start_[0]:.3f}, MAP@R "
+                f"{self.start_[1]:.3f}): the embedder keeps the weights from before the training. Lower learning_rate, "
+                "or hold out more with validation_fraction.",
+                ConvergenceWarning,
+            )
+        elif net.module_.starts_at_input:
+            self._choose_strength(net, net.module_.head)
+
+    def _compare_with_input(self):
+        untrained = retrieval_scores(_flat_input(self.valid_set), self.valid_set.labels(slice(None)))
+        if any(u > best for u, best in zip(untrained, self.best_, strict=True)):
+            warn(
+                f"On the held-out data the untrained input reaches Recall@1 {untrained[0]:.3f} and MAP@R "
+                f"{untrained[1]:.3f}, the best epoch {self.best_[0]:.3f} and {self.best_[1]:.3f}. Train longer, on "
+                "more classes or from a pretrained backbone, or search the input itself.",
+                ConvergenceWarning,
+            )
+
+    def _choose_strength(self, net, head):
+        best = head.strength.item()
+        for strength in STRENGTHS:
+            head.strength.fill_(strength)
+            scores = validate(net.module_, self.valid_set)
+            if scores > self.best_:
+                self.best_, best = scores, strength
+        head.strength.fill_(best)
+
+
+def validate(network, valid_set):
+    """Return the `retrieval_scores` of a network on the held-out part."""
+    return retrieval_scores(embed(network, valid_set, valid_set.data.device), valid_set.labels(slice(None)))
+
+
+def _flat_input(data_set):
+    """Return the network's input as vectors, images of at most 32 x 32 pixels."""
+    rows = [slice(start, start + 256) for start in range(0, len(data_set), 256)]
+    parts = []
+    with closing(data_set.batches(rows)) as batches:
+        for x in batches:
+            if x.ndim == 4 and max(x.shape[2:]) > 32:
+                x = nn.functional.adaptive_avg_pool2d(x, tuple(min(side, 32) for side in x.shape[2:]))
+            parts.append(x.flatten(1))
+    return torch.cat(parts)
+
+
+class Progress(Callback):
+    """One bar over the epochs, or a line each."""
+
+    def __init__(self, verbose):
+        self.verbose = verbose
+
+    def on_train_begin(self, net, **kwargs):
+        self.bar_ = None
+        if self.verbose == 1:
+            # A bar where somebody watches: a notebook or a terminal, not a log file.
+            self.bar_ = tqdm(total=net.max_epochs, unit="epoch", disable=None)
+
+    def on_epoch_end(self, net, **kwargs):
+        epoch = net.history[-1]
+        shown = {"loss": f"{epoch['train_loss']:.4f}"}
+        if "valid_recall_at_1" in epoch:
+            shown["validation Recall@1"] = f"{epoch['valid_recall_at_1']:.4f}"
+        if self.bar_ is not None:
+            self.bar_.set_postfix(shown, refresh=False)
+            self.bar_.update()
+        else:
+            text = "  ".join(f"{name} {value}" for name, value in shown.items())
+            print(f"epoch {epoch['epoch']}/{net.max_epochs}  {text}  {epoch['dur']:.2f} s")
+
+    def on_train_end(self, net, **kwargs):
+        if self.bar_ is not None:
+            self.bar_.close()
 
 
 class EpochTasks(Callback):
@@ -24,7 +267,8 @@ class EpochTasks(Callback):
     arguments : dict
         What the callbacks are told of the data: X, y, metadata.
     fitted : callable
-        Returns, for skorch's history so far, the attributes that make ``estimator`` a fitted one: copies.
+        Returns, for skorch's history so far, the attributes that make ``estimator`` a fitted one, with copies of the
+        network and the loss.
     """
 
     def __init__(self, estimator, context, arguments, fitted):
@@ -32,6 +276,7 @@ class EpochTasks(Callback):
         self.context = context
         self.arguments = arguments
         self.fitted = fitted
+        context.call_on_fit_task_begin(estimator=estimator, **arguments)
 
     def on_epoch_begin(self, net, **kwargs):
         self.task_ = self.context.subcontext(task_name="epoch")
@@ -45,3 +290,7 @@ class EpochTasks(Callback):
         )
         if stop:
             raise KeyboardInterrupt  # skorch's sign
+
+    def end(self):
+        """End the task of the whole fit."""
+        self.context.call_on_fit_task_end(estimator=self.estimator, **self.arguments, reconstruction_attributes={})

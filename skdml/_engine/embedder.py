@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,12 +21,23 @@ from .._loss.mining import MINING_CONSTRAINTS
 from .._network.backbones import load_backbone
 from .._network.networks import ResidualHead, build_network
 from .._network.random import seeded
-from .._saving import folder as _saving
+from .._saving import exports, folder, modules
+from .._warnings import warn
 from ..metrics import recall_at_k
 from .batches import BalancedBatches, ShuffledBatches
-from .callbacks import CallbackSupportMixin, EpochTasks, with_callbacks
+from .callbacks import (
+    BestWeights,
+    CallbackSupportMixin,
+    EpochTasks,
+    OneCycle,
+    Progress,
+    WarmUp,
+    copied,
+    with_callbacks,
+)
+from .net import EmbeddingNet, Recipe, epochs
 from .parameters import LEARNING_RATE, EmbedderParameters
-from .training import TrainingSet, embed, epochs, hold_out, train
+from .training import Task, embed, hold_out
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -110,7 +120,7 @@ class BaseEmbedder(
             When a process that decodes files dies.
         """
         self._check_params()
-        return self._fit(X, y, sample_weight, goes_on=self.warm_start and hasattr(self, "network_"))
+        return self._train(X, y, sample_weight, goes_on=self.warm_start and hasattr(self, "network_"))
 
     # scikit-learn's checks ask of every estimator whose fit shows sample_weight that fits on repeated rows and on
     # weighted ones, in another order, agree to 1e-7. float32 and shuffled batches cannot give that: it is not shown.
@@ -151,20 +161,78 @@ class BaseEmbedder(
                 "partial_fit trains for one epoch at constant learning rates. Set early_stopping=False and "
                 "lr_schedule='auto' or None, or use fit."
             )
-        return self._fit(X, y, sample_weight, goes_on=hasattr(self, "network_"), partial=True, more_classes=classes)
+        return self._train(X, y, sample_weight, goes_on=hasattr(self, "network_"), partial=True, more_classes=classes)
 
-    def _fit(self, X, y, sample_weight, *, goes_on, partial=False, more_classes=None):
+    def _train(self, X, y, sample_weight, *, goes_on, partial=False, more_classes=None):
+        """Read the data, train, and set the fitted attributes last: an exception leaves the estimator as it was."""
         device = self._find_device()
-        max_epochs = 1 if partial else self.max_epochs
-        earlier = self.history_ if goes_on else []
         rng = check_random_state(self.random_state)
-        seed = int(rng.randint(2**31 - 1)) + (len(earlier) if partial else 0)  # other batches in each partial_fit
-        backbone, pixel_scale = self.backbone, None
-        if isinstance(backbone, str) and not goes_on:
-            with seeded(seed, device):
-                backbone, pixel_scale = load_backbone(backbone, self.backbone_weights, self.pooling)
-        data = check_data(self, X, reset=not goes_on, training=True, pixel_scale=pixel_scale)
-        if self.warmup_epochs and self.backbone is None and self._input["kind"] == "vectors":
+        seed = int(rng.randint(2**31 - 1))
+        if partial and goes_on:
+            seed += len(self.history_)  # other batches in each partial_fit
+        backbone, pixel_scale = (None, None) if goes_on else self._find_backbone(seed, device)
+        task = self._read(X, y, sample_weight, rng, goes_on, partial, more_classes, pixel_scale)
+        batches = self._make_batches(task.training_labels)
+        data = task.data.place(device)
+        with seeded(seed, device):
+            network, criterion = self._copy_modules(task) if goes_on else self._make_modules(task, backbone)
+            network = trained = network.to(device)
+            if self.freeze == "batchnorm":
+                network.freeze_batchnorm()
+            elif self.freeze == "backbone":
+                data = Rows(embed(network.without_head(), data, "cpu").numpy()).place(device)
+                trained = network.without_backbone()
+            train_set, valid_set = task.split(data)
+            if not goes_on:
+                _start_at_features(trained, train_set, seed, of_backbone=self.freeze == "backbone")
+            criterion = criterion.to(device)
+
+            lr_schedule = None if partial else self._find_lr_schedule()
+            recipe = self._find_recipe(network, batches, len(train_set), lr_schedule, partial)
+            epoch_tasks = self._begin_epoch_tasks(
+                X,
+                y,
+                sample_weight,
+                recipe,
+                lambda history: self._fitted(task, history, *copy.deepcopy((network, criterion)), goes_on=goes_on),
+            )
+            net = EmbeddingNet(
+                trained,
+                self._training_loss(criterion),
+                recipe,
+                callbacks=[
+                    *([OneCycle()] if lr_schedule == "one_cycle" else []),
+                    *([WarmUp(self.warmup_epochs)] if self.warmup_epochs else []),
+                    *([Progress(self.verbose)] if self.verbose else []),
+                    *(copied(callback) for callback in self.callbacks or []),
+                    *epoch_tasks,
+                    *([BestWeights(self.n_iter_no_change, valid_set, self.validation_split)] if valid_set else []),
+                ],
+                valid_set=valid_set,
+                generator=torch.Generator(data.index_device).manual_seed(seed),
+                augment_generator=torch.Generator().manual_seed(seed + 1),
+                device=device,
+            )
+            net.fit(train_set)
+        net.check_weights()
+        net.warn_if_interrupted()
+        self._set_fitted(self._fitted(task, net.history, network, criterion, goes_on=goes_on))
+        for epoch_task in epoch_tasks:
+            epoch_task.end()
+        return self
+
+    def _find_backbone(self, seed, device):
+        """Return the backbone, loaded if it is given by name, and then the scale of its pixels."""
+        if not isinstance(self.backbone, str):
+            return self.backbone, None
+        with seeded(seed, device):
+            return load_backbone(self.backbone, self.backbone_weights, self.pooling)
+
+    def _read(self, X, y, sample_weight, rng, goes_on, partial, more_classes, pixel_scale):
+        """Return the checked data as a `Task`; the estimator stays as it is."""
+        seen = self._input if goes_on else None
+        data, attributes = check_data(self, X, seen=seen, training=True, pixel_scale=pixel_scale)
+        if self.warmup_epochs and self.backbone is None and (seen or attributes["_input"]).kind == "vectors":
             raise ValueError(
                 f"warmup_epochs={self.warmup_epochs} trains only the head at first, but over vectors there is nothing "
                 "else to train. Set warmup_epochs=0."
@@ -174,70 +242,18 @@ class BaseEmbedder(
         if self.early_stopping:
             train_rows, valid_rows = hold_out(labels, self.validation_split, self.validation_fraction, rng)
         weights = check_sample_weight(sample_weight, y, data.kept, train_rows)
-        # Batch rules number the classes that there are; part of the data need not hold all.
-        present = np.unique(labels if train_rows is None else labels[train_rows], return_inverse=True)[1]
-        batches = self._make_batches(present)
-        data.place(device)
-        with seeded(seed, device):
-            if goes_on:
-                network, criterion = copy.deepcopy((self.network_, self.criterion_))
-                if len(classes) > len(self.classes_):
-                    criterion = self._grow_loss(criterion, classes)
-            else:
-                network = self._make_network(backbone, data.batch(slice(0, 2)))
-                criterion = self._make_loss(len(classes), network)
-            network = trained = network.to(device)
-            if self.freeze == "batchnorm":
-                network.freeze_batchnorm()
-            elif self.freeze == "backbone":
-                data = Rows(embed(network.without_head(), data, "cpu").numpy()).place(device)
-                trained = network.without_backbone()
-            train_set = TrainingSet(data, labels, train_rows, weights)
-            if not goes_on:
-                _start_at_features(trained, train_set, seed, of_backbone=self.freeze == "backbone")
-            criterion = criterion.to(device)
-            lr_schedule = None if partial else self._find_lr_schedule()
-            learning_rate = self._find_learning_rate(network, len(present), lr_schedule)
+        return Task(data, attributes, classes, labels, weights, train_rows, valid_rows)
 
-            tasks = []
-            if hasattr(self, "_init_callback_context"):
-                context = self._init_callback_context(max_subtasks=max_epochs)
-                arguments = {"X": X, "y": y, "metadata": {} if weights is None else {"sample_weight": sample_weight}}
-                context.call_on_fit_task_begin(estimator=self, **arguments)
-                seen = EpochTasks(
-                    self,
-                    context,
-                    arguments,
-                    lambda h: _fitted(classes, earlier, epochs(h), *copy.deepcopy((network, criterion))),
-                )
-                tasks = [seen]
-            history = train(
-                trained,
-                self._training_loss(criterion),
-                train_set,
-                batches,
-                valid_set=TrainingSet(data, labels, valid_rows) if self.early_stopping else None,
-                compare_with_input=self.validation_split == "classes",
-                max_epochs=max_epochs,
-                learning_rate=learning_rate,
-                head_learning_rate=learning_rate if self.head_learning_rate is None else self.head_learning_rate,
-                warmup_epochs=self.warmup_epochs,
-                criterion_learning_rate=self._loss_learning_rate(),
-                lr_schedule=lr_schedule,
-                weight_decay=self.weight_decay,
-                optimizer=self.optimizer,
-                n_iter_no_change=self.n_iter_no_change,
-                chunk_size=self.chunk_size,
-                callbacks=[*(self.callbacks or []), *tasks],
-                generator=torch.Generator(data.index_device).manual_seed(seed),
-                augment_generator=torch.Generator().manual_seed(seed + 1),
-                verbose=self.verbose,
-            )
-        for name, value in _fitted(classes, earlier, history, network, criterion).items():
-            setattr(self, name, value)
-        if tasks:
-            context.call_on_fit_task_end(estimator=self, **arguments, reconstruction_attributes={})
-        return self
+    def _make_modules(self, task, backbone):
+        network = self._make_network(backbone, task.data.batch(slice(0, 2)))
+        return network, self._make_loss(len(task.classes), network)
+
+    def _copy_modules(self, task):
+        """Return copies of the fitted network and loss, which has grown if there are more classes."""
+        network, criterion = copy.deepcopy((self.network_, self.criterion_))
+        if len(task.classes) > len(self.classes_):
+            criterion = self._grow_loss(criterion, task.classes)
+        return network, criterion
 
     def _grow_loss(self, criterion, classes):
         """Return a loss of all the classes that has learned what the one of the known classes has."""
@@ -251,6 +267,50 @@ class BaseEmbedder(
                 value[known] = learned[name]
         grown.load_state_dict(state)
         return grown
+
+    def _find_recipe(self, network, batches, n_samples, lr_schedule, partial):
+        learning_rate = self._find_learning_rate(network, n_samples, lr_schedule)
+        return Recipe(
+            batches=batches,
+            max_epochs=1 if partial else self.max_epochs,
+            learning_rate=learning_rate,
+            head_learning_rate=learning_rate if self.head_learning_rate is None else self.head_learning_rate,
+            loss_learning_rate=self._loss_learning_rate(),
+            weight_decay=self.weight_decay,
+            optimizer=self.optimizer,
+            chunk_size=self.chunk_size,
+        )
+
+    def _begin_epoch_tasks(self, X, y, sample_weight, recipe, fitted):
+        """Begin the task of scikit-learn's callbacks, if there are any, and return it in a list."""
+        if not hasattr(self, "_init_callback_context"):
+            return []
+        context = self._init_callback_context(max_subtasks=recipe.max_epochs)
+        metadata = {} if sample_weight is None else {"sample_weight": sample_weight}
+        return [EpochTasks(self, context, {"X": X, "y": y, "metadata": metadata}, fitted)]
+
+    def _fitted(self, task, history, network, criterion, *, goes_on):
+        """Return the fitted attributes; network and loss, now at rest, are moved and not copied."""
+        earlier = self.history_ if goes_on else []
+        history = earlier + [{**epoch, "epoch": len(earlier) + epoch["epoch"]} for epoch in epochs(history)]
+        for parameter in [*network.parameters(), *criterion.parameters()]:
+            parameter.grad = None
+        made = {"network_": network.cpu().eval(), "criterion_": criterion.cpu().eval()}
+        return {
+            **task.attributes,
+            **made,
+            "classes_": task.classes,
+            "history_": history,
+            "n_iter_": len(history),
+            **({} if goes_on else {"_made_with": self.get_params(deep=False)}),
+            "_structure": {name: modules.describe(module) for name, module in made.items()},
+        }
+
+    def _set_fitted(self, attributes):
+        """Set the attributes that `_fitted` returns, all that there are."""
+        if "_input" in attributes:  # a fit that starts anew
+            vars(self).pop("feature_names_in_", None)
+        vars(self).update(attributes)
 
     def transform(self, X):
         """Embed the samples.
@@ -274,7 +334,7 @@ class BaseEmbedder(
         """
         check_is_fitted(self)
         device = self._find_device()
-        data = check_data(self, X, reset=False).place(device)
+        data = check_data(self, X, seen=self._input)[0].place(device)
         # A copy: the fitted network stays on the CPU.
         network = self.network_ if device.type == "cpu" else copy.deepcopy(self.network_).to(device)
         if is_dispatched(X):
@@ -322,7 +382,7 @@ class BaseEmbedder(
         ValueError
             If parameters of the network or the loss were changed after the fit.
         """
-        _saving.save(self, path, measures)
+        folder.save(self, path, measures)
 
     def to_torch(self):
         """Return the network as a torch module without the estimator.
@@ -352,13 +412,13 @@ class BaseEmbedder(
         ImportError
             If onnx or onnxscript is missing.
         """
-        _saving.to_onnx(self, path)
+        exports.to_onnx(self, path)
 
     def __getstate__(self):
-        return _saving.compact_state(self, super().__getstate__())
+        return modules.compact_state(self, super().__getstate__())
 
     def __setstate__(self, state):
-        _saving.restore_state(self, state)
+        modules.restore_state(self, state)
 
     def get_feature_names_out(self, input_features=None):
         """Return the names of the components, the class in small letters and a number.
@@ -379,7 +439,7 @@ class BaseEmbedder(
             If the names are not those of the features in fit, or not as many.
         """
         # A column of images or of paths is one feature, of many numbers each.
-        is_vectors = not hasattr(self, "_input") or self._input["kind"] == "vectors"
+        is_vectors = not hasattr(self, "_input") or self._input.kind == "vectors"
         return super().get_feature_names_out(input_features if is_vectors else None)
 
     @property
@@ -412,26 +472,11 @@ def _start_at_features(network, train_set, seed, *, of_backbone):
     if ruling is not None:
         column = f"Feature {ruling[0]} of the backbone" if of_backbone else f"Column {ruling[0]} of X"
         advice = "" if of_backbone else " Scale X, for example with StandardScaler, to choose the scale."
-        warnings.warn(
+        warn(
             f"{column}, counted from 0, makes up {ruling[1]:.1%} of the squared length of its rows, so that cosines of "
             "the rows would compare little else: the embedder standardizes all columns to mean 0 and variance 1."
-            f"{advice}",
-            stacklevel=4,
+            f"{advice}"
         )
-
-
-def _fitted(classes, earlier, history, network, criterion):
-    """Return the attributes of a fitted estimator; network and loss, now at rest, are moved and not copied."""
-    history = earlier + [{**epoch, "epoch": len(earlier) + epoch["epoch"]} for epoch in history]
-    for parameter in [*network.parameters(), *criterion.parameters()]:
-        parameter.grad = None
-    return {
-        "classes_": classes,
-        "network_": network.cpu().eval(),
-        "criterion_": criterion.cpu().eval(),
-        "history_": history,
-        "n_iter_": len(history),
-    }
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

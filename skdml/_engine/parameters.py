@@ -14,7 +14,8 @@ from torch import nn
 
 from .._constraints import FRACTION, NON_NEGATIVE, POSITIVE, POSITIVE_INT, Interval, StrOptions, check_constraints
 from .._loss.mining import MINING_DOC
-from .training import OPTIMIZERS, check_callbacks, has_lr_scheduler
+from .callbacks import check_callbacks, has_lr_scheduler
+from .net import OPTIMIZERS
 
 # What learning_rate="auto" stands for, found on held-out training classes of the features of images
 # and texts, and on tables of 9 to 64 columns.

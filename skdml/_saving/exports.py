@@ -1,0 +1,90 @@
+"""The ONNX file and the model card."""
+
+import copy
+import inspect
+import re
+from numbers import Real
+
+import numpy as np
+import sklearn
+import torch
+from sklearn.utils.validation import check_is_fitted
+
+from .._data.arrays import expected
+from .modules import network_input
+
+
+def to_onnx(embedder, path):
+    """Write the ONNX file; see `BaseEmbedder.to_onnx`."""
+    check_is_fitted(embedder)
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError("to_onnx needs onnx and onnxscript: pip install 'skdml[onnx]'.") from error
+    network = copy.deepcopy(embedder.network_)
+    network.precision = "float32"  # runtimes have no layers in bfloat16
+    program = torch.onnx.export(
+        network,
+        (network_input(embedder),),
+        dynamo=True,
+        input_names=["X"],
+        output_names=["embeddings"],
+        dynamic_shapes=({0: torch.export.Dim("n")},),
+        verbose=False,
+    )
+    program.save(path)
+
+
+def model_card(embedder, passed, measures):
+    """Return the README.md of a saved embedder."""
+    measures = dict(measures or {})
+    for name, value in measures.items():
+        if not isinstance(value, Real):
+            raise TypeError(f"measures must map names to numbers; got {value!r} for {name!r}.")
+    recalls = [epoch["validation_recall_at_1"] for epoch in embedder.history_ if "validation_recall_at_1" in epoch]
+    if recalls:
+        measures = {"Recall@1 of the held-out part of the training data, best epoch": max(recalls), **measures}
+    name = type(embedder).__name__
+    doc = re.sub(r"\]_", "]", inspect.getdoc(type(embedder)) or "")
+    papers = re.search(r"^References\n-+\n(.*?)\n\n", doc + "\n\n", flags=re.MULTILINE | re.DOTALL)
+    n_classes = len(embedder.classes_)
+    labels = ", ".join([*map(str, embedder.classes_[:10]), *["..."] * (n_classes > 10)])
+    length = "of unit length" if embedder.normalize else "of any length"
+    lines = [
+        f"# {name}",
+        "",
+        doc.partition("\n")[0],
+        "",
+        f"- Data: {expected(embedder, embedder._input)}",
+        f"- Embeddings: {embedder._n_features_out} components, {length}.",
+        f"- Training: {n_classes} classes ({labels}), {embedder.n_iter_} epochs.",
+        f"- Versions: {', '.join(f'{package} {version}' for package, version in versions().items())}.",
+        "",
+        "```python",
+        "import skdml",
+        "",
+        f"embedder = skdml.load({', '.join(['path', *(f'{key}=...' for key in passed)])})",
+        "Z = embedder.transform(X)",
+        "```",
+        *(["", "## Measures", ""] if measures else []),
+        *(f"- {measure}: {value:.4g}" for measure, value in measures.items()),
+        "",
+        "## Parameters",
+        "",
+        "All others have their defaults.",
+        "",
+        "```python",
+        repr(embedder),
+        "```",
+        *(["", "## Paper", "", re.sub(r"^\.\. ", "- ", papers[1], flags=re.MULTILINE)] if papers else []),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def versions():
+    """Return the versions of skdml and of the packages that embeddings depend on."""
+    import skdml
+
+    packages = {"skdml": skdml, "torch": torch, "scikit-learn": sklearn, "numpy": np}
+    return {name: package.__version__.split("+")[0] for name, package in packages.items()}  # without torch's "+cu126"

@@ -1,0 +1,137 @@
+"""The fitted network and loss: made again from the parameters, and the state that pickle, joblib and skops keep."""
+
+import torch
+from torch import nn
+
+from .._network.backbones import load_backbone
+from .._network.random import seeded
+from .json import type_name
+
+MODULES = {"network_": "network.safetensors", "criterion_": "criterion.safetensors"}  # their files in a folder
+
+
+def network_input(embedder):
+    """Return two rows as the fitted network gets them."""
+    return torch.zeros(2, *embedder._input.network_shape)
+
+
+def build(embedder):
+    """Return ``network_`` and ``criterion_`` as the fit made them, in eval mode, with other weights."""
+    cpu = torch.device("cpu")
+    maker = type(embedder)(**embedder._made_with)
+    backbone = maker.backbone
+    if isinstance(backbone, str):
+        backbone, _ = load_backbone(backbone, None, maker.pooling)
+    # The default networks hold nothing that is not saved, so they need no first weights.
+    device = torch.device("meta") if backbone is None else cpu
+    with seeded(0, cpu):
+        with device:
+            network = maker._make_network(backbone, network_input(embedder).to(device))
+        criterion = maker._make_loss(len(embedder.classes_), network)
+    if device != cpu:
+        network.to_empty(device=cpu)
+    if maker.freeze == "batchnorm":
+        network.freeze_batchnorm()
+    return {"network_": network.eval(), "criterion_": criterion.eval()}
+
+
+def describe(module):
+    """Return what makes the module besides the values of its tensors, as a dict of texts by the names of its parts.
+
+    Of skdml's own modules these are also the attributes: margins, sizes, rules.
+    """
+    parts = {}
+    for name, part in module.named_modules():
+        prefix = f"{name}." if name else ""
+        kind = type_name(part)
+        parts[f"{prefix}type"] = kind
+        for key, value in vars(part).items() if kind.startswith("skdml.") else ():
+            if key[0] != "_" and key != "training":
+                parts[prefix + key] = f"{type_name(value)} {value!r}"
+    return parts | {name: _kind_of_tensor(value) for name, value in module.state_dict().items()}
+
+
+def changed(embedder):
+    """Return what was changed in the fitted network and loss by hand, so that parameters do not make them, or None."""
+    for key, before in embedder._structure.items():
+        after = describe(getattr(embedder, key))
+        for name in sorted(before.keys() | after.keys()):
+            if before.get(name) != after.get(name):
+                return f"{name} of {key} is {after.get(name, 'gone')}, and was {before.get(name, 'not there')} in fit"
+    return None
+
+
+def tensors_differ(module, tensors):
+    """Return how the names, shapes and types of tensors differ from those of the module, or None."""
+    made = module.state_dict()
+    if differing := sorted(made.keys() ^ tensors.keys()):
+        return f"{differing[0]} is {'missing' if differing[0] in made else 'one too many'}"
+    for name, tensor in made.items():
+        want, got = _kind_of_tensor(tensor), _kind_of_tensor(tensors[name])
+        if want != got:
+            return f"{name} is {got}, not {want}"
+    return None
+
+
+def _kind_of_tensor(value):
+    if not isinstance(value, torch.Tensor):
+        return type_name(value)
+    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+
+
+def frozen(embedder):
+    """Return the names of the parameters that do not train, for each module."""
+    return {
+        key: [name for name, p in getattr(embedder, key).named_parameters() if not p.requires_grad] for key in MODULES
+    }
+
+
+def take_over(module, tensors, frozen_names, source):
+    """Put the tensors into the module.
+
+    Raises
+    ------
+    ValueError
+        If names, shapes or types are not those of the module; ``source`` says whose tensors they are.
+    """
+    difference = tensors_differ(module, tensors)
+    if difference:
+        raise ValueError(
+            f"{source} does not fit the module that the parameters make: {difference}. A backbone or loss that is "
+            "passed must be built like the saved one."
+        )
+    module.load_state_dict(tensors)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name not in frozen_names)
+
+
+def compact_state(embedder, state):
+    """Return the state with arrays in place of network and loss, if the parameters make these again.
+
+    Arrays are what skops can store, and pickles of them outlive changes inside torch. Modules and classes of one's own
+    are pickled as they are, and so is what was changed by hand.
+    """
+    is_own = not type(embedder).__module__.startswith("skdml.") or any(
+        isinstance(value, nn.Module) or (name == "backbone" and value is not None)
+        for params in (embedder.get_params(deep=False), state.get("_made_with", {}))
+        for name, value in params.items()
+    )
+    if not MODULES.keys() <= state.keys() or is_own or any(frozen(embedder).values()) or changed(embedder):
+        return state
+    weights = {key: {name: tensor.cpu().numpy() for name, tensor in state[key].state_dict().items()} for key in MODULES}
+    made_again = {*MODULES, "_structure"}
+    return {**{key: value for key, value in state.items() if key not in made_again}, "_weights": weights}
+
+
+def restore_state(embedder, state):
+    """Put a state of `compact_state` into the embedder."""
+    vars(embedder).update({key: value for key, value in state.items() if key != "_weights"})
+    if "_weights" not in state:
+        return
+    modules = build(embedder)
+    embedder._structure = {key: describe(module) for key, module in modules.items()}
+    for key, weights in state["_weights"].items():
+        take_over(
+            modules[key], {name: torch.tensor(array) for name, array in weights.items()}, [], f"The state of {key}"
+        )
+    vars(embedder).update(modules)

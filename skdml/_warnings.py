@@ -1,0 +1,15 @@
+"""Warnings that point at the caller's line."""
+
+import sys
+import warnings
+
+# Between a caller and skdml there may be a pipeline, a search or the training loop.
+_BETWEEN = {"skdml", "sklearn", "skorch", "joblib", "contextlib"}
+
+
+def warn(message, category=UserWarning):
+    """Warn as if from the innermost line that is neither in skdml nor in a library that calls it."""
+    level, frame = 2, sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
