@@ -6,7 +6,6 @@ import torch
 from sklearn.base import BaseEstimator
 
 from . import _methods, metrics, model_selection
-from ._data.arrays import InputRecord
 from .verification import PairVerifier
 
 __all__ = ["TRUSTED_TYPES"]
@@ -26,7 +25,6 @@ TRUSTED_TYPES = sorted(
         PairVerifier,
         *_classes(metrics),
         *_classes(model_selection),
-        InputRecord,
         torch.device,
         *(
             cls

@@ -380,7 +380,7 @@ class BaseEmbedder(
         TypeError
             For an embedder of a class of one's own, and for fitted attributes that are no data.
         ValueError
-            If parameters of the network or the loss were changed after the fit.
+            If the network or the loss was changed by hand, or a parameter is invalid.
         """
         folder.save(self, path, measures)
 

@@ -13,6 +13,7 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from .._data.arrays import InputRecord
 from .._network.random import seeded
 from .exports import model_card, versions
 from .json import decode, encode, type_name
@@ -22,7 +23,8 @@ FORMAT = 1
 HASHED = ("params.json", *MODULES.values())
 FILES = (*HASHED, "SHA256SUMS", "README.md")
 KEYS = {"format", "embedder", "versions", "params", "passed", "made_with", "fitted", "frozen"}
-NOT_FITTED = {*MODULES, "_made_with", "_structure", "_skl_callbacks"}  # written in another form, or found again
+# Written in another form, or found again.
+NOT_FITTED = {*MODULES, "_input", "_made_with", "_structure", "_skl_callbacks"}
 
 
 def save(embedder, path, measures):
@@ -35,13 +37,14 @@ def save(embedder, path, measures):
         raise TypeError(
             f"{name} is a class of your own, which skdml.load could not find. Keep the embedder with pickle or joblib."
         )
+    embedder._check_params()
     params, passed = {}, {}
     for key, value in embedder.get_params(deep=False).items():
         try:
             params[key] = encode(value)
         except TypeError:
             passed[key] = type_name(value)
-    fitted = {}
+    fitted = {"_input": encode(vars(embedder._input))}
     for key, value in vars(embedder).items():
         if key in params or key in passed or key in NOT_FITTED:
             continue
@@ -152,6 +155,7 @@ def load(path, **params):
         stored, made_with, fitted = (
             {key: decode(value) for key, value in about[part].items()} for part in ("params", "made_with", "fitted")
         )
+        fitted["_input"] = InputRecord(**fitted["_input"])
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path / 'params.json'} was not written by an embedder's save: {error!r}") from error
     if unknown := (stored.keys() | made_with.keys()) - inspect.signature(cls).parameters.keys():

@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .._data.arrays import InputRecord
-
 
 def encode(value):
     """Return the value as JSON has it.
@@ -31,8 +29,6 @@ def encode(value):
         return _tagged("tuple", [encode(item) for item in value])
     if isinstance(value, Path):
         return _tagged("Path", str(value))
-    if kind is InputRecord:
-        return _tagged("InputRecord", encode(vars(value)))
     if kind is torch.device:
         return _tagged("torch.device", str(value))
     if isinstance(value, type) and value is optimizer_class(value.__name__):
@@ -81,8 +77,6 @@ def decode(value):
             return tuple(content)
         case "Path":
             return Path(content)
-        case "InputRecord":
-            return InputRecord(**content)
         case "torch.device":
             return torch.device(content)
         case "torch.optim" if optimizer_class(content):

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from .._data.arrays import InputRecord
 from .._network.backbones import load_backbone
 from .._network.random import seeded
 from .json import type_name
@@ -119,8 +120,8 @@ def compact_state(embedder, state):
     if not MODULES.keys() <= state.keys() or is_own or any(frozen(embedder).values()) or changed(embedder):
         return state
     weights = {key: {name: tensor.cpu().numpy() for name, tensor in state[key].state_dict().items()} for key in MODULES}
-    made_again = {*MODULES, "_structure"}
-    return {**{key: value for key, value in state.items() if key not in made_again}, "_weights": weights}
+    kept = {key: value for key, value in state.items() if key not in {*MODULES, "_structure"}}
+    return {**kept, "_input": vars(state["_input"]), "_weights": weights}
 
 
 def restore_state(embedder, state):
@@ -128,6 +129,7 @@ def restore_state(embedder, state):
     vars(embedder).update({key: value for key, value in state.items() if key != "_weights"})
     if "_weights" not in state:
         return
+    embedder._input = InputRecord(**embedder._input)
     modules = build(embedder)
     embedder._structure = {key: describe(module) for key, module in modules.items()}
     for key, weights in state["_weights"].items():
