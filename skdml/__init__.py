@@ -41,7 +41,7 @@ from .verification import PairVerifier, calibrate_threshold
 # isort: split
 from . import io  # lists the embedders above
 
-__version__ = "0.1.0"
+__version__ = "0.1.0"  # stands here alone; pyproject.toml reads the literal
 
 __all__ = [
     "AngularEmbedder",
