@@ -2,13 +2,15 @@
 #   make demo   the main job on the bundled images: a table and a picture        make test   the whole suite
 #   make docs   the manual, in docs/_build/html                                  make lint   ruff and codespell
 #   make bench  the comparisons with other packages                              make clean  remove what is generated
+#   make build  the sdist and the wheel in dist/, both tried out in an empty environment
 #   make oldest the suite with the lowest versions that pyproject.toml admits (downloads gigabytes: torch with CUDA)
+#   make newest the suite with the newest versions that there are (likewise)
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check install --constraint constraints.txt
 
-.PHONY: demo test oldest docs lint bench clean
+.PHONY: demo test oldest newest docs lint build bench clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -21,6 +23,12 @@ test: .venv/installed
 oldest: .venv-oldest/installed
 	PYTHONWARNINGS=default .venv-oldest/bin/python -m pytest -n 2 --dist worksteal -o filterwarnings=default
 
+# Without constraints, and from nothing each time. What a dependency deprecates is an error here too: it is to be known early.
+newest:
+	$(PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/python -m pip -q install --editable '.[test]'
+	.venv-newest/bin/python -m pytest -n 2 --dist worksteal
+
 docs: .venv/installed-dev
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
@@ -28,6 +36,9 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
+
+build: .venv/installed-dev
+	PYTHON=$(BIN)/python .ci/check_build
 
 bench: .venv/installed-bench
 	for name in losses all_losses metrics training saving images; do $(BIN)/python benchmarks/$$name.py || exit 1; done
@@ -50,6 +61,6 @@ bench: .venv/installed-bench
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-oldest build dist *.egg-info docs/_build docs/api docs/auto_examples docs/sg_execution_times.rst kanji_retrieval.png
+	rm -rf .venv .venv-oldest .venv-newest build dist *.egg-info docs/_build docs/api docs/auto_examples docs/sg_execution_times.rst kanji_retrieval.png
 	rm -rf .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -r {} +

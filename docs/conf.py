@@ -2,7 +2,6 @@
 
 import os
 import re
-from importlib.metadata import version as installed_version
 from pathlib import Path
 
 from docutils import nodes
@@ -11,11 +10,13 @@ from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.util import logging
 from sphinx.util.math import get_node_equation_number
 
+import skdml
+
 os.environ["MPLBACKEND"] = "Agg"
 
 project = "skdml"
 author = copyright = "The skdml developers"
-version = release = installed_version("skdml")
+version = release = skdml.__version__
 
 extensions = [
     "myst_parser",  # for benchmarks/results

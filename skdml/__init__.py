@@ -10,7 +10,7 @@ from .metrics import MAPAtR, RecallAtK, RetrievalScorer, map_at_r, recall_at_k, 
 from .model_selection import ClassKFold, ClassShuffleSplit, class_train_test_split
 from .verification import PairVerifier, calibrate_threshold
 
-__version__ = "0.1.0"
+__version__ = "0.1.0"  # the only place; pyproject.toml reads it from here
 
 __all__ = [
     *(name for name in _methods.__all__ if name.endswith("Embedder")),
