@@ -20,6 +20,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from skorch.callbacks import Callback
 from torch import nn
 
 import skdml
@@ -32,6 +33,14 @@ EMBEDDERS = [
     value
     for name in skdml.__all__
     if inspect.isclass(value := getattr(skdml, name)) and issubclass(value, BaseEmbedder)
+]
+
+# Of BaseEmbedder, ProxyEmbedder, BalancedEmbedder and PairEmbedder.
+ONE_OF_EACH_BASE = [
+    skdml.SoftTripleEmbedder,
+    skdml.NormSoftmaxEmbedder,
+    skdml.ClusteringEmbedder,
+    skdml.RAWEmbedder,
 ]
 
 # scikit-learn's checks and ours fit a few dozen rows.
@@ -60,7 +69,7 @@ def test_all_embedders_are_found():
 
 
 @pytest.mark.filterwarnings("ignore:.* classes have one sample:UserWarning")
-@parametrize_with_checks([cls(max_epochs=2) for cls in EMBEDDERS] + [cls() for cls in EMBEDDERS])
+@parametrize_with_checks([cls(max_epochs=2) for cls in EMBEDDERS] + [cls() for cls in ONE_OF_EACH_BASE])
 def test_scikit_learn_checks(estimator, check):
     check(estimator)
 
@@ -582,6 +591,32 @@ def test_unfit_backbone(embedder):
         embedder.set_params(backbone=nn.Linear(5, 2)).fit(X_GOOD, Y_GOOD)
     with pytest.raises(ValueError, match=r"must map a batch of B samples to a tensor of shape \(B, f\)"):
         embedder.set_params(backbone=nn.Unflatten(1, (3, 1))).fit(X_GOOD, Y_GOOD)
+
+
+class Failing(Callback):
+    def on_epoch_end(self, net, **kwargs):
+        raise RuntimeError("planted")
+
+
+@pytest.mark.filterwarnings("ignore:X does not have valid feature names:UserWarning")
+@pytest.mark.parametrize("method", ["fit", "partial_fit", "warm_start"])
+def test_a_fit_that_fails_changes_nothing(embedder, blobs, method):
+    X, y = blobs
+    embedder.fit(pd.DataFrame(X, columns=list("abcdef")), y)
+    before = vars(embedder).copy()
+    state = pickle.dumps(embedder)
+    embedder.set_params(warm_start=method == "warm_start", callbacks=[Failing()])
+    fit = embedder.partial_fit if method == "partial_fit" else embedder.fit
+    bad = [(X[:, :4], np.zeros(60)), (X[:, :4], y), (np.full_like(X, np.nan), y), (X, y[:50]), (X, np.zeros(60))]
+    for bad_X, bad_y in [*bad, (X.reshape(60, 1, 2, 3), y)] if method == "fit" else bad:
+        with pytest.raises((ValueError, RuntimeError)):
+            fit(bad_X, bad_y)
+    with pytest.raises(RuntimeError, match="planted"):
+        fit(pd.DataFrame(X, columns=list("abcdef")), y)
+    embedder.set_params(warm_start=before["warm_start"], callbacks=before["callbacks"])
+    assert vars(embedder).keys() == before.keys()
+    assert all(vars(embedder)[name] is value for name, value in before.items())
+    assert pickle.dumps(embedder) == state
 
 
 def test_batch_larger_than_the_data_warns(embedder):

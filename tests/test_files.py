@@ -36,7 +36,8 @@ from skdml import (
     class_train_test_split,
 )
 from skdml._data import files as files_module
-from skdml._data.files import Cache, ImageFiles, decode, read_header, run_workers
+from skdml._data.cache import Cache
+from skdml._data.files import ImageFiles, decode, read_header, run_workers
 
 Y = np.repeat(np.arange(4), 5)
 FORMATS = ("jpg", "png", "webp")
