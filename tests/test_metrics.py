@@ -463,23 +463,26 @@ def test_pairwise_f1_by_hand():
     assert clustering.pairwise_f1() == pytest.approx(f1_score(of_class, of_cluster))
 
 
-@pytest.mark.parametrize("tile_size", [8, 1024])
-def test_k_means_is_lloyd(tile_size, in_bfloat16, monkeypatch):
+@pytest.mark.parametrize("max_held", [100, 2**24])
+def test_k_means_is_lloyd(max_held, monkeypatch):
     """What is left out of an iteration changes nothing: from the same start, scikit-learn ends in the same clusters."""
-    monkeypatch.setattr(_rows, "CPU_TILE", tile_size)
-    monkeypatch.setattr(_k_means, "_MANY", 5)
+    monkeypatch.setattr(_rows, "_MAX_HELD", max_held)
     for spread in (0.3, 1.0, 3.0):
         X, y = make_clusters(spread=spread)
         rows, _ = _rows.prepare(X, y, metric="euclidean")
-        rng = np.random.RandomState(0)
-        sampled = rng.permutation(len(rows))[:120]
-        chosen, start_of_sampled = _k_means._k_means_plus_plus(rows.points[sampled], 30, rng)
-        start = torch.cdist(rows.points, rows.points[sampled][chosen]).argmin(1)
-        start[sampled] = start_of_sampled
-        means = torch.stack([rows.points[start == cluster].mean(0) for cluster in range(30)])
+        start = _k_means._first_centers(rows.points, 30, np.random.RandomState(0))
+        assert len(start.unique(dim=0)) == 30
         labels = _k_means.k_means(rows.points, 30, np.random.RandomState(0))
-        peer = KMeans(30, init=means.numpy(), n_init=1, tol=0).fit(rows.points.numpy())
+        peer = KMeans(30, init=start.numpy(), n_init=1, tol=0).fit(rows.points.numpy())
         assert adjusted_rand_score(labels, peer.labels_) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("max_sample", [10, 2**14])
+def test_more_clusters_than_distinct_rows(max_sample, monkeypatch):
+    monkeypatch.setattr(_k_means, "_MAX_SAMPLE", max_sample)
+    rows = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
+    labels = _k_means.k_means(rows.repeat(4, 1), 20, np.random.RandomState(0)).view(4, 12)
+    assert torch.equal(labels, labels[:1].expand(4, 12))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -527,48 +530,6 @@ def test_products_in_bfloat16_at_the_limits(longest, monkeypatch):
     if rounded:
         S = rounded.multiply(rounded, torch.empty(3, 3), torch.empty(9, dtype=torch.bfloat16))
         assert ((S - rows @ rows.T).abs().amax(1) < rounded.margin(rounded)).all()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_any_processor_draws_the_same_centers(monkeypatch, dtype):
-    """Products of whole numbers have no rounding: in float32 they are those in bfloat16, rounded once."""
-    monkeypatch.setattr(_rows, "CPU_TILE", 64)
-    points = torch.tensor(make_data(0, 300, 100, d=64)[0] + 5, dtype=dtype)
-    parts = []
-    for is_fast in (False, True):
-        monkeypatch.setattr(_bfloat16, "_has_fast_bfloat16", lambda device, is_fast=is_fast: is_fast)
-        parts.append(_k_means._rounded_distances(points))
-    assert torch.equal(*parts)
-    exact = torch.cdist(points, points).square()
-    share = parts[0].double() / exact
-    off_diagonal = share[~torch.eye(300, dtype=torch.bool)]
-    assert off_diagonal.max() < 1.05 * off_diagonal.min()
-
-
-@pytest.mark.parametrize("spread", [1.0, 30.0, 300.0])
-@pytest.mark.parametrize("n_classes", [40, 80])
-def test_rounded_distances_draw_centers_as_well_as_exact_ones(monkeypatch, spread, n_classes):
-    """Of tight classes the rounding hides the rows in one class from each other: they are drawn by exact distances."""
-    monkeypatch.setattr(_k_means, "_MANY", 5)
-    n_exact, distances = [], _k_means._half_squared_distances
-    monkeypatch.setattr(_k_means, "_half_squared_distances", lambda rows: n_exact.append(1) or distances(rows))
-    points = torch.from_numpy(make_data(0, 400, 40, d=32, spread=spread)[0])
-
-    def inertia(seed):
-        chosen, labels = _k_means._k_means_plus_plus(points, n_classes, np.random.RandomState(seed))
-        assert len(chosen) == n_classes
-        squares = torch.cdist(points, points[chosen]).square()
-        nearest = squares.amin(1).mean().item()
-        # Labels by rounded distances: of tight classes they are not always those of the nearest center.
-        tolerance = 5e-3 if spread == 30 else 1e-3
-        assert squares.gather(1, labels[:, None]).mean().item() == pytest.approx(nearest, rel=tolerance)
-        assert torch.equal(labels[chosen], torch.arange(n_classes))
-        return nearest
-
-    rounded = np.mean([inertia(seed) for seed in range(20)])
-    assert len(n_exact) == 20 * (spread == 300)
-    monkeypatch.setattr(_k_means, "_MANY", 1000)
-    assert rounded == pytest.approx(np.mean([inertia(seed) for seed in range(20)]), rel=0.02)
 
 
 def test_k_means_ends_when_few_rows_change(monkeypatch):

@@ -60,11 +60,6 @@ def round_rows(points):
     return Rounded(rounded, lost, longest) if longest.max() < _LONGEST else None
 
 
-def whole_numbers(values):
-    """Return whole numbers up to 256, which bfloat16 holds, in it or in float32, whichever multiplies them faster."""
-    return values.to(torch.bfloat16 if _has_fast_bfloat16(values.device) else torch.float32)
-
-
 def _has_fast_bfloat16(device):
     """Whether a product in bfloat16 takes half the time of float32 or less, on the devices where that was measured."""
     if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # older ones do not tell

@@ -14,6 +14,7 @@ import torch
 CPU_TILE = 1024  # rows and columns of a tile of similarities: small enough for the cache,
 GPU_TILE = 4096  # and large enough to fill a GPU
 _ALIGNMENT = 32  # tiles are cut at multiples of it, where they are not smaller
+_MAX_HELD = 2**24  # similarities of rows to all columns that are held at once: 64 MiB in float32
 _MARGIN = {torch.float32: 4, torch.float64: 64}  # rounding of a similarity, in units of eps, with room to spare
 
 
@@ -106,6 +107,11 @@ def blocks(rows, size):
 
 def tile_size(points):
     return CPU_TILE if points.device.type == "cpu" else GPU_TILE
+
+
+def block_size(n_columns):
+    """Return how many rows are compared with all the columns at once."""
+    return max(1, _MAX_HELD // n_columns)
 
 
 def prepare(embeddings, y, gallery=None, gallery_y=None, *, metric="cosine", device=None):
