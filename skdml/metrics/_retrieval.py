@@ -4,9 +4,9 @@ from numbers import Integral
 
 import numpy as np
 
-from ._matches import find_matches
-from ._recall import nearer_than_best_match, recalls_of
-from ._rows import count_matches, prepare
+from ._ranks import rank_matches
+from ._recall import nearer_than_best_match
+from ._rows import count_matches, mean_over_queries, prepare
 
 
 def recall_at_k(embeddings, y, k=1, *, gallery=None, gallery_y=None, metric="cosine", device=None):
@@ -61,9 +61,7 @@ def recall_at_k(embeddings, y, k=1, *, gallery=None, gallery_y=None, metric="cos
     not matter. Only tiles of similarities are held: memory grows with the number of rows, not with its square.
 
     Similarities are matrix products in the precision of the input, at least float32. Those that differ by less than
-    the rounding of the product, about 5e-7 of a cosine in float32 and 1e-14 in float64, count as equal. (MAP@R and
-    R-precision compute products of float32 in float64 on some processors, unless classes have more than a thousand
-    samples; there it is 2e-7.)
+    the rounding of the product, about 5e-7 of a cosine in float32 and 1e-14 in float64, count as equal.
 
     References
     ----------
@@ -84,8 +82,9 @@ def recall_at_k(embeddings, y, k=1, *, gallery=None, gallery_y=None, metric="cos
     ks = check_k(k)
     queries, gallery = prepare(embeddings, y, gallery, gallery_y, metric=metric, device=device)
     n_matches = count_matches(queries, gallery)
-    recalls = recalls_of(nearer_than_best_match(queries, gallery), n_matches, ks)
-    return recalls if np.ndim(k) else float(recalls[0])
+    n_nearer = nearer_than_best_match(queries, gallery)
+    recalls = [mean_over_queries(n_nearer < k, n_matches) for k in ks]
+    return np.array(recalls) if np.ndim(k) else recalls[0]
 
 
 def precision_at_1(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine", device=None):
@@ -144,7 +143,7 @@ def precision_at_1(embeddings, y, *, gallery=None, gallery_y=None, metric="cosin
     """
     queries, gallery = prepare(embeddings, y, gallery, gallery_y, metric=metric, device=device)
     n_matches = count_matches(queries, gallery)
-    return float(recalls_of(nearer_than_best_match(queries, gallery), n_matches, [1])[0])
+    return mean_over_queries(nearer_than_best_match(queries, gallery) == 0, n_matches)
 
 
 def r_precision(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine", device=None):
@@ -213,7 +212,8 @@ def r_precision(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine",
     0.5
     """
     queries, gallery = prepare(embeddings, y, gallery, gallery_y, metric=metric, device=device)
-    return find_matches(queries, gallery, count_matches(queries, gallery)).r_precision()
+    n_matches = count_matches(queries, gallery)
+    return mean_over_queries(rank_matches(queries, gallery, n_matches).r_precision, n_matches)
 
 
 def map_at_r(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine", device=None):
@@ -266,8 +266,8 @@ def map_at_r(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine", de
     Notes
     -----
     Of rows at the same distance, those of the query's own class come last; :func:`recall_at_k` says what is the
-    same. Memory grows with the pairs of a query and a match up to 2 GiB (3 GiB in float64); where there are more, the
-    gallery is compared with some queries at a time, within the same limit.
+    same. Some queries at a time are compared with the whole gallery: memory grows with the number of rows, not with its
+    square.
 
     References
     ----------
@@ -288,7 +288,8 @@ def map_at_r(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine", de
     0.6667
     """
     queries, gallery = prepare(embeddings, y, gallery, gallery_y, metric=metric, device=device)
-    return find_matches(queries, gallery, count_matches(queries, gallery)).map_at_r()
+    n_matches = count_matches(queries, gallery)
+    return mean_over_queries(rank_matches(queries, gallery, n_matches).map_at_r, n_matches)
 
 
 def check_k(k):
