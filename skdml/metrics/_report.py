@@ -32,9 +32,9 @@ def retrieval_report(
     y : array-like or torch.Tensor of shape (n_queries,)
         Class of each query: integers, strings or anything else that sorts.
     k : int or sequence of int, default=(1, 2, 4, 8)
-        Numbers of neighbours of Recall@K, >= 1.
+        Numbers of neighbors of Recall@K, >= 1.
     gallery : array-like or torch.Tensor of shape (n_gallery, n_components), default=None
-        Rows in which the neighbours are looked up. None: the queries themselves, each without its own row.
+        Rows in which the neighbors are looked up. None: the queries themselves, each without its own row.
     gallery_y : array-like or torch.Tensor of shape (n_gallery,), default=None
         Class of each row of `gallery`.
     metric : {"cosine", "euclidean"}, default="cosine"
@@ -63,7 +63,7 @@ def retrieval_report(
     See Also
     --------
     RetrievalScorer : Chosen measures as a scorer for grid searches.
-    recall_at_k : Also says when neighbours tie.
+    recall_at_k : Also says when neighbors tie.
 
     Notes
     -----

@@ -49,7 +49,7 @@ class RecallAtK(_Scorer):
     Parameters
     ----------
     k : int, default=1
-        Number of neighbours, >= 1.
+        Number of neighbors, >= 1.
 
     Raises
     ------
