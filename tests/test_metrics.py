@@ -30,15 +30,10 @@ from skdml.metrics import (
     RecallAtK,
     RetrievalScorer,
     RPrecision,
-    _bfloat16,
-    _candidates,
     _clustering,
     _k_means,
-    _matches,
-    _ranking,
+    _ranks,
     _rows,
-    _strips,
-    _thresholds,
     ami_score,
     intra_inter_ratio,
     map_at_r,
@@ -63,21 +58,7 @@ def tile(request, monkeypatch):
     """Size of a tile, from smaller to larger than the data."""
     monkeypatch.setattr(_rows, "CPU_TILE", request.param)
     monkeypatch.setattr(_rows, "GPU_TILE", request.param)
-
-
-@pytest.fixture(params=[False, True])
-def in_bfloat16(request, monkeypatch):
-    """Whether the processor counts as one that is fast in bfloat16; any one can compute in it."""
-    monkeypatch.setattr(_bfloat16, "_has_fast_bfloat16", lambda device: request.param)
-    return request.param
-
-
-@pytest.fixture(params=["tiles", "tiles in bfloat16", "strips"])
-def path(request, monkeypatch):
-    """The way in which matches are ranked."""
-    monkeypatch.setattr(_bfloat16, "_has_fast_bfloat16", lambda device: request.param == "tiles in bfloat16")
-    if request.param == "strips":
-        monkeypatch.setattr(_matches, "_MAX_HELD", 0)
+    monkeypatch.setattr(_rows, "_MAX_HELD", request.param**2)
 
 
 def neighbours_correct(X, y, gallery=None, gallery_y=None, metric="cosine"):
@@ -143,17 +124,7 @@ def test_equals_definition(metric, data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_rows, "CPU_TILE", data.draw(st.sampled_from([1, 2, 7, 16, 1024])))
         recall = quiet(recall_at_k, k=KS, metric=metric, **queries)
-        patch.setattr(_matches, "_MAX_HELD", data.draw(st.sampled_from([0, 2**27])))
-        patch.setattr(_ranking, "_SAFETY", data.draw(st.sampled_from([-3, 0, 1.5])))  # below: wrong guesses
-        patch.setattr(_strips, "_SAFETY", data.draw(st.sampled_from([0, 2])))
-        patch.setattr(_strips, "_MAX_KEPT", data.draw(st.sampled_from([0, 200, 2**28])))
-        patch.setattr(_strips, "_MAX_PART_QUERIES", data.draw(st.sampled_from([1, 5, 32])))
-        if data.draw(st.booleans()):  # as on a GPU
-            patch.setattr(_strips, "_rank_in_threads", _strips._rank)
-        is_rough = data.draw(st.booleans())
-        patch.setattr(_bfloat16, "_has_fast_bfloat16", lambda device: is_rough)
-        patch.setattr(_candidates, "_MAX_ROUGH", data.draw(st.sampled_from([1 / 16, 1])))
-        patch.setattr(_candidates, "_MAX_GROUPS", data.draw(st.sampled_from([0, 1])))
+        patch.setattr(_rows, "_MAX_HELD", data.draw(st.sampled_from([1, 200, 2**24])))
         precision = quiet(map_at_r, metric=metric, **queries)
         share = quiet(r_precision, metric=metric, **queries)
         report = quiet(retrieval_report, k=KS, metric=metric, **queries)
@@ -182,36 +153,25 @@ def test_tiles_of_any_size(tile, metric, n_classes):
     assert_allclose(precision, map_by_hand(*split, metric=metric), rtol=1e-12)
 
 
-@pytest.mark.parametrize("n", [65, 129, 131])
-def test_tiles_that_are_no_whole_groups_of_columns(monkeypatch, n):
-    """Of two tiles, one has a column more, and thereby a group more."""
-    monkeypatch.setattr(_rows, "CPU_TILE", 96)
-    X, y = make_data(0, n, 9)
-    assert_allclose(map_at_r(X, y), map_by_hand(X, y), rtol=1e-12)
-    assert_allclose(map_at_r(X[:40], y[:40], gallery=X, gallery_y=y), map_by_hand(X[:40], y[:40], X, y), rtol=1e-12)
+@pytest.mark.parametrize("n", [1, 65, 131, 1003])
+@pytest.mark.parametrize("k", [1, 2, 7, 40, 900])
+def test_largest_are_those_of_a_full_sort(n, k):
+    S = torch.tensor(np.random.default_rng(k).integers(0, 500, size=(6, n))).float()
+    k = min(k, n)
+    assert_array_equal(S.gather(1, _ranks._largest(S, k)), S.sort(dim=1, descending=True).values[:, :k])
 
 
-def test_order_within_classes_does_not_mislead_the_guess(monkeypatch):
-    """Objects from 64 angles each, in one order: every n-th row would be another set of angles, whose rows are near."""
-    n_wrong, find_in_strips = [], _matches.find_in_strips
-
-    def count(queries, *args):
-        n_wrong.append(len(queries))
-        return find_in_strips(queries, *args)
-
-    monkeypatch.setattr(_matches, "find_in_strips", count)
-    monkeypatch.setattr(_rows, "CPU_TILE", 256)
-    rng = np.random.default_rng(0)
-    X = (rng.normal(size=(40, 1, 8)) + 2 * rng.normal(size=(1, 64, 8))).reshape(-1, 8)
-    y = np.repeat(np.arange(40), 64)
-    assert map_at_r(X, y) == pytest.approx(map_by_hand(X, y), rel=1e-12)
-    assert sum(n_wrong) < 10  # more than 40 in the order given
-
-
-@pytest.mark.parametrize("k", [1, 7, 40, 900])
-def test_largest_are_those_of_a_full_sort(k):
-    S = torch.tensor(np.random.default_rng(k).integers(0, 500, size=(6, 1003))).float()
-    assert_array_equal(_thresholds.largest(S, k), S.sort(dim=1, descending=True).values[:, :k])
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("n_per_class", [3, 40, 150])
+def test_blocks_of_poor_and_good_embeddings(monkeypatch, metric, n_per_class):
+    monkeypatch.setattr(_rows, "_MAX_HELD", 10_000)
+    for spread in (0.0, 0.3, 3.0):
+        X, y = make_data(0, 300, 300 // n_per_class, d=8, spread=spread)
+        y[:3] = range(1000, 1003)  # classes of their own
+        report = quiet(retrieval_report, X, y, k=KS, metric=metric)
+        assert report["map_at_r"] == pytest.approx(map_by_hand(X, y, metric=metric), rel=1e-12)
+        assert report["r_precision"] == pytest.approx(r_precision_by_hand(X, y, metric=metric), rel=1e-12)
+        assert_array_equal([report[f"recall_at_{k}"] for k in KS], recall_by_hand(X, y, metric=metric))
 
 
 def test_map_at_r_by_hand():
@@ -246,7 +206,7 @@ def test_one_class_and_two_points():
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("n", "d"), [(7, 32), (130, 37), (127, 128)])
-def test_collapsed_embeddings_tie(tile, path, n, d, dtype, metric):
+def test_collapsed_embeddings_tie(tile, n, d, dtype, metric):
     """The rounding of a product depends on the place in it: equal rows must tie all the same."""
     X = np.repeat(np.random.default_rng(0).normal(size=(1, d)), n, axis=0).astype(dtype)
     y = np.arange(n) % (n // 2)
@@ -256,7 +216,7 @@ def test_collapsed_embeddings_tie(tile, path, n, d, dtype, metric):
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
 @pytest.mark.parametrize("d", [512, 4096, 30_000])
-def test_equal_rows_of_many_components_tie(d, share, path):
+def test_equal_rows_of_many_components_tie(d, share):
     """Sums of many numbers of one sign have the largest rounding, which is another for each way to compute them."""
     points = (np.random.default_rng(0).random(size=(100, d)) < share).astype(np.float32)
     X, y = np.repeat(points, 4, axis=0), np.repeat(2 * np.arange(100), 4) + np.tile([0, 1], 200)
@@ -267,7 +227,7 @@ def test_equal_rows_of_many_components_tie(d, share, path):
 
 @pytest.mark.parametrize("kind", ["scaled", "noisy"])
 @pytest.mark.parametrize("d", [3, 8, 64])
-def test_rows_that_differ_by_the_rounding_of_their_components_tie(d, kind, path):
+def test_rows_that_differ_by_the_rounding_of_their_components_tie(d, kind):
     rng = np.random.default_rng(0)
     X = np.repeat(rng.normal(size=(1000, d)), 4, axis=0)
     if kind == "scaled":
@@ -315,7 +275,7 @@ def test_euclidean_of_data_far_from_the_origin():
 
 
 @pytest.mark.parametrize(("dtype", "scale"), [("float32", 1e-25), ("float32", 1e-37), ("float64", 1e-200)])
-def test_euclidean_of_tiny_data(in_bfloat16, dtype, scale):
+def test_euclidean_of_tiny_data(dtype, scale):
     """The squares of the data would be 0."""
     X, y = make_data(0, 60, 6)
     expected = retrieval_report(X, y, metric="euclidean")
@@ -324,54 +284,6 @@ def test_euclidean_of_tiny_data(in_bfloat16, dtype, scale):
     # Where one row is far from the others, these are too near to each other to be told apart.
     X = np.concatenate([X * scale, np.ones((1, X.shape[1]))]).astype(dtype)
     assert quiet(retrieval_report, X, np.append(y, 6), metric="euclidean")["map_at_r"] == 0
-
-
-@pytest.mark.parametrize("n_per_class", [3, 40])
-def test_many_tiles_of_poor_and_good_embeddings(monkeypatch, in_bfloat16, n_per_class):
-    """Enough tiles for the bar to be set again and again, and queries of which no match is a hit."""
-    monkeypatch.setattr(_rows, "CPU_TILE", 32)
-    for spread in (0.0, 0.3, 3.0):
-        X, y = make_data(0, 1000, 1000 // n_per_class, d=8, spread=spread)
-        in_tiles = quiet(retrieval_report, X, y, k=[1, 5, 100])
-        monkeypatch.setattr(_matches, "_MAX_HELD", 0)
-        in_strips = quiet(retrieval_report, X, y, k=[1, 5, 100])
-        monkeypatch.setattr(_matches, "_MAX_HELD", 2**27)
-        assert in_tiles == pytest.approx(in_strips, rel=1e-12)
-        assert in_tiles["map_at_r"] == pytest.approx(quiet(map_by_hand, X, y), rel=1e-12)
-
-
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("safety", [0, 2])
-@pytest.mark.parametrize("max_kept", [0, 5_000, 2**28])
-def test_strips_of_few_large_classes(monkeypatch, metric, safety, max_kept):
-    """Strips of which all similarities are kept for others, some, or none, and guesses that are right or wrong."""
-    monkeypatch.setattr(_rows, "CPU_TILE", 32)
-    monkeypatch.setattr(_matches, "_MANY", 50)
-    monkeypatch.setattr(_strips, "_MAX_KEPT", max_kept)
-    monkeypatch.setattr(_strips, "_SAFETY", safety)
-    rank, n_strips = _strips._rank_in_threads, []
-    monkeypatch.setattr(_strips, "_rank_in_threads", lambda *args: n_strips.append(1) or rank(*args))
-    for spread in (0.3, 3.0):
-        X, y = make_data(0, 300, 2, d=8, spread=spread)
-        y[:5] = range(10, 15)  # classes of their own
-        ours = quiet(retrieval_report, X, y, k=KS, metric=metric)
-        assert ours["map_at_r"] == pytest.approx(map_by_hand(X, y, metric=metric), rel=1e-12)
-        assert ours["r_precision"] == pytest.approx(r_precision_by_hand(X, y, metric=metric), rel=1e-12)
-        assert_array_equal([ours[f"recall_at_{k}"] for k in KS], recall_by_hand(X, y, metric=metric))
-    assert len(n_strips) == 2 * 6
-
-
-@pytest.mark.parametrize("narrow", [False, True])
-def test_tiles_in_which_bfloat16_tells_little_are_computed_again(monkeypatch, narrow):
-    """All of them where the embeddings lie in a narrow cone, few otherwise."""
-    monkeypatch.setattr(_bfloat16, "_has_fast_bfloat16", lambda device: True)
-    monkeypatch.setattr(_rows, "CPU_TILE", 64)
-    n_tiles, compare = [], _candidates.compare
-    monkeypatch.setattr(_candidates, "compare", lambda *args: n_tiles.append(1) or compare(*args))
-    X, y = make_data(0, 640, 128, d=64, spread=2)
-    X += 100 * narrow
-    assert quiet(map_at_r, X, y) == pytest.approx(quiet(map_by_hand, X, y), rel=1e-12)
-    assert len(n_tiles) == 55 if narrow else len(n_tiles) < 5
 
 
 def test_map_at_r_of_pytorch_metric_learning():
@@ -463,112 +375,26 @@ def test_pairwise_f1_by_hand():
     assert clustering.pairwise_f1() == pytest.approx(f1_score(of_class, of_cluster))
 
 
-@pytest.mark.parametrize("tile_size", [8, 1024])
-def test_k_means_is_lloyd(tile_size, in_bfloat16, monkeypatch):
+@pytest.mark.parametrize("max_held", [100, 2**24])
+def test_k_means_is_lloyd(max_held, monkeypatch):
     """What is left out of an iteration changes nothing: from the same start, scikit-learn ends in the same clusters."""
-    monkeypatch.setattr(_rows, "CPU_TILE", tile_size)
-    monkeypatch.setattr(_k_means, "_MANY", 5)
+    monkeypatch.setattr(_rows, "_MAX_HELD", max_held)
     for spread in (0.3, 1.0, 3.0):
         X, y = make_clusters(spread=spread)
         rows, _ = _rows.prepare(X, y, metric="euclidean")
-        rng = np.random.RandomState(0)
-        sampled = rng.permutation(len(rows))[:120]
-        chosen, start_of_sampled = _k_means._k_means_plus_plus(rows.points[sampled], 30, rng)
-        start = torch.cdist(rows.points, rows.points[sampled][chosen]).argmin(1)
-        start[sampled] = start_of_sampled
-        means = torch.stack([rows.points[start == cluster].mean(0) for cluster in range(30)])
+        start = _k_means._first_centers(rows.points, 30, np.random.RandomState(0))
+        assert len(start.unique(dim=0)) == 30
         labels = _k_means.k_means(rows.points, 30, np.random.RandomState(0))
-        peer = KMeans(30, init=means.numpy(), n_init=1, tol=0).fit(rows.points.numpy())
+        peer = KMeans(30, init=start.numpy(), n_init=1, tol=0).fit(rows.points.numpy())
         assert adjusted_rand_score(labels, peer.labels_) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
-def test_bounds_of_products_in_bfloat16(scale, dtype, device, monkeypatch):
-    monkeypatch.setattr(_bfloat16, "_has_fast_bfloat16", lambda device: True)
-    rng = np.random.default_rng(0)
-    left, right = (torch.tensor(scale * rng.normal(size=(n, 33)), device=device, dtype=dtype) for n in (200, 40))
-    left[0], left[1] = 0, left[1] * 1e-6
-    half_squares = right.norm(dim=1).square() / 2
-    rounded, others = _bfloat16.round_rows(left), _bfloat16.round_rows(right)
-    S = rounded.multiply(others, left.new_empty(200, 40), torch.empty(8000, device=device, dtype=torch.bfloat16))
-    margin = rounded.margin(others)
-    for off in (S - left @ right.T, (S - half_squares) - (left @ right.T - half_squares)):
-        assert (off.abs().amax(1) < margin).all()
-    assert (left @ right.T != S)[1:].any(1).all()
-    assert (margin < (0.02 * left.norm(dim=1) + 1e-5 * scale) * right.norm(dim=1).max()).all()
-    margin_of_sum = rounded.margin_of_sum(others)
-    assert ((left @ right.T - margin_of_sum[:, None]).bfloat16() <= S).all()
-    assert ((left @ right.T + margin_of_sum[:, None]).bfloat16() >= S).all()
-    assert (margin_of_sum < 0.7 * margin)[2:].all()
-
-
-def test_bounds_of_distances_in_bfloat16_of_rows_far_away(monkeypatch):
-    """There the rounding of the squares in float32 is larger than that of the products."""
-    monkeypatch.setattr(_bfloat16, "_has_fast_bfloat16", lambda device: True)
-    rng = np.random.default_rng(0)
-    left, right = (torch.tensor(scale * rng.normal(size=(50, 16)), dtype=torch.float64) for scale in (1e6, 1.0))
-    offsets = [rows.square().sum(1) / 2 for rows in (left, right)]
-    rounded, others = _bfloat16.round_rows(left), _bfloat16.round_rows(right)
-    S = rounded.multiply(others, torch.empty(50, 50), torch.empty(2500, dtype=torch.bfloat16))
-    S.sub_(offsets[0][:, None]).sub_(offsets[1])
-    off = S - (left @ right.T - offsets[0][:, None] - offsets[1])
-    assert (off.abs().amax(1) < rounded.margin(others)).all()
-    assert (off.abs().amax(1) > 0.02 * left.norm(dim=1)).any()
-
-
-@pytest.mark.parametrize("longest", [0, 1e-25, 1e17, 1e25])
-def test_products_in_bfloat16_at_the_limits(longest, monkeypatch):
-    """None where they may overflow; those that count as 0 are within the margin."""
-    monkeypatch.setattr(_bfloat16, "_has_fast_bfloat16", lambda device: True)
-    rows = longest * torch.eye(3, dtype=torch.float64)
-    rounded = _bfloat16.round_rows(rows)
-    assert (rounded is None) == (longest == 1e25)
-    if rounded:
-        S = rounded.multiply(rounded, torch.empty(3, 3), torch.empty(9, dtype=torch.bfloat16))
-        assert ((S - rows @ rows.T).abs().amax(1) < rounded.margin(rounded)).all()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_any_processor_draws_the_same_centers(monkeypatch, dtype):
-    """Products of whole numbers have no rounding: in float32 they are those in bfloat16, rounded once."""
-    monkeypatch.setattr(_rows, "CPU_TILE", 64)
-    points = torch.tensor(make_data(0, 300, 100, d=64)[0] + 5, dtype=dtype)
-    parts = []
-    for is_fast in (False, True):
-        monkeypatch.setattr(_bfloat16, "_has_fast_bfloat16", lambda device, is_fast=is_fast: is_fast)
-        parts.append(_k_means._rounded_distances(points))
-    assert torch.equal(*parts)
-    exact = torch.cdist(points, points).square()
-    share = parts[0].double() / exact
-    off_diagonal = share[~torch.eye(300, dtype=torch.bool)]
-    assert off_diagonal.max() < 1.05 * off_diagonal.min()
-
-
-@pytest.mark.parametrize("spread", [1.0, 30.0, 300.0])
-@pytest.mark.parametrize("n_classes", [40, 80])
-def test_rounded_distances_draw_centers_as_well_as_exact_ones(monkeypatch, spread, n_classes):
-    """Of tight classes the rounding hides the rows in one class from each other: they are drawn by exact distances."""
-    monkeypatch.setattr(_k_means, "_MANY", 5)
-    n_exact, distances = [], _k_means._half_squared_distances
-    monkeypatch.setattr(_k_means, "_half_squared_distances", lambda rows: n_exact.append(1) or distances(rows))
-    points = torch.from_numpy(make_data(0, 400, 40, d=32, spread=spread)[0])
-
-    def inertia(seed):
-        chosen, labels = _k_means._k_means_plus_plus(points, n_classes, np.random.RandomState(seed))
-        assert len(chosen) == n_classes
-        squares = torch.cdist(points, points[chosen]).square()
-        nearest = squares.amin(1).mean().item()
-        # Labels by rounded distances: of tight classes they are not always those of the nearest center.
-        tolerance = 5e-3 if spread == 30 else 1e-3
-        assert squares.gather(1, labels[:, None]).mean().item() == pytest.approx(nearest, rel=tolerance)
-        assert torch.equal(labels[chosen], torch.arange(n_classes))
-        return nearest
-
-    rounded = np.mean([inertia(seed) for seed in range(20)])
-    assert len(n_exact) == 20 * (spread == 300)
-    monkeypatch.setattr(_k_means, "_MANY", 1000)
-    assert rounded == pytest.approx(np.mean([inertia(seed) for seed in range(20)]), rel=0.02)
+@pytest.mark.parametrize("max_sample", [10, 2**14])
+def test_more_clusters_than_distinct_rows(max_sample, monkeypatch):
+    monkeypatch.setattr(_k_means, "_MAX_SAMPLE", max_sample)
+    rows = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
+    labels = _k_means.k_means(rows.repeat(4, 1), 20, np.random.RandomState(0)).view(4, 12)
+    assert torch.equal(labels, labels[:1].expand(4, 12))
 
 
 def test_k_means_ends_when_few_rows_change(monkeypatch):

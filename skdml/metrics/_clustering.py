@@ -20,8 +20,8 @@ def nmi_score(embeddings, y, *, metric="cosine", random_state=0, device=None):
     .. math:: \mathrm{NMI} = \frac{2\, I(\Omega; C)}{H(\Omega) + H(C)}
 
     This is the arithmetic mean in the denominator, as of scikit-learn; the geometric mean of other packages gives
-    nearly the same value. It is not corrected for chance: with few samples a class, a random clustering has a high NMI.
-    :func:`ami_score` is.
+    nearly the same value. It is not corrected for chance: with few samples per class, a random clustering has a high
+    NMI. :func:`ami_score` is.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def nmi_score(embeddings, y, *, metric="cosine", random_state=0, device=None):
 
     Notes
     -----
-    k-means draws its first centers by greedy k-means++ from at most four rows a cluster (16,384 in all, or as many as
+    k-means draws its first centers by greedy k-means++ from at most four rows per cluster (16,384 in all, or as many as
     there are clusters) and goes on, from one start, until one row in a thousand or fewer change their cluster, for at
     most 100 of Lloyd's iterations. Another seed gives another value, by several hundredths where many classes overlap:
     compare embeddings with the same seed, or over several.
@@ -122,7 +122,7 @@ def ami_score(embeddings, y, *, metric="cosine", random_state=0, device=None):
 
     Notes
     -----
-    k-means draws its first centers by greedy k-means++ from at most four rows a cluster (16,384 in all, or as many as
+    k-means draws its first centers by greedy k-means++ from at most four rows per cluster (16,384 in all, or as many as
     there are clusters) and goes on, from one start, until one row in a thousand or fewer change their cluster, for at
     most 100 of Lloyd's iterations. Another seed gives another value, by several hundredths where many classes overlap:
     compare embeddings with the same seed, or over several.
@@ -191,7 +191,7 @@ def pairwise_f1_score(embeddings, y, *, metric="cosine", random_state=0, device=
 
     Notes
     -----
-    k-means draws its first centers by greedy k-means++ from at most four rows a cluster (16,384 in all, or as many as
+    k-means draws its first centers by greedy k-means++ from at most four rows per cluster (16,384 in all, or as many as
     there are clusters) and goes on, from one start, until one row in a thousand or fewer change their cluster, for at
     most 100 of Lloyd's iterations. Another seed gives another value, by several hundredths where many classes overlap:
     compare embeddings with the same seed, or over several.
@@ -226,7 +226,7 @@ class Clustering:
         return float(normalized_mutual_info_score(self.y, self.labels))
 
     def ami(self):
-        """Return what scikit-learn does, whose expectation takes as long as a search for neighbours."""
+        """Return what scikit-learn does, whose expectation takes as long as a search for neighbors."""
         table = contingency_matrix(self.y, self.labels, sparse=True)
         if 1 in table.shape:
             return float(table.shape == (1, 1))

@@ -1,29 +1,18 @@
 """Recall@K: how many rows of other classes are as near to each query as its best match.
 
-Axis letters: Q queries, G gallery rows, K values of k.
+Axis letters: Q queries, G gallery rows.
 """
 
 import math
 
-import numpy as np
 import torch
 
-from ._rows import similarities, tile_size, tiles
-from ._thresholds import thresholds
-
-
-def recalls_of(n_nearer, n_matches, ks):
-    """Recall at each of `ks`, of queries with a match."""
-    n_nearer = n_nearer[n_matches > 0]
-    if len(n_nearer) == 0:
-        return np.full(len(ks), np.nan)
-    hits = n_nearer[:, None] < torch.tensor(ks, device=n_nearer.device)  # (Q, K)
-    return hits.sum(0).cpu().numpy() / len(n_nearer)
+from ._rows import below_ties, similarities, tile_size, tiles
 
 
 @torch.no_grad()
 def nearer_than_best_match(queries, gallery):
-    """How many rows of other classes are as near as the best match of each query, or nearer, (Q,).
+    """Return how many rows of other classes are as near as the best match of each query, or nearer (Q,).
 
     Both are sorted by class, so that rows of one class meet in few tiles, near the diagonal. A first pass over these
     finds the best matches, with small tiles to hold few other rows; a second one over all tiles counts. Without a
@@ -32,7 +21,7 @@ def nearer_than_best_match(queries, gallery):
     symmetric = queries is gallery
     new = queries.points.new_empty
     best = new(len(queries)).fill_(-torch.inf)
-    ranks = torch.zeros_like(queries.classes)
+    n_nearer = torch.zeros_like(queries.classes)
     size = tile_size(queries.points)
     # The flags have the type of the similarities, as torch compares and sums floats several times faster than booleans.
     buffer, flags = (new(min(size, len(queries)) * min(size, len(gallery))) for _ in range(2))
@@ -47,14 +36,14 @@ def nearer_than_best_match(queries, gallery):
                 best[g] = torch.maximum(best[g], S.amax(0))
             best[q] = torch.maximum(best[q], S.amax(1))
 
-    best = thresholds(best, queries.rounding, queries.offsets)
+    best = below_ties(best[:, None], queries)[:, 0]
     for q, g, may_match, may_differ in tiles(queries, gallery, size):
         if may_differ:
             S = similarities(queries[q], gallery[g], buffer)
             if may_match:
                 S.masked_fill_(queries.classes[q, None] == gallery.classes[g], -torch.inf)
-            nearer = flags[: S.numel()].view_as(S)
-            ranks[q] += torch.ge(S, best[q, None], out=nearer).sum(1).long()
+            is_nearer = flags[: S.numel()].view_as(S)
+            n_nearer[q] += torch.gt(S, best[q, None], out=is_nearer).sum(1).long()
             if symmetric and q != g:
-                ranks[g] += torch.ge(S, best[g], out=nearer).sum(0).long()
-    return ranks
+                n_nearer[g] += torch.gt(S, best[g], out=is_nearer).sum(0).long()
+    return n_nearer

@@ -3,10 +3,10 @@
 import re
 
 from ._clustering import Clustering
-from ._matches import find_matches
-from ._recall import nearer_than_best_match, recalls_of
+from ._ranks import rank_matches
+from ._recall import nearer_than_best_match
 from ._retrieval import check_k
-from ._rows import count_matches, prepare
+from ._rows import count_matches, mean_over_queries, prepare
 
 RETRIEVAL = ("precision_at_1", "r_precision", "map_at_r")
 CLUSTERING = ("nmi", "ami", "pairwise_f1")
@@ -32,9 +32,9 @@ def retrieval_report(
     y : array-like or torch.Tensor of shape (n_queries,)
         Class of each query: integers, strings or anything else that sorts.
     k : int or sequence of int, default=(1, 2, 4, 8)
-        Numbers of neighbours of Recall@K, >= 1.
+        Numbers of neighbors of Recall@K, >= 1.
     gallery : array-like or torch.Tensor of shape (n_gallery, n_components), default=None
-        Rows in which the neighbours are looked up. None: the queries themselves, each without its own row.
+        Rows in which the neighbors are looked up. None: the queries themselves, each without its own row.
     gallery_y : array-like or torch.Tensor of shape (n_gallery,), default=None
         Class of each row of `gallery`.
     metric : {"cosine", "euclidean"}, default="cosine"
@@ -63,13 +63,13 @@ def retrieval_report(
     See Also
     --------
     RetrievalScorer : Chosen measures as a scorer for grid searches.
-    recall_at_k : Also says when neighbours tie.
+    recall_at_k : Also says when neighbors tie.
 
     Notes
     -----
     The values are those of the functions, where each measure is defined: :func:`recall_at_k`, :func:`precision_at_1`,
     :func:`r_precision`, :func:`map_at_r`, :func:`nmi_score`, :func:`ami_score` and :func:`pairwise_f1_score`. Recall is
-    found as MAP@R is, so that in float32 neighbours within some 1e-7 of a match may count otherwise than in
+    found as MAP@R is, so that neighbors within the rounding of a product from a match may count otherwise than in
     :func:`recall_at_k`, and with a Euclidean gallery k-means may round otherwise.
 
     Examples
@@ -107,17 +107,17 @@ def k_of(name):
 
 def measure(names, queries, gallery, n_matches, random_state):
     """Return the measures of these names, computing what they need once."""
-    scores = {}
     ks = {name: 1 if name == "precision_at_1" else k_of(name) for name in names}
     ks = {name: k for name, k in ks.items() if k}
+    values = {}  # of each query
     if "r_precision" in names or "map_at_r" in names:
-        matches = find_matches(queries, gallery, n_matches, max(ks.values(), default=1))
-        scores |= {"r_precision": matches.r_precision(), "map_at_r": matches.map_at_r()}
-        n_nearer = matches.n_nearer
+        ranks = rank_matches(queries, gallery, n_matches, max(ks.values(), default=1))
+        n_nearer = ranks.n_nearer
+        values |= {"r_precision": ranks.r_precision, "map_at_r": ranks.map_at_r}
     elif ks:
         n_nearer = nearer_than_best_match(queries, gallery)
-    if ks:
-        scores |= zip(ks, recalls_of(n_nearer, n_matches, list(ks.values())).tolist(), strict=True)
+    values |= {name: n_nearer < k for name, k in ks.items()}
+    scores = {name: mean_over_queries(value, n_matches) for name, value in values.items()}
     if not set(names).isdisjoint(CLUSTERING):
         clustering = Clustering(queries, random_state)
         scores |= {name: getattr(clustering, name)() for name in CLUSTERING if name in names}

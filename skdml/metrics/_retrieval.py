@@ -4,13 +4,13 @@ from numbers import Integral
 
 import numpy as np
 
-from ._matches import find_matches
-from ._recall import nearer_than_best_match, recalls_of
-from ._rows import count_matches, prepare
+from ._ranks import rank_matches
+from ._recall import nearer_than_best_match
+from ._rows import count_matches, mean_over_queries, prepare
 
 
 def recall_at_k(embeddings, y, k=1, *, gallery=None, gallery_y=None, metric="cosine", device=None):
-    """Share of queries with at least one of their k nearest neighbours in their own class.
+    """Share of queries with at least one of their k nearest neighbors in their own class.
 
     This is Recall@K of the metric-learning papers [1]_. Retrieval toolkits call it CMC@K or hit rate. It is not the
     recall of information retrieval (``retrieval_recall`` in torchmetrics), which is the share of all relevant
@@ -23,9 +23,9 @@ def recall_at_k(embeddings, y, k=1, *, gallery=None, gallery_y=None, metric="cos
     y : array-like or torch.Tensor of shape (n_queries,)
         Class of each query: integers, strings or anything else that sorts.
     k : int or sequence of int, default=1
-        Number of neighbours, >= 1. All values of a sequence share one pass over the data.
+        Number of neighbors, >= 1. All values of a sequence share one pass over the data.
     gallery : array-like or torch.Tensor of shape (n_gallery, n_components), default=None
-        Rows in which the neighbours are looked up. None: the queries themselves, each without its own row.
+        Rows in which the neighbors are looked up. None: the queries themselves, each without its own row.
     gallery_y : array-like or torch.Tensor of shape (n_gallery,), default=None
         Class of each row of `gallery`.
     metric : {"cosine", "euclidean"}, default="cosine"
@@ -55,15 +55,13 @@ def recall_at_k(embeddings, y, k=1, *, gallery=None, gallery_y=None, metric="cos
 
     Notes
     -----
-    Exact: neighbours are counted, not approximated. A query succeeds at k if fewer than k rows of other classes are as
+    Exact: neighbors are counted, not approximated. A query succeeds at k if fewer than k rows of other classes are as
     near as its nearest row of its own class, or nearer. So a tie between classes counts against the query, and
     embeddings that have collapsed to one point have recall 0; the order of the rows, by which a sort breaks ties, does
     not matter. Only tiles of similarities are held: memory grows with the number of rows, not with its square.
 
     Similarities are matrix products in the precision of the input, at least float32. Those that differ by less than
-    the rounding of the product, about 5e-7 of a cosine in float32 and 1e-14 in float64, count as equal. (MAP@R and
-    R-precision compute products of float32 in float64 on some processors, unless classes have more than a thousand
-    samples; there it is 2e-7.)
+    the rounding of the product, about 5e-7 of a cosine in float32 and 1e-14 in float64, count as equal.
 
     References
     ----------
@@ -84,17 +82,18 @@ def recall_at_k(embeddings, y, k=1, *, gallery=None, gallery_y=None, metric="cos
     ks = check_k(k)
     queries, gallery = prepare(embeddings, y, gallery, gallery_y, metric=metric, device=device)
     n_matches = count_matches(queries, gallery)
-    recalls = recalls_of(nearer_than_best_match(queries, gallery), n_matches, ks)
-    return recalls if np.ndim(k) else float(recalls[0])
+    n_nearer = nearer_than_best_match(queries, gallery)
+    recalls = [mean_over_queries(n_nearer < k, n_matches) for k in ks]
+    return np.array(recalls) if np.ndim(k) else recalls[0]
 
 
 def precision_at_1(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine", device=None):
-    r"""Share of queries whose nearest neighbour is of their own class.
+    r"""Share of queries whose nearest neighbor is of their own class.
 
     .. math:: \mathrm{P@1} = \frac1Q \sum_{q=1}^{Q} [\, y_{\text{nearest}(q)} = y_q \,]
 
-    Of one neighbour, precision and the Recall@1 of the metric-learning papers are the same number: the accuracy of
-    leave-one-out classification by the nearest neighbour. Papers report it under both names.
+    Of one neighbor, precision and the Recall@1 of the metric-learning papers are the same number: the accuracy of
+    leave-one-out classification by the nearest neighbor. Papers report it under both names.
 
     Parameters
     ----------
@@ -103,7 +102,7 @@ def precision_at_1(embeddings, y, *, gallery=None, gallery_y=None, metric="cosin
     y : array-like or torch.Tensor of shape (n_queries,)
         Class of each query: integers, strings or anything else that sorts.
     gallery : array-like or torch.Tensor of shape (n_gallery, n_components), default=None
-        Rows in which the neighbours are looked up. None: the queries themselves, each without its own row.
+        Rows in which the neighbors are looked up. None: the queries themselves, each without its own row.
     gallery_y : array-like or torch.Tensor of shape (n_gallery,), default=None
         Class of each row of `gallery`.
     metric : {"cosine", "euclidean"}, default="cosine"
@@ -127,7 +126,7 @@ def precision_at_1(embeddings, y, *, gallery=None, gallery_y=None, metric="cosin
 
     See Also
     --------
-    recall_at_k : The same for k=1, and for more neighbours.
+    recall_at_k : The same for k=1, and for more neighbors.
     PrecisionAt1 : The same as a scorer for grid searches.
 
     Notes
@@ -144,17 +143,17 @@ def precision_at_1(embeddings, y, *, gallery=None, gallery_y=None, metric="cosin
     """
     queries, gallery = prepare(embeddings, y, gallery, gallery_y, metric=metric, device=device)
     n_matches = count_matches(queries, gallery)
-    return float(recalls_of(nearer_than_best_match(queries, gallery), n_matches, [1])[0])
+    return mean_over_queries(nearer_than_best_match(queries, gallery) == 0, n_matches)
 
 
 def r_precision(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine", device=None):
-    r"""Share of the query's class among its first R neighbours, R being the size of the class.
+    r"""Share of the query's class among its first R neighbors, R being the size of the class.
 
     For a query with R members of its class in the gallery (without its own row),
 
     .. math:: \mathrm{RP} = \frac{r}{R}, \qquad r = \text{members of the class among the } R \text{ nearest}
 
-    and the result is the mean over the queries [1]_. Precision at a fixed number of neighbours has a ceiling below 1
+    and the result is the mean over the queries [1]_. Precision at a fixed number of neighbors has a ceiling below 1
     where a class is smaller than that number; at R, precision and the share of the class that is found are one.
 
     Parameters
@@ -164,7 +163,7 @@ def r_precision(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine",
     y : array-like or torch.Tensor of shape (n_queries,)
         Class of each query: integers, strings or anything else that sorts.
     gallery : array-like or torch.Tensor of shape (n_gallery, n_components), default=None
-        Rows in which the neighbours are looked up. None: the queries themselves, each without its own row.
+        Rows in which the neighbors are looked up. None: the queries themselves, each without its own row.
     gallery_y : array-like or torch.Tensor of shape (n_gallery,), default=None
         Class of each row of `gallery`.
     metric : {"cosine", "euclidean"}, default="cosine"
@@ -202,7 +201,7 @@ def r_precision(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine",
 
     Examples
     --------
-    Of the two neighbours of each point of class 0, one is of its class. The only match of the point of class 1 would be
+    Of the two neighbors of each point of class 0, one is of its class. The only match of the point of class 1 would be
     itself, which is why that query is left out.
 
     >>> import warnings
@@ -213,16 +212,17 @@ def r_precision(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine",
     0.5
     """
     queries, gallery = prepare(embeddings, y, gallery, gallery_y, metric=metric, device=device)
-    return find_matches(queries, gallery, count_matches(queries, gallery)).r_precision()
+    n_matches = count_matches(queries, gallery)
+    return mean_over_queries(rank_matches(queries, gallery, n_matches).r_precision, n_matches)
 
 
 def map_at_r(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine", device=None):
-    r"""Mean average precision over the first R neighbours, R being the size of the query's class.
+    r"""Mean average precision over the first R neighbors, R being the size of the query's class.
 
     For a query with R members of its class in the gallery (without its own row),
 
     .. math:: \mathrm{MAP@R} = \frac{1}{R} \sum_{i=1}^{R} P(i),
-       \qquad P(i) = \text{precision at } i \text{ if the } i\text{-th neighbour is correct, else } 0
+       \qquad P(i) = \text{precision at } i \text{ if the } i\text{-th neighbor is correct, else } 0
 
     and the result is the mean over the queries [1]_. It is 1 only if every class is free of intruders. Average
     precision in the sense of information retrieval (``average_precision_score`` in scikit-learn) goes on to the end of
@@ -235,7 +235,7 @@ def map_at_r(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine", de
     y : array-like or torch.Tensor of shape (n_queries,)
         Class of each query: integers, strings or anything else that sorts.
     gallery : array-like or torch.Tensor of shape (n_gallery, n_components), default=None
-        Rows in which the neighbours are looked up. None: the queries themselves, each without its own row.
+        Rows in which the neighbors are looked up. None: the queries themselves, each without its own row.
     gallery_y : array-like or torch.Tensor of shape (n_gallery,), default=None
         Class of each row of `gallery`.
     metric : {"cosine", "euclidean"}, default="cosine"
@@ -260,14 +260,14 @@ def map_at_r(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine", de
     See Also
     --------
     r_precision : Without regard to the order of the first R.
-    recall_at_k : Asks for one neighbour of the class only.
+    recall_at_k : Asks for one neighbor of the class only.
     MAPAtR : The same as a scorer for grid searches.
 
     Notes
     -----
     Of rows at the same distance, those of the query's own class come last; :func:`recall_at_k` says what is the
-    same. Memory grows with the pairs of a query and a match up to 2 GiB (3 GiB in float64); where there are more, the
-    gallery is compared with some queries at a time, within the same limit.
+    same. Some queries at a time are compared with the whole gallery: memory grows with the number of rows, not with its
+    square.
 
     References
     ----------
@@ -275,20 +275,21 @@ def map_at_r(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine", de
 
     Examples
     --------
-    With two points in each class R is 1, and MAP@R the share of points whose nearest neighbour is of their class.
+    With two points in each class R is 1, and MAP@R the share of points whose nearest neighbor is of their class.
 
     >>> from skdml.metrics import map_at_r
     >>> map_at_r([[0.0], [2.0], [2.5], [7.0]], [0, 1, 1, 0], metric="euclidean")
     0.5
 
-    Three correct neighbours, the last of them behind one point of another class: (1/1 + 2/2 + 0) / 3.
+    Three correct neighbors, the last of them behind one point of another class: (1/1 + 2/2 + 0) / 3.
 
     >>> query, gallery = [[0.0]], [[1.0], [2.0], [3.0], [4.0]]
     >>> round(map_at_r(query, [0], gallery=gallery, gallery_y=[0, 0, 1, 0], metric="euclidean"), 4)
     0.6667
     """
     queries, gallery = prepare(embeddings, y, gallery, gallery_y, metric=metric, device=device)
-    return find_matches(queries, gallery, count_matches(queries, gallery)).map_at_r()
+    n_matches = count_matches(queries, gallery)
+    return mean_over_queries(rank_matches(queries, gallery, n_matches).map_at_r, n_matches)
 
 
 def check_k(k):

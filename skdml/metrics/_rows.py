@@ -6,7 +6,6 @@ Axis letters: Q queries, G gallery rows, D components.
 import math
 import warnings
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ import torch
 CPU_TILE = 1024  # rows and columns of a tile of similarities: small enough for the cache,
 GPU_TILE = 4096  # and large enough to fill a GPU
 _ALIGNMENT = 32  # tiles are cut at multiples of it, where they are not smaller
+_MAX_HELD = 2**24  # similarities of rows to all columns that are held at once: 64 MiB in float32
 _MARGIN = {torch.float32: 4, torch.float64: 64}  # rounding of a similarity, in units of eps, with room to spare
 
 
@@ -33,28 +33,10 @@ class Rows:
         offsets = None if self.offsets is None else self.offsets[index]
         return Rows(self.points[index], offsets, self.classes[index], self.rounding)
 
-    def double(self):
-        """Return the rows in float64, where similarities are off only by the rounding of the rows themselves.
-
-        That is within two units of it, also where rows were scaled to unit length.
-        """
-        points = self.points.double()
-        offsets = None if self.offsets is None else points.square().sum(1).div_(2)
-        return Rows(points, offsets, self.classes, max(2 * torch.finfo(self.points.dtype).eps, rounding(torch.float64)))
-
 
 def similarities(rows, columns, buffer):
-    """Similarities of two sets of rows, in `buffer`: the larger, the nearer."""
-    return compare(rows, columns, matrix_in(buffer, len(rows), len(columns)))
-
-
-def matrix_in(buffer, n_rows, n_columns):
-    """Return a matrix in the first part of the memory of `buffer`."""
-    return buffer[: n_rows * n_columns].view(n_rows, n_columns)
-
-
-def compare(rows, columns, S):
-    """Write the similarities of two sets of rows into S."""
+    """Return the similarities of two sets of rows, in the memory of `buffer`: the larger, the nearer."""
+    S = buffer[: len(rows) * len(columns)].view(len(rows), len(columns))
     # With out=, a surrounding autocast does not lower the precision.
     if rows.offsets is None:
         return torch.mm(rows.points, columns.points.T, out=S)
@@ -63,22 +45,17 @@ def compare(rows, columns, S):
     return torch.addmm(S, rows.points, columns.points.T, beta=-1, out=S)
 
 
-def similarities_of(rows, columns, row, column):
-    """Return the similarities of some pairs, given by the indices `row`, rising, and `column`."""
-    starts = torch.searchsorted(row, torch.arange(len(rows) + 1, device=row.device))
-    _mute_warning_of_sparse_tensors()
-    zeros, shape = rows.points.new_zeros(len(row)), (len(rows), len(columns))
-    pairs = torch.sparse_csr_tensor(starts, column, zeros, shape, check_invariants=False)
-    S = torch.sparse.sampled_addmm(pairs, rows.points, columns.points.T, beta=0).values()
-    return S if rows.offsets is None else S.sub_(rows.offsets[row] + columns.offsets[column])
+def below_ties(S, rows):
+    """Return the similarities of the rows (Q, G), each lowered until all that tie with it are larger.
 
-
-@cache
-def _mute_warning_of_sparse_tensors():
-    """Make one where nobody sees the warning, once in a process, that they may change."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        torch.sparse_csr_tensor([0, 0], [], [], (1, 1), check_invariants=False)
+    Equal rows get similarities that differ by the rounding of a product, which depends on their place in it. Without
+    this margin, embeddings that have collapsed to a point would have any recall.
+    """
+    if rows.offsets is None:
+        lowered = S - rows.rounding
+    else:
+        lowered = S * (1 + rows.rounding) - 2 * rows.rounding * rows.offsets[:, None]
+    return lowered.nextafter(lowered.new_tensor(-torch.inf))
 
 
 def rounding(dtype):
@@ -108,6 +85,11 @@ def tile_size(points):
     return CPU_TILE if points.device.type == "cpu" else GPU_TILE
 
 
+def block_size(n_columns):
+    """Return how many rows are compared with all the columns at once."""
+    return max(1, _MAX_HELD // n_columns)
+
+
 def prepare(embeddings, y, gallery=None, gallery_y=None, *, metric="cosine", device=None):
     """Check the input; return the queries and the gallery, the same object if there is none, for `similarities`."""
     if metric not in ("cosine", "euclidean"):
@@ -132,9 +114,7 @@ def prepare(embeddings, y, gallery=None, gallery_y=None, *, metric="cosine", dev
     classes = _encode(labels).to(points[0].device).split([len(p) for p in points])
     sorted_rows = []
     for p, c in zip(points, classes, strict=True):
-        # In random order within a class, so that every n-th row is a fair sample of all: see `_ranking`.
-        shuffled = torch.from_numpy(np.random.default_rng(0).permutation(len(c))).to(c.device)
-        order = shuffled[c[shuffled].argsort(stable=True)]
+        order = c.argsort(stable=True)
         sorted_rows.append(Rows(p[order], None, c[order], rounding(p.dtype)))
     _to_metric(sorted_rows, metric)
     return sorted_rows[0], sorted_rows[-1]
@@ -152,6 +132,12 @@ def count_matches(queries, gallery, stacklevel=3):
             stacklevel=stacklevel,
         )
     return n_matches
+
+
+def mean_over_queries(values, n_matches):
+    """Return the mean of the values (Q,) of the queries that have a match; nan if none has."""
+    values = values[n_matches > 0].double()
+    return float(values.sum() / len(values))
 
 
 @torch.no_grad()
@@ -246,10 +232,3 @@ def _encode(labels):
         return torch.from_numpy(np.unique(labels, return_inverse=True)[1])
     except TypeError as error:
         raise TypeError(f"The labels must be of one sortable type, got a mixture: {error}. Convert them.") from error
-
-
-def reaching(values, bars):
-    """Return the places, as in values.flatten(), of the values that reach their bars."""
-    if values.device.type != "cpu":
-        return (values >= bars).flatten().nonzero()[:, 0]
-    return torch.from_numpy(np.flatnonzero(values.numpy() >= bars.numpy()))  # several times faster than torch
