@@ -1,6 +1,6 @@
 # One environment, .venv, for everything; it is built again when what it holds changes.
 #   make demo   the main job on the bundled images: a table and a picture        make test   the whole suite
-#   make docs   the manual, in docs/_build/html                                  make lint   ruff and codespell
+#   make docs   the manual, in docs/_build/html                                  make lint   ruff, codespell and mypy
 #   make bench  the comparisons with other packages                              make clean  remove what is generated
 #   make build  the sdist and the wheel in dist/, both tried out in an empty environment
 #   make oldest the suite with the lowest versions that pyproject.toml admits (downloads gigabytes: torch with CUDA)
@@ -36,6 +36,7 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
+	$(BIN)/mypy
 
 build: .venv/installed-dev
 	PYTHON=$(BIN)/python .ci/check_build

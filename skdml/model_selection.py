@@ -4,6 +4,8 @@ Metric learning is judged on classes that were not seen in training. scikit-lear
 both sides or need the classes a second time, as ``groups``; these make the split from y itself.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from sklearn.model_selection import KFold, ShuffleSplit, train_test_split
 from sklearn.utils import indexable
@@ -59,7 +61,7 @@ class ClassKFold(KFold):
     def __init__(self, n_splits=4, *, shuffle=False, random_state=None):
         super().__init__(n_splits, shuffle=shuffle, random_state=random_state)
 
-    def split(self, X, y=None, groups=None):
+    def split(self, X, y=None, groups=None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the indices of the training and the test samples of each fold.
 
         Parameters
@@ -126,7 +128,7 @@ class ClassShuffleSplit(ShuffleSplit):
     def __init__(self, n_splits=10, *, test_size=None, train_size=None, random_state=None):
         super().__init__(n_splits, test_size=test_size, train_size=train_size, random_state=random_state)
 
-    def split(self, X, y=None, groups=None):
+    def split(self, X, y=None, groups=None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the indices of the training and the test samples of each split.
 
         Parameters

@@ -4,6 +4,7 @@ Axes: N samples, D components, P pairs, T thresholds.
 """
 
 from numbers import Real
+from typing import Self
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ _HALF = 2**19  # bins of similarities in [0, 1]: 2e-6 wide, a few times the roun
 _N_BINS = 2 * _HALF + 1  # from -1 to 1; 0, 1/2 and 1, which equal rows and codes have, are in the middle of theirs
 
 
-def calibrate_threshold(embedder, X, y, *, strategy="eer", far=1e-3):
+def calibrate_threshold(embedder, X, y, *, strategy="eer", far=1e-3) -> float:
     r"""Find the similarity from which on two samples count as of one class.
 
     The threshold is chosen on all :math:`N (N - 1) / 2` pairs of the samples. With the share of the pairs of two
@@ -149,7 +150,7 @@ class PairVerifier(BaseEstimator):
         self.strategy = strategy
         self.far = far
 
-    def fit(self, X, y):
+    def fit(self, X, y) -> Self:
         """Calibrate the threshold, after fitting a clone of the embedder if it is not fitted.
 
         Parameters
@@ -187,7 +188,7 @@ class PairVerifier(BaseEstimator):
                 setattr(self, name, getattr(self.embedder_, name))
         return self
 
-    def decision_function(self, X):
+    def decision_function(self, X) -> np.ndarray:
         """Return by how much the similarity of each pair exceeds the threshold.
 
         Parameters
@@ -226,7 +227,7 @@ class PairVerifier(BaseEstimator):
             )
         return (Z[0] * Z[1]).sum(1).cpu().numpy() - self.threshold_
 
-    def predict(self, X):
+    def predict(self, X) -> np.ndarray:
         """Return whether the two samples of each pair are of one class.
 
         Parameters
@@ -246,7 +247,7 @@ class PairVerifier(BaseEstimator):
         """
         return self.decision_function(X) >= 0
 
-    def roc_auc(self, X, y):
+    def roc_auc(self, X, y) -> float:
         """Return the area under the ROC curve over all pairs of the samples, whatever the threshold.
 
         It is the chance that a pair of one class is more similar than a pair of two.

@@ -1,6 +1,7 @@
 """Which room of skdml may import which; docs/architecture.rst says why."""
 
 import ast
+import traceback
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,18 @@ def test_a_method_imports_no_other_method():
 
 def test_few_modules_outside_of_folders():
     assert len(list(ROOT.glob("*.py"))) <= 9
+
+
+def test_few_steps_from_fit_to_the_loss(blobs, monkeypatch):
+    forward = skdml.losses.RAWLoss.forward
+    frames = []
+
+    def spy(*args, **kwargs):
+        frames[:] = [Path(frame.filename) for frame in traceback.extract_stack()]
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(skdml.losses.RAWLoss, "forward", spy)
+    skdml.RAWEmbedder(max_epochs=1, batch_size=20).fit(*blobs)
+    ours = [path for path in frames if path.is_relative_to(ROOT)]
+    assert len(ours) + 1 <= 5  # the loss's own frame is that of the spy
+    assert len({*ours, ROOT / "_loss" / "pairs.py"}) <= 4

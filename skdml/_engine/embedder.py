@@ -6,12 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Self
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
+from torch import nn
 
 from .._constraints import POSITIVE, Interval
 from .._data.arrays import Rows, check_data, is_dispatched
@@ -90,7 +92,7 @@ class BaseEmbedder(
         return criterion
 
     @with_callbacks
-    def fit(self, X, y, sample_weight=None):
+    def fit(self, X, y, sample_weight=None) -> Self:
         """Train the network.
 
         Parameters
@@ -128,7 +130,7 @@ class BaseEmbedder(
     __metadata_request__fit = {"sample_weight": None}
 
     @with_callbacks
-    def partial_fit(self, X, y, classes=None, sample_weight=None):
+    def partial_fit(self, X, y, classes=None, sample_weight=None) -> Self:
         """Train the network for one epoch, going on from where it stands.
 
         Proxies and centers of new classes are added to those learned so far. The learning rates are constant, the
@@ -312,7 +314,7 @@ class BaseEmbedder(
             vars(self).pop("feature_names_in_", None)
         vars(self).update(attributes)
 
-    def transform(self, X):
+    def transform(self, X) -> np.ndarray:
         """Embed the samples.
 
         Parameters
@@ -341,7 +343,7 @@ class BaseEmbedder(
             return embed(network, data, X.device)
         return embed(network, data, "cpu").numpy()
 
-    def score(self, X, y):
+    def score(self, X, y) -> float:
         """Return Recall@1 of the samples among themselves.
 
         Parameters
@@ -356,9 +358,9 @@ class BaseEmbedder(
         float in [0, 1]
             Share of the samples whose nearest other sample is of their class.
         """
-        return recall_at_k(self.transform(X), y, 1)
+        return float(recall_at_k(self.transform(X), y, 1))
 
-    def save(self, path, *, measures=None):
+    def save(self, path, *, measures=None) -> None:
         """Write the fitted embedder to a folder, which `skdml.load` reads.
 
         It holds parameters and fitted attributes (params.json), the weights (network.safetensors,
@@ -384,7 +386,7 @@ class BaseEmbedder(
         """
         folder.save(self, path, measures)
 
-    def to_torch(self):
+    def to_torch(self) -> nn.Module:
         """Return the network as a torch module without the estimator.
 
         Returns
@@ -396,7 +398,7 @@ class BaseEmbedder(
         check_is_fitted(self)
         return copy.deepcopy(self.network_)
 
-    def to_onnx(self, path):
+    def to_onnx(self, path) -> None:
         """Write the network as an ONNX file with a batch of any size; it needs the extra ``skdml[onnx]``.
 
         The input "X" and the output "embeddings" are those of :meth:`to_torch`. The file computes in float32, with any
@@ -420,7 +422,7 @@ class BaseEmbedder(
     def __setstate__(self, state):
         modules.restore_state(self, state)
 
-    def get_feature_names_out(self, input_features=None):
+    def get_feature_names_out(self, input_features=None) -> np.ndarray:
         """Return the names of the components, the class in small letters and a number.
 
         Parameters

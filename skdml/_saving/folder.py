@@ -7,6 +7,7 @@ import shutil
 import uuid
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import safetensors.torch
 import torch
@@ -18,6 +19,9 @@ from .._network.random import seeded
 from .exports import model_card, versions
 from .json import decode, encode, type_name
 from .modules import MODULES, build, changed, describe, frozen, take_over
+
+if TYPE_CHECKING:
+    from .._engine.embedder import BaseEmbedder
 
 FORMAT = 1
 HASHED = ("params.json", *MODULES.values())
@@ -93,7 +97,7 @@ def _made_with(embedder, params):
     return made_with
 
 
-def load(path, **params):
+def load(path, **params) -> "BaseEmbedder":
     """Load an embedder that was written by its ``save``.
 
     No code from the file is run: the class is looked up in skdml, and the rest is JSON and safetensors.

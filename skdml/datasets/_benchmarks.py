@@ -153,7 +153,7 @@ _GARMENTS = (
 _INTACT = "Take the files from an intact copy of the set."
 
 
-def load_cub200(*, data_home=None, download=False, return_X_y=False):
+def load_cub200(*, data_home=None, download=False, return_X_y=False) -> Bunch | tuple[np.ndarray, np.ndarray]:
     """Load the paths and labels of CUB-200-2011: photographs of 200 bird species.
 
     The first half of the classes trains and the second tests, as in the papers of metric learning; the authors' own
@@ -237,7 +237,7 @@ def load_cub200(*, data_home=None, download=False, return_X_y=False):
     )
 
 
-def load_cub200_2010(*, data_home=None, download=False, return_X_y=False):
+def load_cub200_2010(*, data_home=None, download=False, return_X_y=False) -> Bunch | tuple[np.ndarray, np.ndarray]:
     """Load the paths and labels of CUB-200 in its first release, of 2010: photographs of 200 bird species.
 
     The release has about half the photographs per species of CUB-200-2011, see :func:`load_cub200`; results on the two
@@ -310,7 +310,7 @@ def load_cub200_2010(*, data_home=None, download=False, return_X_y=False):
     )
 
 
-def load_cars196(*, data_home=None, download=False, return_X_y=False):
+def load_cars196(*, data_home=None, download=False, return_X_y=False) -> Bunch | tuple[np.ndarray, np.ndarray]:
     """Load the paths and labels of Cars-196: photographs of 196 models of cars.
 
     The first half of the classes trains and the second tests, as in the papers of metric learning, which put the
@@ -396,7 +396,7 @@ def load_cars196(*, data_home=None, download=False, return_X_y=False):
     )
 
 
-def load_sop(*, data_home=None, download=False, return_X_y=False):
+def load_sop(*, data_home=None, download=False, return_X_y=False) -> Bunch | tuple[np.ndarray, np.ndarray]:
     """Load the paths and labels of Stanford Online Products: pictures of 22,634 things that were sold.
 
     The split is that of the authors, in ``Ebay_train.txt`` and ``Ebay_test.txt``. It is not quite one into halves: take
@@ -474,7 +474,7 @@ def load_sop(*, data_home=None, download=False, return_X_y=False):
     )
 
 
-def load_inshop(*, data_home=None, download=False, return_X_y=False):
+def load_inshop(*, data_home=None, download=False, return_X_y=False) -> Bunch | tuple[np.ndarray, np.ndarray]:
     """Load the paths and labels of In-Shop Clothes Retrieval, a benchmark of DeepFashion: 7,982 pieces of clothing.
 
     The split is that of the authors. In the test, each image of "query" is searched among those of "gallery", which are
@@ -553,7 +553,7 @@ def load_inshop(*, data_home=None, download=False, return_X_y=False):
     )
 
 
-def load_fashion_mnist(*, data_home=None, download=False, return_X_y=False):
+def load_fashion_mnist(*, data_home=None, download=False, return_X_y=False) -> Bunch | tuple[np.ndarray, np.ndarray]:
     """Load Fashion-MNIST: small pictures of 10 kinds of clothing.
 
     Classes 0 to 4 train and 5 to 9 test, so that no class of the test is seen in training. The authors' training and

@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.utils import Bunch
 
 
-def load_kanji(*, return_X_y=False):
+def load_kanji(*, return_X_y=False) -> Bunch | tuple[np.ndarray, np.ndarray]:
     """Load the bundled kanji images, a small retrieval task that needs no download.
 
     300 characters (classes) are drawn in 12 fonts each. Half of the classes are for training and the other half for

@@ -43,7 +43,9 @@ _TEST_ALPHABETS = {
 _TEST_CHARACTERS = {f"Gurmukhi/character{number}" for number in (42, 43, 44, 45)}
 
 
-def load_omniglot(*, data_home=None, download=False, split="vinyals", size=28, rotations=False, return_X_y=False):
+def load_omniglot(
+    *, data_home=None, download=False, split="vinyals", size=28, rotations=False, return_X_y=False
+) -> Bunch | tuple[np.ndarray, np.ndarray]:
     """Load Omniglot: 1,623 handwritten characters of 50 alphabets, each drawn by 20 people.
 
     The defaults, with ``rotations=True``, are the protocol of few-shot learning [1]_, [2]_: images of 28 x 28 pixels,

@@ -1,6 +1,7 @@
 """The centers that SoftTriple learned."""
 
 from numbers import Integral
+from typing import Self
 
 import numpy as np
 from sklearn.preprocessing import normalize
@@ -78,7 +79,7 @@ class CentersDisplay:
         self.name = name
 
     @classmethod
-    def from_estimator(cls, estimator, X, y, *, classes=6, n_samples=2, random_state=None, name=None, ax=None):
+    def from_estimator(cls, estimator, X, y, *, classes=6, n_samples=2, random_state=None, name=None, ax=None) -> Self:
         """Embed the samples, compare them with the centers of their classes and plot those nearest to each.
 
         Parameters
@@ -144,7 +145,9 @@ class CentersDisplay:
         )
 
     @classmethod
-    def from_embeddings(cls, embeddings, y, centers, *, images=None, texts=None, n_samples=2, name=None, ax=None):
+    def from_embeddings(
+        cls, embeddings, y, centers, *, images=None, texts=None, n_samples=2, name=None, ax=None
+    ) -> Self:
         """Compare embeddings with the centers of their classes and plot those nearest to each.
 
         Parameters
@@ -208,7 +211,7 @@ class CentersDisplay:
             tiles.append([make_tiles(rows[near], y, images, texts) for near in shown])
         return cls(classes=list(centers), sizes=sizes, is_own=is_own, tiles=tiles, name=name).plot(ax=ax)
 
-    def plot(self, ax=None):
+    def plot(self, ax=None) -> Self:
         """Plot the centers.
 
         Parameters
@@ -228,7 +231,7 @@ class CentersDisplay:
             side = min(0.85 if has_texts else 0.6, 12 / n_columns)  # inches
             ax = new_axes(self, (max(5, side * n_columns + 1.3), side * height * len(self.classes) + 1))
         for i, (sizes, owns, groups) in enumerate(zip(self.sizes, self.is_own, self.tiles, strict=True)):
-            x = 0
+            x = 0.0
             for size, is_own, group in zip(sizes, owns, groups, strict=True):
                 draw_text(ax, x + (len(group) - 1) / 2, 0.57 - i * height, f"{size}", letter=0.22, width=1)
                 for own, tile in zip(is_own, group, strict=True):

@@ -1,5 +1,7 @@
 """A map of the embeddings."""
 
+from typing import Self
+
 import numpy as np
 from sklearn.manifold import TSNE
 from sklearn.utils import check_random_state
@@ -77,7 +79,7 @@ class EmbeddingDisplay:
         self.name = name
 
     @classmethod
-    def from_estimator(cls, estimator, X, y, *, subsample=1000, random_state=None, name=None, ax=None):
+    def from_estimator(cls, estimator, X, y, *, subsample=1000, random_state=None, name=None, ax=None) -> Self:
         """Embed the samples, place them by the cosines of their embeddings and plot the map.
 
         Parameters
@@ -122,7 +124,7 @@ class EmbeddingDisplay:
     @classmethod
     def from_embeddings(
         cls, embeddings, y, *, images=None, metric="cosine", subsample=1000, random_state=None, name=None, ax=None
-    ):
+    ) -> Self:
         """Place the embeddings and plot the map.
 
         Parameters
@@ -181,7 +183,7 @@ class EmbeddingDisplay:
             thumbnails = dict(zip(chosen, make_tiles(rows[chosen], y, images), strict=True))
         return cls(points=points, y=y[rows], rows=rows, thumbnails=thumbnails, name=name).plot(ax=ax)
 
-    def plot(self, ax=None):
+    def plot(self, ax=None) -> Self:
         """Plot the map.
 
         Parameters
@@ -207,7 +209,8 @@ class EmbeddingDisplay:
             ax.scatter(*self.points[self.y == label].T, s=25, linewidth=0, **style)
         for i, image in (self.thumbnails or {}).items():
             color = COLORS[np.searchsorted(classes, self.y[i]) % len(COLORS)]
-            draw_tile(ax, *self.points[i], image, side=side, color=color, linewidth=1)
+            x, y = self.points[i]
+            draw_tile(ax, x, y, image, side=side, color=color, linewidth=1)
         set_view(ax, low, high)
         if has_legend:
             ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)

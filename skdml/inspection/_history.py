@@ -1,6 +1,7 @@
 """What a fit recorded, over the epochs."""
 
 from numbers import Real
+from typing import Self
 
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
@@ -57,7 +58,7 @@ class HistoryDisplay:
         self.name = name
 
     @classmethod
-    def from_estimator(cls, estimator, *, measure="loss", name=None, ax=None):
+    def from_estimator(cls, estimator, *, measure="loss", name=None, ax=None) -> Self:
         """Plot the history of a fitted embedder.
 
         Parameters
@@ -91,7 +92,7 @@ class HistoryDisplay:
         name = type(embedder).__name__ if name is None else name
         return cls(embedder.history_, measure=measure, name=name).plot(ax=ax)
 
-    def plot(self, ax=None):
+    def plot(self, ax=None) -> Self:
         """Plot the curve.
 
         Parameters

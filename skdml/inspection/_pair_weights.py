@@ -4,6 +4,7 @@ Axes: B samples of a batch, D components.
 """
 
 import copy
+from typing import Self
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from .._loss.terms import check_batch
 from ._drawing import COLORS, new_axes
 
 
-def pair_weights(loss, embeddings, y):
+def pair_weights(loss, embeddings, y) -> torch.Tensor | np.ndarray:
     r"""Return the weight that a loss gives to each pair of a batch.
 
     .. math:: w_{ij} = (1 - 2 I_{ij})\, B\, \frac{\partial \ell}{\partial s_{ij}}
@@ -192,7 +193,7 @@ class PairWeightDisplay:
         self.name = name
 
     @classmethod
-    def from_loss(cls, loss, *, positives=(0.4, 0.6), negatives=(0.4, 0.6), n_points=201, name=None, ax=None):
+    def from_loss(cls, loss, *, positives=(0.4, 0.6), negatives=(0.4, 0.6), n_points=201, name=None, ax=None) -> Self:
         """Compute the weights of a loss and plot them.
 
         Parameters
@@ -234,7 +235,7 @@ class PairWeightDisplay:
                 weights[c, k] = pair_weights(loss, _around_an_anchor(np.append(s, fixed)), y)[0, 1]
         return cls(similarity, *weights, name=type(loss).__name__ if name is None else name).plot(ax=ax)
 
-    def plot(self, ax=None):
+    def plot(self, ax=None) -> Self:
         """Plot the two curves.
 
         Parameters

@@ -1,5 +1,7 @@
 """Recall@K over K."""
 
+from typing import Self
+
 import numpy as np
 
 from ..metrics import recall_at_k
@@ -58,7 +60,7 @@ class RecallCurveDisplay:
     @classmethod
     def from_estimator(
         cls, estimator, X, y, *, k=(1, 2, 4, 8, 16, 32), gallery=None, gallery_y=None, name=None, ax=None
-    ):
+    ) -> Self:
         """Embed the samples, compute Recall@K by cosine and plot it.
 
         Parameters
@@ -114,7 +116,7 @@ class RecallCurveDisplay:
         metric="cosine",
         name=None,
         ax=None,
-    ):
+    ) -> Self:
         """Compute Recall@K and plot it.
 
         Parameters
@@ -150,7 +152,7 @@ class RecallCurveDisplay:
         recall = recall_at_k(embeddings, y, k, gallery=gallery, gallery_y=gallery_y, metric=metric)
         return cls(k=k, recall=recall, name=name).plot(ax=ax)
 
-    def plot(self, ax=None):
+    def plot(self, ax=None) -> Self:
         """Plot the curve.
 
         Parameters

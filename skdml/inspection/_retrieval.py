@@ -1,6 +1,7 @@
 """Queries and what they find."""
 
 from numbers import Integral
+from typing import Self
 
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
@@ -91,7 +92,7 @@ class RetrievalDisplay:
         random_state=None,
         name=None,
         ax=None,
-    ):
+    ) -> Self:
         """Embed the samples, find the neighbors by cosine and plot them.
 
         Parameters
@@ -163,7 +164,7 @@ class RetrievalDisplay:
         random_state=None,
         name=None,
         ax=None,
-    ):
+    ) -> Self:
         """Find the neighbors and plot them.
 
         Parameters
@@ -239,7 +240,7 @@ class RetrievalDisplay:
             name=name,
         ).plot(ax=ax)
 
-    def plot(self, ax=None):
+    def plot(self, ax=None) -> Self:
         """Plot the queries and their neighbors.
 
         Parameters

@@ -12,7 +12,7 @@ from ._k_means import k_means
 from ._rows import prepare
 
 
-def nmi_score(embeddings, y, *, metric="cosine", random_state=0, device=None):
+def nmi_score(embeddings, y, *, metric="cosine", random_state=0, device=None) -> float:
     r"""NMI: normalized mutual information of the classes and the k-means clusters of the embeddings.
 
     With as many clusters :math:`\Omega` as classes :math:`C`, and entropies :math:`H` [1]_,
@@ -80,7 +80,7 @@ def nmi_score(embeddings, y, *, metric="cosine", random_state=0, device=None):
     return Clustering(queries, random_state).nmi()
 
 
-def ami_score(embeddings, y, *, metric="cosine", random_state=0, device=None):
+def ami_score(embeddings, y, *, metric="cosine", random_state=0, device=None) -> float:
     r"""AMI: adjusted mutual information of the classes and the k-means clusters of the embeddings.
 
     With as many clusters :math:`\Omega` as classes :math:`C`, entropies :math:`H`, and the mean :math:`E` over random
@@ -148,7 +148,7 @@ def ami_score(embeddings, y, *, metric="cosine", random_state=0, device=None):
     return Clustering(queries, random_state).ami()
 
 
-def pairwise_f1_score(embeddings, y, *, metric="cosine", random_state=0, device=None):
+def pairwise_f1_score(embeddings, y, *, metric="cosine", random_state=0, device=None) -> float:
     r"""F1 score of the pairs that share a k-means cluster, against those that share a class.
 
     With as many clusters as classes, P the share of the pairs in one cluster that are of one class, and R the share of

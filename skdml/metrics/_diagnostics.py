@@ -11,7 +11,7 @@ import torch
 from ._rows import Rows, check_points, normalize_, prepare, rounding, similarities, tile_size, tiles
 
 
-def intra_inter_ratio(embeddings, y, *, metric="cosine", device=None):
+def intra_inter_ratio(embeddings, y, *, metric="cosine", device=None) -> float:
     r"""Mean distance within the classes over the mean distance between their centers.
 
     With the pairs :math:`P` of rows of one class, and the means :math:`\mu_c` of the C classes [1]_,
@@ -85,7 +85,7 @@ def intra_inter_ratio(embeddings, y, *, metric="cosine", device=None):
     return intra / inter if inter else math.inf if intra else math.nan
 
 
-def spectral_decay(embeddings, *, metric="cosine", device=None):
+def spectral_decay(embeddings, *, metric="cosine", device=None) -> float:
     r"""How far the singular values of the embeddings are from all being equal.
 
     With the D singular values of the embeddings, scaled to sum to one, as a distribution S, and the uniform one U [1]_,
@@ -155,7 +155,7 @@ def spectral_decay(embeddings, *, metric="cosine", device=None):
     return max(0.0, -torch.log(len(values) * values / values.sum()).mean().item())
 
 
-def uniformity(embeddings, *, t=2.0, device=None):
+def uniformity(embeddings, *, t=2.0, device=None) -> float:
     r"""Logarithm of the mean Gaussian potential of the pairs, on the unit sphere.
 
     .. math:: \log \frac{1}{N (N - 1)} \sum_{i \ne j} e^{-t \lVert z_i - z_j \rVert^2},
@@ -205,7 +205,7 @@ def uniformity(embeddings, *, t=2.0, device=None):
     >>> round(uniformity([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]]), 4)
     -4.3963
     """
-    if not isinstance(t, Real) or not 0 < t < math.inf:
+    if not isinstance(t, Real) or not 0 < float(t) < math.inf:
         raise ValueError(f"t must be a positive number, got {t!r}.")
     X = normalize_(check_points(embeddings, "embeddings", device).clone())
     if len(X) < 2:

@@ -22,7 +22,7 @@ def retrieval_report(
     metric="cosine",
     random_state=0,
     device=None,
-):
+) -> dict[str, float]:
     """All measures of retrieval and clustering, from one pass over the similarities and one k-means.
 
     Parameters

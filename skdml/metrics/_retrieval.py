@@ -9,7 +9,9 @@ from ._recall import nearer_than_best_match
 from ._rows import count_matches, mean_over_queries, prepare
 
 
-def recall_at_k(embeddings, y, k=1, *, gallery=None, gallery_y=None, metric="cosine", device=None):
+def recall_at_k(
+    embeddings, y, k=1, *, gallery=None, gallery_y=None, metric="cosine", device=None
+) -> float | np.ndarray:
     """Share of queries with at least one of their k nearest neighbors in their own class.
 
     This is Recall@K of the metric-learning papers [1]_. Retrieval toolkits call it CMC@K or hit rate. It is not the
@@ -87,7 +89,7 @@ def recall_at_k(embeddings, y, k=1, *, gallery=None, gallery_y=None, metric="cos
     return np.array(recalls) if np.ndim(k) else recalls[0]
 
 
-def precision_at_1(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine", device=None):
+def precision_at_1(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine", device=None) -> float:
     r"""Share of queries whose nearest neighbor is of their own class.
 
     .. math:: \mathrm{P@1} = \frac1Q \sum_{q=1}^{Q} [\, y_{\text{nearest}(q)} = y_q \,]
@@ -146,7 +148,7 @@ def precision_at_1(embeddings, y, *, gallery=None, gallery_y=None, metric="cosin
     return mean_over_queries(nearer_than_best_match(queries, gallery) == 0, n_matches)
 
 
-def r_precision(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine", device=None):
+def r_precision(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine", device=None) -> float:
     r"""Share of the query's class among its first R neighbors, R being the size of the class.
 
     For a query with R members of its class in the gallery (without its own row),
@@ -216,7 +218,7 @@ def r_precision(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine",
     return mean_over_queries(rank_matches(queries, gallery, n_matches).r_precision, n_matches)
 
 
-def map_at_r(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine", device=None):
+def map_at_r(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine", device=None) -> float:
     r"""Mean average precision over the first R neighbors, R being the size of the query's class.
 
     For a query with R members of its class in the gallery (without its own row),
