@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from skdml import HTLEmbedder
-from skdml._methods.htl import NeighborhoodBatches, class_distances, class_levels, sums_above
+from skdml._loss.terms import sums_above
+from skdml._methods.htl import NeighborhoodBatches, class_distances, class_levels
 from skdml.losses import HTLLoss
 
 

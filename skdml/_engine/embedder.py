@@ -18,7 +18,7 @@ from .._constraints import POSITIVE, Interval
 from .._data.arrays import Rows, check_data, is_dispatched
 from .._data.targets import check_classes, check_sample_weight
 from .._loss.memory import CrossBatchMemory
-from .._loss.mining import MINING_CONSTRAINTS
+from .._loss.pairs import PairLoss
 from .._network.backbones import load_backbone
 from .._network.networks import ResidualHead, build_network
 from .._network.random import seeded
@@ -480,7 +480,7 @@ class PairMixin:
     memory_start: int = 100
 
     _parameter_constraints = {
-        **MINING_CONSTRAINTS,
+        **PairLoss._parameter_constraints,
         "memory_size": [Interval(Integral, 0, None, closed="left")],
         "memory_start": [Interval(Integral, 0, None, closed="left")],
     }

@@ -5,14 +5,8 @@ Axes: B anchors, M samples they are compared with, D components.
 
 import torch
 
-from .._constraints import NON_NEGATIVE, StrOptions
 from .similarities import squared_distances
 from .terms import log_sum_exp, most
-
-MINING_CONSTRAINTS = {
-    "mining": [StrOptions({"vthm", "semihard", "hard", "distance_weighted"}), callable, None],
-    "mining_margin": [NON_NEGATIVE],
-}
 
 # Stands once here; the docstrings of losses and embedders hold the marker MINING_PARAMETERS in its place.
 MINING_DOC = """\

@@ -10,9 +10,10 @@ import textwrap
 
 from torch import nn
 
+from .._constraints import NON_NEGATIVE, StrOptions
 from .mining import MINING_DOC, distance_weighted, hard, semihard, vthm
 from .similarities import dot_products
-from .terms import check_batch
+from .terms import check_batch, zero_loss
 
 
 class PairLoss(nn.Module):
@@ -28,6 +29,11 @@ class PairLoss(nn.Module):
     mining : str, callable or None
     mining_margin : float
     """
+
+    _parameter_constraints = {
+        "mining": [StrOptions({"vthm", "semihard", "hard", "distance_weighted"}), callable, None],
+        "mining_margin": [NON_NEGATIVE],
+    }
 
     def __init__(self, mining, mining_margin):
         super().__init__()
@@ -62,7 +68,7 @@ class PairLoss(nn.Module):
         """
         check_batch(embeddings, y, sample_weight)
         if len(y) == 0:
-            return embeddings.sum() + sum(0 * p.sum() for p in self.parameters())
+            return zero_loss(self, embeddings)
         return self._compare(self._similarities(embeddings), y, y, embeddings.shape[1], sample_weight)
 
     def _compare(self, S, y, columns_y, n_components, sample_weight=None):

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from .._constraints import Interval, check_constraints
 from .._engine.embedder import PairEmbedder
-from .._loss.mining import MINING_CONSTRAINTS
 from .._loss.pairs import PairLoss
 from .._loss.terms import weighted_mean
 
@@ -73,7 +72,7 @@ class AngularLoss(PairLoss):
     0.0181
     """
 
-    _parameter_constraints = {"angle": [Interval(Real, 0, 90, closed="neither")], **MINING_CONSTRAINTS}
+    _parameter_constraints = {"angle": [Interval(Real, 0, 90, closed="neither")], **PairLoss._parameter_constraints}
 
     def __init__(self, *, angle=45.0, mining=None, mining_margin=0.1):
         super().__init__(mining, mining_margin)

@@ -13,11 +13,12 @@ from torch.nn import functional as F
 
 from .._constraints import POSITIVE, POSITIVE_INT, Interval, check_constraints
 from .._engine.embedder import ProxyEmbedder
-from .._loss.terms import check_batch, rows_at, weighted_mean
+from .._loss.proxies import ProxyLoss
+from .._loss.terms import rows_at
 from .._network.networks import unit_rows
 
 
-class ArcFaceLoss(nn.Module):
+class ArcFaceLoss(ProxyLoss):
     r"""A softmax over the cosines to the nearest centers of the classes, with a margin added to the own class's angle.
 
     .. math::
@@ -94,17 +95,14 @@ class ArcFaceLoss(nn.Module):
     """
 
     _parameter_constraints = {
-        "n_classes": [POSITIVE_INT],
-        "n_components": [POSITIVE_INT],
+        **ProxyLoss._parameter_constraints,
         "n_centers": [POSITIVE_INT],
         "scale": [POSITIVE],
         "margin": [Interval(Real, 0, math.pi, closed="left")],
     }
 
     def __init__(self, n_classes, n_components, *, n_centers=1, scale=32.0, margin=0.5):
-        super().__init__()
-        self.n_classes = n_classes
-        self.n_components = n_components
+        super().__init__(n_classes, n_components)
         self.n_centers = n_centers
         self.scale = scale
         self.margin = margin
@@ -112,33 +110,14 @@ class ArcFaceLoss(nn.Module):
         bound = (n_classes * n_centers) ** -0.5
         self.centers = nn.Parameter(torch.empty(n_classes, n_centers, n_components).uniform_(-bound, bound))
 
-    def forward(self, embeddings, y, sample_weight=None):
-        """Return the loss of a batch.
-
-        Parameters
-        ----------
-        embeddings : tensor of shape (B, D)
-            Taken as they are, never normalised here.
-        y : int64 tensor of shape (B,)
-            The class of each row, in [0, n_classes).
-        sample_weight : tensor of shape (B,) or None, default=None
-            Weight of each row's term in the mean, >= 0: an integer equals repeated rows. None: ones.
-
-        Returns
-        -------
-        tensor of shape ()
-            The loss; 0 for an empty batch.
-        """
-        check_batch(embeddings, y, sample_weight)
-        if len(y) == 0:
-            return embeddings.sum() + 0 * self.centers.sum()
+    def _sample_losses(self, embeddings, y):
         w = unit_rows(self.centers)  # (C, K, D)
         s, nearest = (embeddings @ w.flatten(0, 1).T).unflatten(1, w.shape[:2]).max(dim=2)  # (B, C)
         own_center = rows_at(w.flatten(0, 1), y * w.shape[1] + nearest.gather(1, y[:, None])[:, 0])  # (B, D)
         own = _psi(embeddings, own_center, self.margin)  # (B,)
-        is_own = y[:, None] == torch.arange(self.n_classes, device=y.device)  # (B, C)
+        is_own = self._is_own(y)  # (B, C)
         logits = self.scale * torch.where(is_own, own[:, None], s)  # (B, C)
-        return weighted_mean(F.cross_entropy(logits, y, reduction="none"), sample_weight)
+        return F.cross_entropy(logits, y, reduction="none")
 
 
 def _psi(x, w, margin):

@@ -16,7 +16,7 @@ from .._constraints import FINITE, NON_NEGATIVE, POSITIVE, POSITIVE_INT, check_c
 from .._engine.embedder import BalancedEmbedder
 from .._loss.pairs import pair_masks, pair_shares
 from .._loss.similarities import dot_products
-from .._loss.terms import check_batch, weighted_mean
+from .._loss.terms import check_batch, weighted_mean, zero_loss
 from .._network.networks import PartsNetwork, ResidualHead, build_network
 
 N_HIDDEN = 512  # of a regressor of A-BIER
@@ -178,7 +178,7 @@ class BIERLoss(nn.Module):
         """
         check_batch(embeddings, y, sample_weight)
         if len(y) == 0:
-            return embeddings.sum() + sum(0 * p.sum() for p in self.parameters())
+            return zero_loss(self, embeddings)
         groups = [
             (self.n_components / size) ** 0.5 * x
             for x, size in zip(embeddings.split(self._sizes, dim=1), self._sizes, strict=True)

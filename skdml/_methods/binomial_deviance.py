@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from .._constraints import FINITE, POSITIVE, check_constraints
 from .._engine.embedder import PairEmbedder
-from .._loss.mining import MINING_CONSTRAINTS
 from .._loss.pairs import PairLoss
 from .._loss.terms import weighted_mean
 
@@ -73,7 +72,12 @@ class BinomialDevianceLoss(PairLoss):
     2.795
     """
 
-    _parameter_constraints = {"alpha": [POSITIVE], "beta": [POSITIVE], "threshold": [FINITE], **MINING_CONSTRAINTS}
+    _parameter_constraints = {
+        "alpha": [POSITIVE],
+        "beta": [POSITIVE],
+        "threshold": [FINITE],
+        **PairLoss._parameter_constraints,
+    }
 
     def __init__(self, *, alpha=2.0, beta=50.0, threshold=0.5, mining=None, mining_margin=0.1):
         super().__init__(mining, mining_margin)

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from .._constraints import NON_NEGATIVE, POSITIVE, check_constraints
 from .._engine.embedder import PairEmbedder
-from .._loss.mining import MINING_CONSTRAINTS
 from .._loss.pairs import PairLoss
 from .._loss.terms import log_sum_exp, weighted_mean
 
@@ -71,7 +70,7 @@ class CircleLoss(PairLoss):
     28.86
     """
 
-    _parameter_constraints = {"margin": [NON_NEGATIVE], "scale": [POSITIVE], **MINING_CONSTRAINTS}
+    _parameter_constraints = {"margin": [NON_NEGATIVE], "scale": [POSITIVE], **PairLoss._parameter_constraints}
 
     def __init__(self, *, margin=0.4, scale=80.0, mining=None, mining_margin=0.1):
         super().__init__(mining, mining_margin)

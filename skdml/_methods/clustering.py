@@ -13,7 +13,7 @@ from torch import nn
 
 from .._constraints import NON_NEGATIVE, Interval, check_constraints
 from .._engine.embedder import BalancedEmbedder
-from .._loss.terms import check_batch, rows_at
+from .._loss.terms import check_batch, rows_at, zero_loss
 
 
 class ClusteringLoss(nn.Module):
@@ -110,7 +110,7 @@ class ClusteringLoss(nn.Module):
         check_batch(embeddings, y, sample_weight)
         w = embeddings.new_ones(len(y)) if sample_weight is None else sample_weight.to(embeddings.dtype)  # (B,)
         if not w.any():
-            return 0 * embeddings.sum()
+            return zero_loss(self, embeddings)
         w = w / w.mean()
         x = embeddings.detach().cpu().double().numpy()
         labels = np.unique(y.cpu().numpy(), return_inverse=True)[1]

@@ -9,7 +9,6 @@ import torch
 
 from .._constraints import FINITE, POSITIVE, StrOptions, check_constraints
 from .._engine.embedder import PairEmbedder
-from .._loss.mining import MINING_CONSTRAINTS
 from .._loss.pairs import PairLoss
 from .._loss.similarities import distance_similarities, distances, squared_distances
 from .._loss.terms import weighted_mean
@@ -88,7 +87,7 @@ class ContrastiveLoss(PairLoss):
         "threshold": [FINITE],
         "metric": [StrOptions({"cosine", "euclidean"})],
         "margin": [POSITIVE],
-        **MINING_CONSTRAINTS,
+        **PairLoss._parameter_constraints,
     }
 
     def __init__(self, *, threshold=0.5, metric="cosine", margin=1.0, mining=None, mining_margin=0.1):

@@ -16,7 +16,7 @@ from .._constraints import POSITIVE, check_constraints
 from .._engine.embedder import BalancedEmbedder
 from .._loss.pairs import pair_masks
 from .._loss.similarities import distance_similarities, squared_distances
-from .._loss.terms import check_batch, weighted_mean
+from .._loss.terms import check_batch, weighted_mean, zero_loss
 from .._network.networks import (
     IMAGE_COMPONENTS,
     STRENGTH,
@@ -145,7 +145,7 @@ class HDCLoss(nn.Module):
                 f"{sizes} components. Give fewer hard_fractions, or level_sizes that add up."
             )
         if len(y) == 0:
-            return embeddings.sum()
+            return zero_loss(self, embeddings)
         positive, negative = (mask.triu(diagonal=1) for mask in pair_masks(y))  # (B, B), each pair once
         pair_weight = None if sample_weight is None else ((sample_weight[:, None] + sample_weight) / 2).flatten()
         loss = 0

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from .._constraints import POSITIVE_INT, check_constraints
 from .._engine.embedder import PairEmbedder
-from .._loss.mining import MINING_CONSTRAINTS
 from .._loss.pairs import PairLoss, pair_shares
 from .._loss.terms import sums_at
 
@@ -66,7 +65,7 @@ class HistogramLoss(PairLoss):
     0.5
     """
 
-    _parameter_constraints = {"n_bins": [POSITIVE_INT], **MINING_CONSTRAINTS}
+    _parameter_constraints = {"n_bins": [POSITIVE_INT], **PairLoss._parameter_constraints}
 
     def __init__(self, *, n_bins=100, mining=None, mining_margin=0.1):
         super().__init__(mining, mining_margin)

@@ -10,14 +10,13 @@ import torch
 from scipy.cluster.hierarchy import average, cophenet
 from scipy.spatial.distance import squareform
 from torch import nn
-from torch.nn import functional as F
 
 from .._constraints import NON_NEGATIVE, POSITIVE_INT, check_constraints
 from .._engine.batches import BalancedBatches
 from .._engine.embedder import BalancedEmbedder
 from .._loss.pairs import pair_masks
 from .._loss.similarities import distance_similarities, squared_distances
-from .._loss.terms import check_batch, weighted_mean
+from .._loss.terms import check_batch, sums_above, weighted_mean, zero_loss
 
 
 class HTLLoss(nn.Module):
@@ -101,39 +100,13 @@ class HTLLoss(nn.Module):
         if margins is not None and margins.shape != (len(y), len(y)):
             raise ValueError(f"Got margins of shape {tuple(margins.shape)} for {len(y)} rows; need (B, B).")
         if len(y) == 0:
-            return embeddings.sum()
+            return zero_loss(self, embeddings)
         distance = squared_distances(distance_similarities(embeddings))  # (B, B)
         positive, negative = pair_masks(y)
         threshold = distance - (self.margin if margins is None else margins)
         number, total = sums_above(distance, distance.detach(), positive, threshold.detach())
         n_triplets = positive.sum(dim=1) * negative.sum(dim=1)  # (B,)
         return weighted_mean(torch.where(negative, total - number * threshold, 0), sample_weight, n_triplets) / 2
-
-
-def sums_above(values, keys, mask, thresholds):
-    """Count, for every entry of a row, the keys of the row above it, and sum their values.
-
-    Parameters
-    ----------
-    values : tensor of shape (B, M)
-        What is summed; the gradient flows through it.
-    keys : tensor of shape (B, M)
-        Detached.
-    mask : bool tensor of shape (B, M)
-        Which keys of a row count.
-    thresholds : tensor of shape (B, M)
-        Detached.
-
-    Returns
-    -------
-    number, total : tensors of shape (B, M)
-        Over j in row i of the mask with ``keys[i, j] > thresholds[i, k]``: how many there are, and the sum of their
-        values, by one sort of each row and the sums along it.
-    """
-    keys, index = torch.where(mask, keys, -torch.inf).sort(dim=1, descending=True)
-    number = torch.searchsorted(-keys, -thresholds)
-    sums = torch.where(mask, values, 0).gather(1, index).cumsum(dim=1)
-    return number, F.pad(sums, (1, 0)).gather(1, number)
 
 
 class NeighborhoodBatches:

@@ -12,11 +12,12 @@ from torch.nn import functional as F
 
 from .._constraints import NON_NEGATIVE, POSITIVE_INT, check_constraints
 from .._engine.embedder import ProxyEmbedder
-from .._loss.terms import check_batch, rows_at, weighted_mean
+from .._loss.proxies import ProxyLoss
+from .._loss.terms import rows_at
 from .._network.networks import unit_rows
 
 
-class LargeMarginSoftmaxLoss(nn.Module):
+class LargeMarginSoftmaxLoss(ProxyLoss):
     r"""A softmax over dot products in which the angle to the own class's proxy is multiplied by an integer.
 
     .. math::
@@ -93,8 +94,7 @@ class LargeMarginSoftmaxLoss(nn.Module):
     """
 
     _parameter_constraints = {
-        "n_classes": [POSITIVE_INT],
-        "n_components": [POSITIVE_INT],
+        **ProxyLoss._parameter_constraints,
         "margin": [POSITIVE_INT],
         "annealing_base": [NON_NEGATIVE],
         "annealing_gamma": [NON_NEGATIVE],
@@ -113,9 +113,7 @@ class LargeMarginSoftmaxLoss(nn.Module):
         annealing_power=35.0,
         annealing_minimum=0.0,
     ):
-        super().__init__()
-        self.n_classes = n_classes
-        self.n_components = n_components
+        super().__init__(n_classes, n_components)
         self.margin = margin
         self.annealing_base = annealing_base
         self.annealing_gamma = annealing_gamma
@@ -126,26 +124,7 @@ class LargeMarginSoftmaxLoss(nn.Module):
         self.proxies = nn.Parameter(torch.empty(n_classes, n_components).uniform_(-bound, bound))
         self.register_buffer("n_steps", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, embeddings, y, sample_weight=None):
-        """Return the loss of a batch, and in training mode count a step.
-
-        Parameters
-        ----------
-        embeddings : tensor of shape (B, D)
-            Taken as they are, never normalised here.
-        y : int64 tensor of shape (B,)
-            The class of each row, in [0, n_classes).
-        sample_weight : tensor of shape (B,) or None, default=None
-            Weight of each row's term in the mean, >= 0: an integer equals repeated rows. None: ones.
-
-        Returns
-        -------
-        tensor of shape ()
-            The loss; 0 for an empty batch.
-        """
-        check_batch(embeddings, y, sample_weight)
-        if len(y) == 0:
-            return embeddings.sum() + 0 * self.proxies.sum()
+    def _sample_losses(self, embeddings, y):
         w = rows_at(self.proxies, y)  # (B, D)
         cosine = (unit_rows(embeddings) * unit_rows(w)).sum(dim=1)  # (B,)
         length = torch.linalg.vector_norm(embeddings, dim=1) * torch.linalg.vector_norm(w, dim=1)  # (B,)
@@ -153,9 +132,9 @@ class LargeMarginSoftmaxLoss(nn.Module):
         phi = (annealing * cosine + _psi(cosine, self.margin)) / (annealing + 1)  # (B,)
         if self.training:
             self.n_steps = self.n_steps + 1
-        is_own = y[:, None] == torch.arange(self.n_classes, device=y.device)  # (B, C)
+        is_own = self._is_own(y)  # (B, C)
         logits = torch.where(is_own, (length * phi)[:, None], embeddings @ self.proxies.T)  # (B, C)
-        return weighted_mean(F.cross_entropy(logits, y, reduction="none"), sample_weight)
+        return F.cross_entropy(logits, y, reduction="none")
 
     def _annealing(self, dtype):
         """Return lambda at the present step, a tensor of shape ()."""

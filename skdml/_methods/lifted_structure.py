@@ -10,7 +10,6 @@ import torch
 
 from .._constraints import FINITE, StrOptions, check_constraints
 from .._engine.embedder import PairEmbedder
-from .._loss.mining import MINING_CONSTRAINTS
 from .._loss.pairs import PairLoss
 from .._loss.similarities import distance_similarities, distances
 from .._loss.terms import log_sum_exp, weighted_mean
@@ -94,7 +93,7 @@ class LiftedStructureLoss(PairLoss):
         "margin": [FINITE],
         "metric": [StrOptions({"euclidean", "cosine"})],
         "form": [StrOptions({"generalized", "original"})],
-        **MINING_CONSTRAINTS,
+        **PairLoss._parameter_constraints,
     }
 
     def __init__(self, *, margin=1.0, metric="euclidean", form="generalized", mining="vthm", mining_margin=0.1):

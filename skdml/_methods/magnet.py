@@ -14,7 +14,7 @@ from torch import nn
 from .._constraints import POSITIVE, POSITIVE_INT, Interval, check_constraints
 from .._engine.embedder import BaseEmbedder
 from .._loss.similarities import distance_similarities, squared_distances
-from .._loss.terms import check_batch, log_sum_exp, weighted_mean
+from .._loss.terms import check_batch, log_sum_exp, weighted_mean, zero_loss
 
 
 class MagnetLoss(nn.Module):
@@ -99,7 +99,7 @@ class MagnetLoss(nn.Module):
                 "integers. Weights go by name, sample_weight=."
             )
         if len(y) == 0:
-            return embeddings.sum()
+            return zero_loss(self, embeddings)
         impostor = y[:, None] != y  # (B, B)
         member = ~impostor if clusters is None else ~impostor & (clusters[:, None] == clusters)
         weights = member.to(embeddings.dtype)

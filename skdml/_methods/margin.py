@@ -11,7 +11,7 @@ from torch import nn
 
 from .._constraints import NON_NEGATIVE, POSITIVE, POSITIVE_INT, check_constraints
 from .._engine.embedder import PairEmbedder
-from .._loss.mining import MINING_CONSTRAINTS, distance_weighted
+from .._loss.mining import distance_weighted
 from .._loss.pairs import PairLoss, pair_masks
 from .._loss.similarities import distance_similarities, distances
 from .._loss.terms import rows_at, weighted_mean
@@ -98,8 +98,10 @@ class MarginLoss(PairLoss):
         "nu": [NON_NEGATIVE],
         "cutoff": [POSITIVE],
         "max_distance": [POSITIVE],
-        **MINING_CONSTRAINTS,
+        **PairLoss._parameter_constraints,
     }
+
+    _similarities = staticmethod(distance_similarities)
 
     def __init__(
         self,
@@ -176,9 +178,6 @@ class MarginLoss(PairLoss):
             n_pairs = (positive | negative).sum(dim=1)  # (B,)
             loss = loss + self.nu * weighted_mean(n_pairs * beta, sample_weight, n_pairs)
         return loss
-
-    def _similarities(self, embeddings, columns=None):
-        return distance_similarities(embeddings, columns)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

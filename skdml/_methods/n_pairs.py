@@ -9,7 +9,6 @@ import torch
 
 from .._constraints import NON_NEGATIVE, check_constraints
 from .._engine.embedder import PairEmbedder
-from .._loss.mining import MINING_CONSTRAINTS
 from .._loss.pairs import PairLoss
 from .._loss.terms import log1p_sum_exp, rows_at, weighted_mean
 
@@ -67,7 +66,7 @@ class NPairsLoss(PairLoss):
     0.1269
     """
 
-    _parameter_constraints = {"l2": [NON_NEGATIVE], **MINING_CONSTRAINTS}
+    _parameter_constraints = {"l2": [NON_NEGATIVE], **PairLoss._parameter_constraints}
 
     def __init__(self, *, l2=0.02, mining=None, mining_margin=0.1):
         super().__init__(mining, mining_margin)

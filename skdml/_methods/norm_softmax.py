@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .._constraints import POSITIVE, POSITIVE_INT, check_constraints
+from .._constraints import POSITIVE, check_constraints
 from .._engine.embedder import ProxyEmbedder
-from .._loss.terms import check_batch, weighted_mean
+from .._loss.proxies import ProxyLoss
 from .._network.networks import unit_rows
 
 
-class NormSoftmaxLoss(nn.Module):
+class NormSoftmaxLoss(ProxyLoss):
     r"""Pull a sample towards the proxy of its class, away from the proxies of all others: a softmax of cosines.
 
     .. math::
@@ -71,39 +71,18 @@ class NormSoftmaxLoss(nn.Module):
     torch.Size([3, 2])
     """
 
-    _parameter_constraints = {"n_classes": [POSITIVE_INT], "n_components": [POSITIVE_INT], "scale": [POSITIVE]}
+    _parameter_constraints = {**ProxyLoss._parameter_constraints, "scale": [POSITIVE]}
 
     def __init__(self, n_classes, n_components, *, scale=20.0):
-        super().__init__()
-        self.n_classes = n_classes
-        self.n_components = n_components
+        super().__init__(n_classes, n_components)
         self.scale = scale
         check_constraints(self, vars(self))
         bound = n_classes**-0.5
         self.proxies = nn.Parameter(torch.empty(n_classes, n_components).uniform_(-bound, bound))
 
-    def forward(self, embeddings, y, sample_weight=None):
-        """Return the loss of a batch.
-
-        Parameters
-        ----------
-        embeddings : tensor of shape (B, D)
-            Taken as they are, never normalised here.
-        y : int64 tensor of shape (B,)
-            The class of each row, in [0, n_classes).
-        sample_weight : tensor of shape (B,) or None, default=None
-            Weight of each row's term in the mean, >= 0: an integer equals repeated rows. None: ones.
-
-        Returns
-        -------
-        tensor of shape ()
-            The loss; 0 for an empty batch.
-        """
-        check_batch(embeddings, y, sample_weight)
-        if len(y) == 0:
-            return embeddings.sum() + 0 * self.proxies.sum()
+    def _sample_losses(self, embeddings, y):
         logits = self.scale * embeddings @ unit_rows(self.proxies).T  # (B, C)
-        return weighted_mean(F.cross_entropy(logits, y, reduction="none"), sample_weight)
+        return F.cross_entropy(logits, y, reduction="none")
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

@@ -11,7 +11,7 @@ from torch import nn
 from .._constraints import NON_NEGATIVE, POSITIVE_INT, check_constraints
 from .._engine.embedder import BalancedEmbedder
 from .._loss.pairs import pair_masks
-from .._loss.terms import check_batch, rows_at
+from .._loss.terms import check_batch, rows_at, zero_loss
 from .._network.networks import unit_rows
 
 
@@ -147,7 +147,7 @@ class PDDMLoss(nn.Module):
         """
         check_batch(embeddings, y, sample_weight)
         if len(y) == 0:
-            return embeddings.sum() + sum(0 * p.sum() for p in self.parameters())
+            return zero_loss(self, embeddings)
         positive, negative = pair_masks(y)  # (B, B)
         hardest = self._hardest(embeddings.detach(), negative)  # (B,), k of i and l of j
         row, column = (positive & negative.any(dim=1, keepdim=True)).triu(diagonal=1).nonzero(as_tuple=True)  # (P,)

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .._constraints import NON_NEGATIVE, POSITIVE, POSITIVE_INT, check_constraints
+from .._constraints import NON_NEGATIVE, POSITIVE, check_constraints
 from .._engine.embedder import ProxyEmbedder
-from .._loss.terms import check_batch
+from .._loss.proxies import ProxyLoss
 from .._network.networks import unit_rows
 
 
-class ProxyAnchorLoss(nn.Module):
+class ProxyAnchorLoss(ProxyLoss):
     r"""Pull the samples of a class towards its proxy, each the more the further it is, and push all others away.
 
     .. math::
@@ -54,6 +54,9 @@ class ProxyAnchorLoss(nn.Module):
     contributes 0 to the second and counts in it. An empty batch gives 0 with zero gradient. A proxy of length zero has
     similarity 0 to everything and receives no gradient.
 
+    The weight of a sample multiplies its exponentials, so that an integer equals repeated rows; a class of which all
+    samples have weight 0 is not in P+. Unlike in a mean, the scale of the weights matters.
+
     Proxies start as in the authors' code, normal with standard deviation sqrt(2 / C). Unlike that code, two classes
     give the right value (its one-hot labels have one column then), and no exponent overflows.
 
@@ -74,44 +77,21 @@ class ProxyAnchorLoss(nn.Module):
     """
 
     _parameter_constraints = {
-        "n_classes": [POSITIVE_INT],
-        "n_components": [POSITIVE_INT],
+        **ProxyLoss._parameter_constraints,
         "alpha": [POSITIVE],
         "margin": [NON_NEGATIVE],
     }
 
     def __init__(self, n_classes, n_components, *, alpha=32.0, margin=0.1):
-        super().__init__()
-        self.n_classes = n_classes
-        self.n_components = n_components
+        super().__init__(n_classes, n_components)
         self.alpha = alpha
         self.margin = margin
         check_constraints(self, vars(self))
         self.proxies = nn.Parameter(torch.randn(n_classes, n_components) * (2 / n_classes) ** 0.5)
 
-    def forward(self, embeddings, y, sample_weight=None):
-        """Return the loss of a batch.
-
-        Parameters
-        ----------
-        embeddings : tensor of shape (B, D)
-            Taken as they are, never normalised here.
-        y : int64 tensor of shape (B,)
-            The class of each row, in [0, n_classes).
-        sample_weight : tensor of shape (B,) or None, default=None
-            Factor of each row's exponentials, >= 0: an integer equals repeated rows. A class whose rows have weight 0
-            is not in P+. Other than in a mean, the scale of the weights matters. None: ones.
-
-        Returns
-        -------
-        tensor of shape ()
-            The loss; 0 for an empty batch.
-        """
-        check_batch(embeddings, y, sample_weight)
-        if len(y) == 0:
-            return embeddings.sum() + 0 * self.proxies.sum()
+    def _batch_loss(self, embeddings, y, sample_weight):
         s = embeddings @ unit_rows(self.proxies).T  # (B, C)
-        is_own = y[:, None] == torch.arange(self.n_classes, device=y.device)  # (B, C)
+        is_own = self._is_own(y)  # (B, C)
         pull = _log1p_sum_exp(-self.alpha * (s - self.margin), is_own, sample_weight)  # (C,), 0 outside the batch
         push = _log1p_sum_exp(self.alpha * (s + self.margin), ~is_own, sample_weight)  # (C,)
         counts = is_own if sample_weight is None else is_own & (sample_weight > 0)[:, None]  # (B, C)

@@ -9,13 +9,13 @@ from numbers import Real
 import torch
 from torch import nn
 
-from .._constraints import POSITIVE, POSITIVE_INT, Interval, check_constraints
+from .._constraints import POSITIVE, Interval, check_constraints
 from .._engine.embedder import ProxyEmbedder
-from .._loss.terms import check_batch, weighted_mean
+from .._loss.proxies import ProxyLoss
 from .._network.networks import unit_rows
 
 
-class ProxyNCALoss(nn.Module):
+class ProxyNCALoss(ProxyLoss):
     r"""Pull a sample towards the proxy of its class, and push it away from the nearer ones among the other proxies.
 
     .. math::
@@ -85,50 +85,30 @@ class ProxyNCALoss(nn.Module):
     """
 
     _parameter_constraints = {
-        "n_classes": [POSITIVE_INT],
-        "n_components": [POSITIVE_INT],
+        **ProxyLoss._parameter_constraints,
         "scale": [POSITIVE],
         "positive_in_denominator": ["boolean"],
         "label_smoothing": [Interval(Real, 0, 1, closed="left")],
     }
 
     def __init__(self, n_classes, n_components, *, scale=3.0, positive_in_denominator=False, label_smoothing=0.0):
-        super().__init__()
-        self.n_classes = n_classes
-        self.n_components = n_components
+        super().__init__(n_classes, n_components)
         self.scale = scale
         self.positive_in_denominator = positive_in_denominator
         self.label_smoothing = label_smoothing
         check_constraints(self, vars(self))
         self.proxies = nn.Parameter(torch.randn(n_classes, n_components) / 8)
 
-    def forward(self, embeddings, y, sample_weight=None):
-        """Return the loss of a batch.
-
-        Parameters
-        ----------
-        embeddings : tensor of shape (B, D)
-            Taken as they are, never normalised here.
-        y : int64 tensor of shape (B,)
-            The class of each row, in [0, n_classes).
-        sample_weight : tensor of shape (B,) or None, default=None
-            Weight of each row's term in the mean, >= 0: an integer equals repeated rows. None: ones.
-
-        Returns
-        -------
-        tensor of shape ()
-            The loss; 0 for an empty batch and for one class.
-        """
-        check_batch(embeddings, y, sample_weight)
-        if len(y) == 0 or self.n_classes == 1:
-            return 0 * (embeddings.sum() + self.proxies.sum())
+    def _sample_losses(self, embeddings, y):
         # -d up to the squared lengths, which cancel.
         z = 2 * self.scale**2 * embeddings @ unit_rows(self.proxies).T  # (B, C)
-        is_own = y[:, None] == torch.arange(self.n_classes, device=y.device)  # (B, C)
+        if self.n_classes == 1:  # no other proxies
+            return 0 * z[:, 0]
+        is_own = self._is_own(y)  # (B, C)
         others = self.label_smoothing / (self.n_classes - 1)
         numerator = torch.where(is_own, (1 - self.label_smoothing) * z, others * z).sum(dim=1)  # (B,)
         denominator = (z if self.positive_in_denominator else z.masked_fill(is_own, -torch.inf)).logsumexp(dim=1)
-        return weighted_mean(denominator - numerator, sample_weight)
+        return denominator - numerator
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 from .._constraints import NON_NEGATIVE, check_constraints
 from .._engine.embedder import PairEmbedder
-from .._loss.mining import MINING_CONSTRAINTS
 from .._loss.pairs import PairLoss
 from .._loss.similarities import distance_similarities, squared_distances
-from .triplet import mean_active_hinge
+from .._loss.terms import mean_active_hinge
 
 
 class QuadrupletLoss(PairLoss):
@@ -64,7 +63,9 @@ class QuadrupletLoss(PairLoss):
     0.75
     """
 
-    _parameter_constraints = {"margin": [NON_NEGATIVE], **MINING_CONSTRAINTS}
+    _parameter_constraints = {"margin": [NON_NEGATIVE], **PairLoss._parameter_constraints}
+
+    _similarities = staticmethod(distance_similarities)
 
     def __init__(self, *, margin=1.0, mining=None, mining_margin=0.1):
         super().__init__(mining, mining_margin)
@@ -93,9 +94,6 @@ class QuadrupletLoss(PairLoss):
         # As if all pairs had one anchor, they are a triplet loss.
         distance, positive, negative = (t.reshape(1, -1) for t in (squared_distances(S), positive, negative))
         return mean_active_hinge(distance, positive, negative, self.margin)
-
-    def _similarities(self, embeddings, columns=None):
-        return distance_similarities(embeddings, columns)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from .._constraints import FINITE, POSITIVE, check_constraints
 from .._engine.embedder import PairEmbedder
-from .._loss.mining import MINING_CONSTRAINTS
 from .._loss.pairs import PairLoss
 from .._loss.terms import log1p_sum_exp, weighted_mean
 
@@ -72,7 +71,12 @@ class RAWLoss(PairLoss):
     0.339
     """
 
-    _parameter_constraints = {"alpha": [POSITIVE], "beta": [POSITIVE], "threshold": [FINITE], **MINING_CONSTRAINTS}
+    _parameter_constraints = {
+        "alpha": [POSITIVE],
+        "beta": [POSITIVE],
+        "threshold": [FINITE],
+        **PairLoss._parameter_constraints,
+    }
 
     def __init__(self, *, alpha=2.0, beta=50.0, threshold=0.5, mining="vthm", mining_margin=0.1):
         super().__init__(mining, mining_margin)

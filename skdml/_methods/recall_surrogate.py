@@ -13,7 +13,6 @@ from torch.autograd.function import once_differentiable
 
 from .._constraints import POSITIVE, POSITIVE_INT, check_constraints
 from .._engine.embedder import PairEmbedder
-from .._loss.mining import MINING_CONSTRAINTS
 from .._loss.pairs import PairLoss
 from .._loss.terms import most, weighted_mean
 
@@ -78,7 +77,12 @@ class RecallSurrogateLoss(PairLoss):
     0.711
     """
 
-    _parameter_constraints = {"ks": [tuple, list], "tau1": [POSITIVE], "tau2": [POSITIVE], **MINING_CONSTRAINTS}
+    _parameter_constraints = {
+        "ks": [tuple, list],
+        "tau1": [POSITIVE],
+        "tau2": [POSITIVE],
+        **PairLoss._parameter_constraints,
+    }
 
     def __init__(self, *, ks=(1, 2, 4, 8, 16), tau1=0.01, tau2=1.0, mining=None, mining_margin=0.1):
         super().__init__(mining, mining_margin)

@@ -14,8 +14,7 @@ from .._constraints import FRACTION, NON_NEGATIVE, POSITIVE, POSITIVE_INT, Inter
 from .._engine.embedder import BaseEmbedder
 from .._loss.pairs import pair_masks, pair_shares
 from .._loss.similarities import distance_similarities, distances, squared_distances
-from .._loss.terms import check_batch, weighted_mean
-from .htl import sums_above
+from .._loss.terms import check_batch, sums_above, weighted_mean, zero_loss
 
 
 class SmartMiningLoss(nn.Module):
@@ -107,7 +106,7 @@ class SmartMiningLoss(nn.Module):
         if triplets is not None and (triplets.ndim != 2 or triplets.shape[1] != 3):
             raise ValueError(f"Got triplets of shape {tuple(triplets.shape)}; need (T, 3), the rows a, p and n.")
         if len(y) == 0:
-            return embeddings.sum()
+            return zero_loss(self, embeddings)
         if triplets is None:
             S = distance_similarities(embeddings)  # (B, B)
             positive, negative = (mask.to(S.dtype) for mask in pair_masks(y))

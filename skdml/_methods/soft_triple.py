@@ -15,11 +15,12 @@ from torch.nn import functional as F
 
 from .._constraints import NON_NEGATIVE, POSITIVE, POSITIVE_INT, check_constraints
 from .._engine.embedder import BaseEmbedder
-from .._loss.terms import check_batch, weighted_mean
+from .._loss.proxies import ProxyLoss
+from .._loss.terms import weighted_mean
 from .._network.networks import unit_rows
 
 
-class SoftTripleLoss(nn.Module):
+class SoftTripleLoss(ProxyLoss):
     r"""Pull a sample towards the nearest centers of its class and away from the centers of all others.
 
     .. math::
@@ -94,8 +95,7 @@ class SoftTripleLoss(nn.Module):
     """
 
     _parameter_constraints = {
-        "n_classes": [POSITIVE_INT],
-        "n_components": [POSITIVE_INT],
+        **ProxyLoss._parameter_constraints,
         "n_centers": [POSITIVE_INT],
         "scale": [POSITIVE],
         "gamma": [POSITIVE],
@@ -104,9 +104,7 @@ class SoftTripleLoss(nn.Module):
     }
 
     def __init__(self, n_classes, n_components, *, n_centers=10, scale=20.0, gamma=0.1, margin=0.01, tau=0.2):
-        super().__init__()
-        self.n_classes = n_classes
-        self.n_components = n_components
+        super().__init__(n_classes, n_components)
         self.n_centers = n_centers
         self.scale = scale
         self.gamma = gamma
@@ -116,29 +114,10 @@ class SoftTripleLoss(nn.Module):
         bound = (n_classes * n_centers) ** -0.5
         self.centers = nn.Parameter(torch.empty(n_classes, n_centers, n_components).uniform_(-bound, bound))
 
-    def forward(self, embeddings, y, sample_weight=None):
-        """Return the loss of a batch.
-
-        Parameters
-        ----------
-        embeddings : tensor of shape (B, D)
-            Taken as they are, never normalised here.
-        y : int64 tensor of shape (B,)
-            The class of each row, in [0, n_classes).
-        sample_weight : tensor of shape (B,) or None, default=None
-            Weight of each row's term in the mean, >= 0: an integer equals repeated rows. None: ones.
-
-        Returns
-        -------
-        tensor of shape ()
-            The loss; 0 for an empty batch.
-        """
-        check_batch(embeddings, y, sample_weight)
-        if len(y) == 0:
-            return embeddings.sum() + 0 * self.centers.sum()
+    def _batch_loss(self, embeddings, y, sample_weight):
         s, gram = _Cosines.apply(embeddings, self.centers)  # (B, C, K), (C, K, K)
         similarity = _relaxed_similarity(s, self.gamma)  # (B, C)
-        is_own = y[:, None] == torch.arange(self.n_classes, device=y.device)  # (B, C)
+        is_own = self._is_own(y)  # (B, C)
         logits = self.scale * torch.where(is_own, similarity - self.margin, similarity)  # (B, C)
         loss = weighted_mean(F.cross_entropy(logits, y, reduction="none"), sample_weight)
         if self.n_centers > 1 and self.tau > 0:

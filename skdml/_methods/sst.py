@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from .._constraints import POSITIVE_INT, check_constraints
 from .._engine.batches import LocalBatches
 from .._engine.embedder import BaseEmbedder, PairMixin
-from .._loss.mining import MINING_CONSTRAINTS
 from .._loss.pairs import PairLoss
 from .._loss.similarities import distance_similarities, squared_distances
 from .._loss.terms import rows_at, weighted_mean
@@ -70,7 +69,9 @@ class SSTLoss(PairLoss):
     0.2014
     """
 
-    _parameter_constraints = {"n_targets": [POSITIVE_INT], **MINING_CONSTRAINTS}
+    _parameter_constraints = {"n_targets": [POSITIVE_INT], **PairLoss._parameter_constraints}
+
+    _similarities = staticmethod(distance_similarities)
 
     def __init__(self, *, n_targets=5, mining=None, mining_margin=0.1):
         super().__init__(mining, mining_margin)
@@ -102,9 +103,6 @@ class SSTLoss(PairLoss):
         z = distance.gather(1, target)[:, :, None] - (distance[:, None, :] + rows_at(distance, target)) / 2  # (B, K, M)
         is_triplet = is_target[:, :, None] & negative[:, None, :]  # (B, K, M)
         return weighted_mean(torch.where(is_triplet, F.softplus(z), 0), sample_weight, is_triplet)
-
-    def _similarities(self, embeddings, columns=None):
-        return distance_similarities(embeddings, columns)
 
 
 def _nearest(distance, mask, k):

@@ -9,7 +9,6 @@ import torch
 
 from .._constraints import POSITIVE, check_constraints
 from .._engine.embedder import PairEmbedder
-from .._loss.mining import MINING_CONSTRAINTS
 from .._loss.pairs import PairLoss
 from .._loss.terms import log_sum_exp, weighted_mean
 
@@ -73,7 +72,7 @@ class SupConLoss(PairLoss):
     _parameter_constraints = {
         "temperature": [POSITIVE],
         "base_temperature": [POSITIVE, None],
-        **MINING_CONSTRAINTS,
+        **PairLoss._parameter_constraints,
     }
 
     def __init__(self, *, temperature=0.1, base_temperature=None, mining=None, mining_margin=0.1):

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from .._constraints import NON_NEGATIVE, check_constraints
 from .._engine.embedder import PairEmbedder
-from .._loss.mining import MINING_CONSTRAINTS, semihard_negatives
+from .._loss.mining import semihard_negatives
 from .._loss.pairs import PairLoss
 from .._loss.similarities import distance_similarities, distances, squared_distances
-from .._loss.terms import most, sums_at, weighted_mean
+from .._loss.terms import mean_active_hinge, most, weighted_mean
 
 
 class TripletLoss(PairLoss):
@@ -95,8 +95,10 @@ class TripletLoss(PairLoss):
         "margin": [NON_NEGATIVE],
         "squared": ["boolean"],
         "soft_margin": ["boolean"],
-        **MINING_CONSTRAINTS,
+        **PairLoss._parameter_constraints,
     }
+
+    _similarities = staticmethod(distance_similarities)
 
     def __init__(self, *, margin=0.2, squared=True, soft_margin=False, mining="semihard", mining_margin=0.1):
         super().__init__(mining, mining_margin)
@@ -164,53 +166,6 @@ class TripletLoss(PairLoss):
         z = distance.gather(1, column) - distance.gather(1, chosen)  # (B, K)
         terms = F.softplus(z) if self.soft_margin else F.relu(z + self.margin)
         return weighted_mean(torch.where(counts, terms, 0), sample_weight, counts)
-
-    def _similarities(self, embeddings, columns=None):
-        return distance_similarities(embeddings, columns)
-
-
-def mean_active_hinge(distance, positive, negative, margin):
-    r"""Return the mean of :math:`d_p - d_n + m` over the pairs (p, n) of a row where it is above 0.
-
-    A row's p and n are its positives and negatives, and the mean is one over all rows.
-
-    Parameters
-    ----------
-    distance : tensor of shape (R, M)
-    positive, negative : tensor of shape (R, M)
-        Boolean masks, or weights >= 0: a term has the weight of its p times that of its n.
-    margin : float
-
-    Returns
-    -------
-    tensor of shape ()
-        0 with zero gradient where nothing is active.
-    """
-    counts, n_active = active_counts(distance.detach(), positive, negative, margin)
-    # The terms, each once: the distances times how often they stand in one, which is the gradient, too.
-    shares = counts / n_active.where(n_active > 0, 1)
-    return (shares * distance).sum() + margin * (n_active > 0).to(distance.dtype)
-
-
-def active_counts(distance, positive, negative, margin):
-    """Count the active terms of each positive and, with minus, of each negative (R, M), and of all ().
-
-    A term, of p and n of one row, is active if d_p > d_n - margin; given weights, it counts with those of p and n
-    multiplied. By sorting the positives, as they are few, in O(R M log M).
-    """
-    is_positive = positive > 0
-    K = most(is_positive.sum(dim=1), distance.shape[1])
-    ranked, index = torch.where(is_positive, distance, torch.inf).topk(K, dim=1, largest=False)  # (R, K), rising
-    n_inactive = torch.searchsorted(ranked, distance - margin, right=True)  # (R, M), of a negative's positives
-    positive, negative = positive.to(distance.dtype), negative.to(distance.dtype)
-    # Sums from the active end, small where few are active, so that weights lose no digits to a difference.
-    sums = positive.gather(1, index).flip(1).cumsum(dim=1).flip(1)  # (R, K), over the ranks from r on
-    farther = F.pad(sums, (0, 1)).gather(1, n_inactive) * negative  # (R, M)
-    first = (K + 1) * torch.arange(len(distance), device=distance.device)[:, None]
-    histogram = sums_at(first + n_inactive, negative, len(distance) * (K + 1)).view(-1, K + 1)
-    # The positive of rank r, from 0, is active with the negatives that have at most r inactive positives.
-    nearer = torch.zeros_like(distance).scatter_(1, index, histogram.cumsum(dim=1)[:, :-1]) * positive
-    return nearer - farther, farther.sum()
 
 
 class _SoftplusSums(Function):
