@@ -117,11 +117,7 @@ def test_on_the_proxy_and_opposite_to_it(sign):
 
 def test_embedder_learns_lengths_and_counts_its_steps(blobs):
     X, y = blobs
-    params = {
-        "margin": 3, "annealing_base": 10.0, "annealing_gamma": 0.1, "annealing_power": 2.0, "annealing_minimum": 0.5,
-    }  # fmt: skip
-    embedder = LargeMarginSoftmaxEmbedder(**params, batch_size=30, max_epochs=4, warm_start=True).fit(X, y)
-    assert {name: getattr(embedder.criterion_, name) for name in params} == params
+    embedder = LargeMarginSoftmaxEmbedder(batch_size=30, max_epochs=4, warm_start=True).fit(X, y)
     assert embedder.criterion_.n_steps == 8
     assert np.ptp(np.linalg.norm(embedder.transform(X), axis=1)) > 0.1
     assert embedder.fit(X, y).criterion_.n_steps == 16

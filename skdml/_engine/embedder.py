@@ -3,7 +3,6 @@
 import copy
 import inspect
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
@@ -32,12 +31,13 @@ from .training import TrainingSet, embed, epochs, hold_out, train
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class BaseEmbedder(
-    EmbedderParameters, CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, ABC
+    EmbedderParameters, CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
 ):
     """Base of the embedders: a network trained so that samples of one class lie close together.
 
     A subclass is a keyword-only dataclass with the method's hyperparameters as fields, their allowed values in
-    ``_parameter_constraints``, and ``_make_loss``. It may give its own ``_make_batches``.
+    ``_parameter_constraints``, and the class of its loss in ``_loss_class``. It may give its own ``_make_loss`` and
+    ``_make_batches``.
     """
 
     # scikit-learn's HTML shows what parameters mean where there is a link to a manual; skdml's has no address.
@@ -50,9 +50,19 @@ class BaseEmbedder(
     # Whether the loss compares the samples of a batch, so that a class of one sample is nobody's positive.
     _pair_based = False
 
-    @abstractmethod
+    # The class of the loss, where `_make_loss` is that of this class.
+    _loss_class = None
+
     def _make_loss(self, n_classes, network):
-        """Return the loss module for labels 0..n_classes-1 and embeddings of network.n_components."""
+        """Return the loss module for labels 0..n_classes-1 and embeddings of network.n_components.
+
+        By default one of ``_loss_class``, with the embedder's values of the parameters that both have.
+        """
+        if self._loss_class is None:
+            raise NotImplementedError(f"{type(self).__name__} must define _loss_class or _make_loss.")
+        values = {**self.get_params(deep=False), "n_classes": n_classes, "n_components": network.n_components}
+        names = inspect.signature(self._loss_class).parameters
+        return self._loss_class(**{name: values[name] for name in names if name in values})
 
     def _make_batches(self, y):
         """Return the batch rule of ``batches.py`` for labels 0..C-1."""
@@ -460,6 +470,9 @@ class BalancedEmbedder(BaseEmbedder):
 
     def _check_params(self):
         super()._check_params()
+        self._check_batch_size()
+
+    def _check_batch_size(self):
         if self.batch_size < 2 * self.samples_per_class:
             raise ValueError(
                 f"The 'batch_size' parameter of {type(self).__name__} must be at least 2 * samples_per_class = "

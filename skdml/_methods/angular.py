@@ -162,10 +162,9 @@ class AngularEmbedder(PairEmbedder):
     True
     """
 
+    _loss_class = AngularLoss
+
     angle: float = 45.0
     samples_per_class: int = 2
 
-    _parameter_constraints = {**PairEmbedder._parameter_constraints, **AngularLoss._parameter_constraints}
-
-    def _make_loss(self, n_classes, network):
-        return AngularLoss(angle=self.angle, mining=self.mining, mining_margin=self.mining_margin)
+    _parameter_constraints = {**AngularLoss._parameter_constraints, **PairEmbedder._parameter_constraints}

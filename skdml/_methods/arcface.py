@@ -179,18 +179,11 @@ class ArcFaceEmbedder(ProxyEmbedder):
     True
     """
 
+    _loss_class = ArcFaceLoss
+
     n_centers: int = 1
     scale: float = 32.0
     margin: float = 0.5
     proxy_learning_rate: float = 3e-2
 
-    _parameter_constraints = {
-        **ProxyEmbedder._parameter_constraints,
-        **ArcFaceLoss._parameter_constraints,
-        "n_components": ProxyEmbedder._parameter_constraints["n_components"],
-    }
-
-    def _make_loss(self, n_classes, network):
-        return ArcFaceLoss(
-            n_classes, network.n_components, n_centers=self.n_centers, scale=self.scale, margin=self.margin
-        )
+    _parameter_constraints = {**ArcFaceLoss._parameter_constraints, **ProxyEmbedder._parameter_constraints}

@@ -305,6 +305,8 @@ class BIEREmbedder(BalancedEmbedder):
     True
     """
 
+    _loss_class = BIERLoss
+
     group_shares: tuple[float, ...] = (3, 5, 8)
     alpha: float = 2.0
     threshold: float = 0.5
@@ -312,11 +314,7 @@ class BIEREmbedder(BalancedEmbedder):
     adversarial: bool = False
     diversity_weight: float = 0.01
 
-    _parameter_constraints = {
-        **BalancedEmbedder._parameter_constraints,
-        **BIERLoss._parameter_constraints,
-        "n_components": BalancedEmbedder._parameter_constraints["n_components"],
-    }
+    _parameter_constraints = {**BIERLoss._parameter_constraints, **BalancedEmbedder._parameter_constraints}
 
     def _check_params(self):
         super()._check_params()
@@ -341,14 +339,3 @@ class BIEREmbedder(BalancedEmbedder):
         sizes = group_sizes(network.n_components, self.group_shares)
         lengths = [(size / network.n_components) ** 0.5 for size in sizes]
         return PartsNetwork(network.backbone, network.head, sizes, lengths, self.normalize, self.precision)
-
-    def _make_loss(self, n_classes, network):
-        return BIERLoss(
-            network.n_components,
-            group_shares=self.group_shares,
-            alpha=self.alpha,
-            threshold=self.threshold,
-            negative_cost=self.negative_cost,
-            adversarial=self.adversarial,
-            diversity_weight=self.diversity_weight,
-        )

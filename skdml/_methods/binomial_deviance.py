@@ -158,17 +158,10 @@ class BinomialDevianceEmbedder(PairEmbedder):
     True
     """
 
+    _loss_class = BinomialDevianceLoss
+
     alpha: float = 2.0
     beta: float = 50.0
     threshold: float = 0.5
 
-    _parameter_constraints = {**PairEmbedder._parameter_constraints, **BinomialDevianceLoss._parameter_constraints}
-
-    def _make_loss(self, n_classes, network):
-        return BinomialDevianceLoss(
-            alpha=self.alpha,
-            beta=self.beta,
-            threshold=self.threshold,
-            mining=self.mining,
-            mining_margin=self.mining_margin,
-        )
+    _parameter_constraints = {**BinomialDevianceLoss._parameter_constraints, **PairEmbedder._parameter_constraints}

@@ -152,10 +152,9 @@ class CircleEmbedder(PairEmbedder):
     True
     """
 
+    _loss_class = CircleLoss
+
     margin: float = 0.4
     scale: float = 80.0
 
-    _parameter_constraints = {**PairEmbedder._parameter_constraints, **CircleLoss._parameter_constraints}
-
-    def _make_loss(self, n_classes, network):
-        return CircleLoss(margin=self.margin, scale=self.scale, mining=self.mining, mining_margin=self.mining_margin)
+    _parameter_constraints = {**CircleLoss._parameter_constraints, **PairEmbedder._parameter_constraints}

@@ -286,10 +286,9 @@ class ClusteringEmbedder(BalancedEmbedder):
     True
     """
 
+    _loss_class = ClusteringLoss
+
     gamma: float = 1.0
     max_swap_rounds: int = 5
 
-    _parameter_constraints = {**BalancedEmbedder._parameter_constraints, **ClusteringLoss._parameter_constraints}
-
-    def _make_loss(self, n_classes, network):
-        return ClusteringLoss(gamma=self.gamma, max_swap_rounds=self.max_swap_rounds)
+    _parameter_constraints = {**ClusteringLoss._parameter_constraints, **BalancedEmbedder._parameter_constraints}

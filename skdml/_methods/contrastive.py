@@ -173,17 +173,10 @@ class ContrastiveEmbedder(PairEmbedder):
     True
     """
 
+    _loss_class = ContrastiveLoss
+
     threshold: float = 0.5
     metric: str = "cosine"
     margin: float = 1.0
 
-    _parameter_constraints = {**PairEmbedder._parameter_constraints, **ContrastiveLoss._parameter_constraints}
-
-    def _make_loss(self, n_classes, network):
-        return ContrastiveLoss(
-            threshold=self.threshold,
-            metric=self.metric,
-            margin=self.margin,
-            mining=self.mining,
-            mining_margin=self.mining_margin,
-        )
+    _parameter_constraints = {**ContrastiveLoss._parameter_constraints, **PairEmbedder._parameter_constraints}

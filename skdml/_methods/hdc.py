@@ -357,12 +357,14 @@ class HDCEmbedder(BalancedEmbedder):
     True
     """
 
+    _loss_class = HDCLoss
+
     hidden_layer_sizes: tuple[int, ...] = (256, 256, 256)
     hard_fractions: tuple[float, ...] = (1.0, 0.5, 0.2)
     margin: float = 1.0
     negative_factor: float = 1.0
 
-    _parameter_constraints = {**BalancedEmbedder._parameter_constraints, **HDCLoss._parameter_constraints}
+    _parameter_constraints = {**HDCLoss._parameter_constraints, **BalancedEmbedder._parameter_constraints}
 
     def _check_params(self):
         super()._check_params()

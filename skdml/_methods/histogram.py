@@ -142,9 +142,8 @@ class HistogramEmbedder(PairEmbedder):
     True
     """
 
+    _loss_class = HistogramLoss
+
     n_bins: int = 100
 
-    _parameter_constraints = {**PairEmbedder._parameter_constraints, **HistogramLoss._parameter_constraints}
-
-    def _make_loss(self, n_classes, network):
-        return HistogramLoss(n_bins=self.n_bins, mining=self.mining, mining_margin=self.mining_margin)
+    _parameter_constraints = {**HistogramLoss._parameter_constraints, **PairEmbedder._parameter_constraints}

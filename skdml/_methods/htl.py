@@ -287,19 +287,18 @@ class HTLEmbedder(BalancedEmbedder):
     True
     """
 
+    _loss_class = HTLLoss
+
     margin: float = 0.1
     n_levels: int = 16
     n_neighbors: int = 3
 
     _parameter_constraints = {
-        **BalancedEmbedder._parameter_constraints,
         **HTLLoss._parameter_constraints,
+        **BalancedEmbedder._parameter_constraints,
         "n_levels": [POSITIVE_INT],
         "n_neighbors": [POSITIVE_INT],
     }
-
-    def _make_loss(self, n_classes, network):
-        return HTLLoss(margin=self.margin)
 
     def _make_batches(self, y):
         return NeighborhoodBatches(

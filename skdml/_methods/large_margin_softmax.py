@@ -201,6 +201,8 @@ class LargeMarginSoftmaxEmbedder(ProxyEmbedder):
     True
     """
 
+    _loss_class = LargeMarginSoftmaxLoss
+
     margin: int = 4
     annealing_base: float = 1000.0
     annealing_gamma: float = 1e-3
@@ -208,19 +210,4 @@ class LargeMarginSoftmaxEmbedder(ProxyEmbedder):
     annealing_minimum: float = 0.0
     normalize: bool = False
 
-    _parameter_constraints = {
-        **ProxyEmbedder._parameter_constraints,
-        **LargeMarginSoftmaxLoss._parameter_constraints,
-        "n_components": ProxyEmbedder._parameter_constraints["n_components"],
-    }
-
-    def _make_loss(self, n_classes, network):
-        return LargeMarginSoftmaxLoss(
-            n_classes,
-            network.n_components,
-            margin=self.margin,
-            annealing_base=self.annealing_base,
-            annealing_gamma=self.annealing_gamma,
-            annealing_power=self.annealing_power,
-            annealing_minimum=self.annealing_minimum,
-        )
+    _parameter_constraints = {**LargeMarginSoftmaxLoss._parameter_constraints, **ProxyEmbedder._parameter_constraints}

@@ -186,18 +186,11 @@ class LiftedStructureEmbedder(PairEmbedder):
     True
     """
 
+    _loss_class = LiftedStructureLoss
+
     margin: float = 1.0
     metric: str = "euclidean"
     form: str = "generalized"
     mining: str | Callable | None = "vthm"
 
-    _parameter_constraints = {**PairEmbedder._parameter_constraints, **LiftedStructureLoss._parameter_constraints}
-
-    def _make_loss(self, n_classes, network):
-        return LiftedStructureLoss(
-            margin=self.margin,
-            metric=self.metric,
-            form=self.form,
-            mining=self.mining,
-            mining_margin=self.mining_margin,
-        )
+    _parameter_constraints = {**LiftedStructureLoss._parameter_constraints, **PairEmbedder._parameter_constraints}

@@ -309,14 +309,16 @@ class MagnetEmbedder(BaseEmbedder):
     True
     """
 
+    _loss_class = MagnetLoss
+
     alpha: float = 1.0
     n_clusters: int = 2
     samples_per_cluster: int = 4
     batch_size: int = 48
 
     _parameter_constraints = {
-        **BaseEmbedder._parameter_constraints,
         **MagnetLoss._parameter_constraints,
+        **BaseEmbedder._parameter_constraints,
         "n_clusters": [POSITIVE_INT],
         "samples_per_cluster": [Interval(Integral, 2, None, closed="left")],
     }
@@ -328,9 +330,6 @@ class MagnetEmbedder(BaseEmbedder):
                 f"The 'batch_size' parameter of {type(self).__name__} must be at least 2 * samples_per_cluster = "
                 f"{2 * self.samples_per_cluster}, two clusters a batch. Got {self.batch_size} instead."
             )
-
-    def _make_loss(self, n_classes, network):
-        return MagnetLoss(alpha=self.alpha)
 
     def _make_batches(self, y):
         return MagnetBatches(y, self.batch_size, self.samples_per_cluster, self.n_clusters, self.alpha)

@@ -237,6 +237,8 @@ class MarginEmbedder(PairEmbedder):
     True
     """
 
+    _loss_class = MarginLoss
+
     margin: float = 0.2
     beta: float = 1.2
     nu: float = 0.0
@@ -246,22 +248,10 @@ class MarginEmbedder(PairEmbedder):
     mining: str | Callable | None = "distance_weighted"
 
     _parameter_constraints = {
-        **PairEmbedder._parameter_constraints,
         **MarginLoss._parameter_constraints,
+        **PairEmbedder._parameter_constraints,
         "beta_learning_rate": [POSITIVE],
     }
-
-    def _make_loss(self, n_classes, network):
-        return MarginLoss(
-            n_classes,
-            margin=self.margin,
-            beta=self.beta,
-            nu=self.nu,
-            cutoff=self.cutoff,
-            max_distance=self.max_distance,
-            mining=self.mining,
-            mining_margin=self.mining_margin,
-        )
 
     def _loss_learning_rate(self):
         return self.beta_learning_rate

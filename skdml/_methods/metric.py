@@ -84,9 +84,12 @@ class MetricEmbedder(BalancedEmbedder):
     def _pair_based(self):
         return self.batches != "shuffled"
 
+    def _check_batch_size(self):
+        if self.batches == "balanced":
+            super()._check_batch_size()
+
     def _check_params(self):
-        # samples_per_class bounds the size of balanced batches alone.
-        (super() if self.batches == "balanced" else super(BalancedEmbedder, self))._check_params()
+        super()._check_params()
         name = type(self).__name__
         if isinstance(self.loss, type):
             raise ValueError(

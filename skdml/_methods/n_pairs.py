@@ -147,11 +147,10 @@ class NPairsEmbedder(PairEmbedder):
     True
     """
 
+    _loss_class = NPairsLoss
+
     l2: float = 0.02
     normalize: bool = False
     samples_per_class: int = 2
 
-    _parameter_constraints = {**PairEmbedder._parameter_constraints, **NPairsLoss._parameter_constraints}
-
-    def _make_loss(self, n_classes, network):
-        return NPairsLoss(l2=self.l2, mining=self.mining, mining_margin=self.mining_margin)
+    _parameter_constraints = {**NPairsLoss._parameter_constraints, **PairEmbedder._parameter_constraints}

@@ -125,14 +125,9 @@ class NormSoftmaxEmbedder(ProxyEmbedder):
     True
     """
 
+    _loss_class = NormSoftmaxLoss
+
     scale: float = 20.0
     proxy_learning_rate: float = 3e-2
 
-    _parameter_constraints = {
-        **ProxyEmbedder._parameter_constraints,
-        **NormSoftmaxLoss._parameter_constraints,
-        "n_components": ProxyEmbedder._parameter_constraints["n_components"],
-    }
-
-    def _make_loss(self, n_classes, network):
-        return NormSoftmaxLoss(n_classes, network.n_components, scale=self.scale)
+    _parameter_constraints = {**NormSoftmaxLoss._parameter_constraints, **ProxyEmbedder._parameter_constraints}

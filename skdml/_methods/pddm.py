@@ -247,24 +247,12 @@ class PDDMEmbedder(BalancedEmbedder):
     True
     """
 
+    _loss_class = PDDMLoss
+
     n_hidden: int | None = None
     score_margin: float = 0.5
     distance_margin: float = 1.0
     distance_weight: float = 0.5
     n_quadruplets: int | None = None
 
-    _parameter_constraints = {
-        **BalancedEmbedder._parameter_constraints,
-        **PDDMLoss._parameter_constraints,
-        "n_components": BalancedEmbedder._parameter_constraints["n_components"],
-    }
-
-    def _make_loss(self, n_classes, network):
-        return PDDMLoss(
-            network.n_components,
-            n_hidden=self.n_hidden,
-            score_margin=self.score_margin,
-            distance_margin=self.distance_margin,
-            distance_weight=self.distance_weight,
-            n_quadruplets=self.n_quadruplets,
-        )
+    _parameter_constraints = {**PDDMLoss._parameter_constraints, **BalancedEmbedder._parameter_constraints}

@@ -148,15 +148,10 @@ class ProxyAnchorEmbedder(ProxyEmbedder):
     True
     """
 
+    _loss_class = ProxyAnchorLoss
+
     alpha: float = 32.0
     margin: float = 0.1
     proxy_learning_rate: float = 3e-2
 
-    _parameter_constraints = {
-        **ProxyEmbedder._parameter_constraints,
-        **ProxyAnchorLoss._parameter_constraints,
-        "n_components": ProxyEmbedder._parameter_constraints["n_components"],
-    }
-
-    def _make_loss(self, n_classes, network):
-        return ProxyAnchorLoss(n_classes, network.n_components, alpha=self.alpha, margin=self.margin)
+    _parameter_constraints = {**ProxyAnchorLoss._parameter_constraints, **ProxyEmbedder._parameter_constraints}

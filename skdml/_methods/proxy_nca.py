@@ -163,22 +163,11 @@ class ProxyNCAEmbedder(ProxyEmbedder):
     True
     """
 
+    _loss_class = ProxyNCALoss
+
     scale: float = 3.0
     positive_in_denominator: bool = False
     label_smoothing: float = 0.0
     proxy_learning_rate: float = 3e-2
 
-    _parameter_constraints = {
-        **ProxyEmbedder._parameter_constraints,
-        **ProxyNCALoss._parameter_constraints,
-        "n_components": ProxyEmbedder._parameter_constraints["n_components"],
-    }
-
-    def _make_loss(self, n_classes, network):
-        return ProxyNCALoss(
-            n_classes,
-            network.n_components,
-            scale=self.scale,
-            positive_in_denominator=self.positive_in_denominator,
-            label_smoothing=self.label_smoothing,
-        )
+    _parameter_constraints = {**ProxyNCALoss._parameter_constraints, **ProxyEmbedder._parameter_constraints}

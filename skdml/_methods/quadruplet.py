@@ -136,9 +136,8 @@ class QuadrupletEmbedder(PairEmbedder):
     True
     """
 
+    _loss_class = QuadrupletLoss
+
     margin: float = 1.0
 
-    _parameter_constraints = {**PairEmbedder._parameter_constraints, **QuadrupletLoss._parameter_constraints}
-
-    def _make_loss(self, n_classes, network):
-        return QuadrupletLoss(margin=self.margin, mining=self.mining, mining_margin=self.mining_margin)
+    _parameter_constraints = {**QuadrupletLoss._parameter_constraints, **PairEmbedder._parameter_constraints}

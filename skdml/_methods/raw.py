@@ -154,18 +154,11 @@ class RAWEmbedder(PairEmbedder):
     True
     """
 
+    _loss_class = RAWLoss
+
     alpha: float = 2.0
     beta: float = 50.0
     threshold: float = 0.5
     mining: str | Callable | None = "vthm"
 
-    _parameter_constraints = {**PairEmbedder._parameter_constraints, **RAWLoss._parameter_constraints}
-
-    def _make_loss(self, n_classes, network):
-        return RAWLoss(
-            alpha=self.alpha,
-            beta=self.beta,
-            threshold=self.threshold,
-            mining=self.mining,
-            mining_margin=self.mining_margin,
-        )
+    _parameter_constraints = {**RAWLoss._parameter_constraints, **PairEmbedder._parameter_constraints}

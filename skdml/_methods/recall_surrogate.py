@@ -224,6 +224,8 @@ class RecallSurrogateEmbedder(PairEmbedder):
     True
     """
 
+    _loss_class = RecallSurrogateLoss
+
     batch_size: int = 256
     ks: tuple[int, ...] = (1, 2, 4, 8, 16)
     tau1: float = 0.01
@@ -231,16 +233,11 @@ class RecallSurrogateEmbedder(PairEmbedder):
     chunk_size: int | None = None
 
     _parameter_constraints = {
-        **PairEmbedder._parameter_constraints,
         **RecallSurrogateLoss._parameter_constraints,
+        **PairEmbedder._parameter_constraints,
         "chunk_size": [POSITIVE_INT, None],
     }
 
     def _check_params(self):
         super()._check_params()
         _check_ks(self)
-
-    def _make_loss(self, n_classes, network):
-        return RecallSurrogateLoss(
-            ks=self.ks, tau1=self.tau1, tau2=self.tau2, mining=self.mining, mining_margin=self.mining_margin
-        )

@@ -357,6 +357,8 @@ class SmartMiningEmbedder(BaseEmbedder):
     True
     """
 
+    _loss_class = SmartMiningLoss
+
     margin: float = 0.2
     mean_weight: float = 0.8
     mean_margin: float = 0.01
@@ -366,17 +368,14 @@ class SmartMiningEmbedder(BaseEmbedder):
     batch_size: int = 192
 
     _parameter_constraints = {
-        **BaseEmbedder._parameter_constraints,
         **SmartMiningLoss._parameter_constraints,
+        **BaseEmbedder._parameter_constraints,
         "n_neighbors": [POSITIVE_INT],
         "n_triplets": [POSITIVE_INT],
         "target_error": [FRACTION],
         "batch_size": [Interval(Integral, 3, None, closed="left")],
     }
     _pair_based = True
-
-    def _make_loss(self, n_classes, network):
-        return SmartMiningLoss(margin=self.margin, mean_weight=self.mean_weight, mean_margin=self.mean_margin)
 
     def _make_batches(self, y):
         return SmartBatches(y, self.batch_size, self.n_triplets, self.n_neighbors, self.target_error, self.margin)

@@ -227,6 +227,8 @@ class SoftTripleEmbedder(BaseEmbedder):
     True
     """
 
+    _loss_class = SoftTripleLoss
+
     n_centers: int = 10
     scale: float = 20.0
     gamma: float = 0.1
@@ -235,22 +237,10 @@ class SoftTripleEmbedder(BaseEmbedder):
     center_learning_rate: float = 3e-3
 
     _parameter_constraints = {
-        **BaseEmbedder._parameter_constraints,
         **SoftTripleLoss._parameter_constraints,
-        "n_components": BaseEmbedder._parameter_constraints["n_components"],
+        **BaseEmbedder._parameter_constraints,
         "center_learning_rate": [POSITIVE],
     }
-
-    def _make_loss(self, n_classes, network):
-        return SoftTripleLoss(
-            n_classes,
-            network.n_components,
-            n_centers=self.n_centers,
-            scale=self.scale,
-            gamma=self.gamma,
-            margin=self.margin,
-            tau=self.tau,
-        )
 
     def _loss_learning_rate(self):
         return self.center_learning_rate

@@ -157,17 +157,16 @@ class SSTEmbedder(PairMixin, BaseEmbedder):
     True
     """
 
+    _loss_class = SSTLoss
+
     batch_size: int = 128
     n_targets: int = 5
 
     _parameter_constraints = {
+        **SSTLoss._parameter_constraints,
         **BaseEmbedder._parameter_constraints,
         **PairMixin._parameter_constraints,
-        **SSTLoss._parameter_constraints,
     }
-
-    def _make_loss(self, n_classes, network):
-        return SSTLoss(n_targets=self.n_targets, mining=self.mining, mining_margin=self.mining_margin)
 
     def _make_batches(self, y):
         return LocalBatches(y, self.batch_size)

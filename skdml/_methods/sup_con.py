@@ -155,15 +155,9 @@ class SupConEmbedder(PairEmbedder):
     True
     """
 
+    _loss_class = SupConLoss
+
     temperature: float = 0.1
     base_temperature: float | None = None
 
-    _parameter_constraints = {**PairEmbedder._parameter_constraints, **SupConLoss._parameter_constraints}
-
-    def _make_loss(self, n_classes, network):
-        return SupConLoss(
-            temperature=self.temperature,
-            base_temperature=self.base_temperature,
-            mining=self.mining,
-            mining_margin=self.mining_margin,
-        )
+    _parameter_constraints = {**SupConLoss._parameter_constraints, **PairEmbedder._parameter_constraints}

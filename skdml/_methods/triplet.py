@@ -243,18 +243,11 @@ class TripletEmbedder(PairEmbedder):
     True
     """
 
+    _loss_class = TripletLoss
+
     margin: float = 0.2
     squared: bool = True
     soft_margin: bool = False
     mining: str | Callable | None = "semihard"
 
-    _parameter_constraints = {**PairEmbedder._parameter_constraints, **TripletLoss._parameter_constraints}
-
-    def _make_loss(self, n_classes, network):
-        return TripletLoss(
-            margin=self.margin,
-            squared=self.squared,
-            soft_margin=self.soft_margin,
-            mining=self.mining,
-            mining_margin=self.mining_margin,
-        )
+    _parameter_constraints = {**TripletLoss._parameter_constraints, **PairEmbedder._parameter_constraints}
