@@ -446,7 +446,13 @@ def _fitted(classes, earlier, history, network, criterion):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class ProxyEmbedder(BaseEmbedder):
-    """Base of the embedders whose loss learns proxies of the classes: a learning rate of their own."""
+    """Base of the embedders whose loss learns proxies of the classes.
+
+    Parameters
+    ----------
+    proxy_learning_rate : float, default=3e-3
+        Peak learning rate of the loss's own parameters; > 0.
+    """
 
     proxy_learning_rate: float = 3e-3
 
@@ -458,7 +464,15 @@ class ProxyEmbedder(BaseEmbedder):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class BalancedEmbedder(BaseEmbedder):
-    """Base of the embedders that compare the samples of a batch: P x K batches."""
+    """Base of the embedders that compare the samples of a batch: P x K batches.
+
+    Parameters
+    ----------
+    samples_per_class : int, default=4
+        K of the P x K batches; >= 2. A batch holds this many samples of each of ``batch_size // samples_per_class``
+        classes. If there are fewer classes, a batch takes more samples of each and keeps its size. A class with fewer
+        samples contributes each of them once.
+    """
 
     samples_per_class: int = 4
 
@@ -485,7 +499,16 @@ class BalancedEmbedder(BaseEmbedder):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class PairMixin:
-    """What embedders with a `PairLoss` share: mining and a memory of earlier batches."""
+    """What embedders with a `PairLoss` share: mining, which the loss describes, and a memory of earlier batches.
+
+    Parameters
+    ----------
+    memory_size : int, default=0
+        Size of the cross-batch memory (Wang et al., CVPR 2020), the last embeddings that each batch is also compared
+        with; at least ``batch_size``, or 0: no memory. They are freed after the fit.
+    memory_start : int, default=100
+        Number of batches before the memory takes part; >= 0. Early embeddings are soon out of date.
+    """
 
     mining: str | Callable | None = None
     mining_margin: float = 0.1

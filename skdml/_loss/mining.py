@@ -8,19 +8,6 @@ import torch
 from .similarities import squared_distances
 from .terms import log_sum_exp, most
 
-# Stands once here; the docstrings of losses and embedders hold the marker MINING_PARAMETERS in its place.
-MINING_DOC = """\
-mining : {"vthm", "semihard", "hard", "distance_weighted"}, callable or None, default={mining}
-    Which pairs of a batch count. "vthm": for each anchor the negatives more similar than its hardest positive less
-    ``mining_margin``, and the positives less similar than its hardest negative plus it. "semihard": all positives, and
-    for each of them the hardest negative that is still less similar, or the easiest where none is. "hard": the least
-    similar positive and the most similar negative of each anchor. "distance_weighted": all positives, and as many
-    negatives, drawn evenly over the distances (of unit rows). None: all pairs. A callable maps ``(S, positive,
-    negative)``, the similarities (B, M) and two boolean masks with a row for each anchor, to the two masks thinned.
-mining_margin : float, default=0.1
-    Epsilon of "vthm", which alone uses it; >= 0, on the scale of the similarities.
-"""
-
 
 def vthm(S, positive, negative, margin=0.1):
     """Keep the pairs that break the order of a triplet, or would within a margin: valid triplet based hard mining.

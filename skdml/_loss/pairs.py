@@ -5,13 +5,10 @@ memory holds. Column j < B is sample j of the batch, so self pairs lie on the di
 the anchor.
 """
 
-import inspect
-import textwrap
-
 from torch import nn
 
 from .._constraints import NON_NEGATIVE, StrOptions
-from .mining import MINING_DOC, distance_weighted, hard, semihard, vthm
+from .mining import distance_weighted, hard, semihard, vthm
 from .similarities import dot_products
 from .terms import check_batch, zero_loss
 
@@ -26,8 +23,16 @@ class PairLoss(nn.Module):
 
     Parameters
     ----------
-    mining : str, callable or None
+    mining : {"vthm", "semihard", "hard", "distance_weighted"}, callable or None
+        Which pairs of a batch count. "vthm": for each anchor, the negatives more similar than its hardest positive
+        minus ``mining_margin``, and the positives less similar than its hardest negative plus ``mining_margin``.
+        "semihard": all positives, and for each of them the hardest negative that is still less similar, or the easiest
+        negative where there is none. "hard": the least similar positive and the most similar negative of each anchor.
+        "distance_weighted": all positives and as many negatives, drawn evenly over the distances (of unit rows). None:
+        all pairs. A callable maps ``(S, positive, negative)``, the similarities (B, M) and two boolean masks with one
+        row per anchor, to the two masks of the pairs to keep.
     mining_margin : float
+        Epsilon of "vthm", the only rule that uses it; >= 0, on the scale of the similarities.
     """
 
     _parameter_constraints = {
@@ -40,21 +45,13 @@ class PairLoss(nn.Module):
         self.mining = mining
         self.mining_margin = mining_margin
 
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        default = inspect.signature(cls).parameters.get("mining")
-        if default is not None and cls.__doc__:
-            shown = f'"{default.default}"' if isinstance(default.default, str) else repr(default.default)
-            text = textwrap.indent(MINING_DOC.replace("{mining}", shown), "    ").strip()
-            cls.__doc__ = cls.__doc__.replace("MINING_PARAMETERS", text)
-
     def forward(self, embeddings, y, sample_weight=None):
         """Return the loss of a batch.
 
         Parameters
         ----------
         embeddings : tensor of shape (B, D)
-            Taken as they are, never normalised here.
+            Taken as they are, never normalized here.
         y : int tensor of shape (B,)
             The class of each row.
         sample_weight : tensor of shape (B,) or None, default=None
@@ -114,9 +111,9 @@ class PairLoss(nn.Module):
         Parameters
         ----------
         S : tensor of shape (B, M), M >= B
-            Similarities, see ``_similarities``. Of a batch alone M is B.
+            Similarities: dot products, or 1 - d^2 / 2 for a loss of Euclidean distances d. M is B without a memory.
         positive, negative : bool tensor of shape (B, M)
-            Which pairs count, the row being the anchor. No self pairs.
+            Which pairs count; the row is the anchor. There are no self pairs.
         sample_weight : tensor of shape (B,) or None, default=None
             Weight of each anchor, >= 0. None: ones.
 

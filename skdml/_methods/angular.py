@@ -11,11 +11,13 @@ import torch
 from torch.nn import functional as F
 
 from .._constraints import Interval, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import PairEmbedder
 from .._loss.pairs import PairLoss
 from .._loss.terms import weighted_mean
 
 
+@with_shared_docs
 class AngularLoss(PairLoss):
     r"""Keep the angle at which a negative sees a positive pair below a bound.
 
@@ -28,8 +30,8 @@ class AngularLoss(PairLoss):
     Parameters
     ----------
     angle : float, default=45.0
-        Alpha, the largest angle at the negative, in degrees; in (0, 90). The paper tries 36 to 55.
-    MINING_PARAMETERS
+        Alpha, the upper bound on the angle at the negative, in degrees; in (0, 90). The paper tries 36 to 55.
+    {BASE_PARAMETERS}
 
     Raises
     ------
@@ -51,7 +53,7 @@ class AngularLoss(PairLoss):
     it, which unit rows do not come near for an angle up to 65 degrees. Long rows may: there a pair whose two rows agree
     on no near negative has too large a value.
 
-    Differences from pytorch-metric-learning: the negatives are taken as the anchors are, where it normalises anchors
+    Differences from pytorch-metric-learning: the negatives are taken as the anchors are, where it normalizes anchors
     and positives alone; the angle is 45, not 40. The TensorFlow and Chainer ports take two samples a class, and
     the partners alone as negatives. The paper adds the N-pairs loss, for which a torch loop sums the two.
 
@@ -119,6 +121,7 @@ def _exponentials(z, mask):
     return torch.where(mask, (z - top).clamp(min=least, max=0), -torch.inf).exp(), top
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class AngularEmbedder(PairEmbedder):
     """Angular: bounds the angle at the negative of each triplet [1]_.
@@ -131,21 +134,18 @@ class AngularEmbedder(PairEmbedder):
 
     Parameters
     ----------
-    angle : float, default=45.0
-        Alpha, the largest angle at the negative, in degrees; in (0, 90). The paper tries 36 to 55.
-    PAIR_PARAMETERS
-    BALANCED_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
     NPairsEmbedder : The loss that the paper combines with this one.
     SSTEmbedder : The same bound at 30 degrees, within local batches.
-    skdml.losses.AngularLoss : The loss alone, for a torch loop.
+    skdml.losses.AngularLoss : The loss on its own, for a torch loop.
 
     References
     ----------

@@ -12,12 +12,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from .._constraints import POSITIVE, POSITIVE_INT, Interval, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import ProxyEmbedder
 from .._loss.proxies import ProxyLoss
 from .._loss.terms import rows_at
 from .._network.networks import unit_rows
 
 
+@with_shared_docs
 class ArcFaceLoss(ProxyLoss):
     r"""A softmax over the cosines to the nearest centers of the classes, with a margin added to the own class's angle.
 
@@ -30,22 +32,21 @@ class ArcFaceLoss(ProxyLoss):
 
     Parameters
     ----------
-    n_classes : int
-        C; >= 1.
-    n_components : int
-        D, the dimension of the embeddings; >= 1.
+    {BASE_PARAMETERS}
     n_centers : int, default=1
-        K, the centers of a class; >= 1. 1 is ArcFace [1]_, more is sub-center ArcFace [2]_, where 3 is usual.
+        K, the number of centers per class; >= 1. 1 is ArcFace [1]_, more is sub-center ArcFace [2]_, where 3 is usual.
     scale : float, default=32.0
-        Lambda; > 0, unitless (multiplies a cosine in [-1, 1]). The paper has 64.
+        Lambda, the factor of the cosines in the softmax over the classes; > 0, unitless. The paper uses 64, for many
+        thousand classes.
     margin : float, default=0.5
-        Added to the angle to the own class, m; in [0, pi), in radians.
+        Margin m, which is added to the angle between a sample and the nearest center of its class; in [0, pi), in
+        radians.
 
     Attributes
     ----------
     centers : Parameter of shape (n_classes, n_centers, n_components)
-        The v_ck, of any length: they are normalised in the formula, never in place. The shorter a center, the further
-        an optimiser step turns it.
+        The v_ck, of any length: they are normalized in the formula, never in place. The shorter a center, the further
+        an optimizer step turns it.
 
     Raises
     ------
@@ -132,6 +133,7 @@ def _psi(x, w, margin):
     )
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class ArcFaceEmbedder(ProxyEmbedder):
     """ArcFace: a softmax over the angles to learned centers, with a margin in the angle to the own class [1]_.
@@ -143,24 +145,18 @@ class ArcFaceEmbedder(ProxyEmbedder):
 
     Parameters
     ----------
-    n_centers : int, default=1
-        Centers a class, K; >= 1. More than 1 is sub-center ArcFace.
-    scale : float, default=32.0
-        Lambda, the factor of the cosines in the softmax over classes; > 0. The paper has 64, for many thousand classes.
-    margin : float, default=0.5
-        Added to the angle between a sample and the nearest center of its class, m; in [0, pi), in radians.
-    PROXY_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
     NormSoftmaxEmbedder : Without a margin.
     SoftTripleEmbedder : A soft choice among the centers of a class, and a margin in the cosine.
-    skdml.losses.ArcFaceLoss : The loss alone, for a torch loop.
+    skdml.losses.ArcFaceLoss : The loss on its own, for a torch loop.
 
     References
     ----------

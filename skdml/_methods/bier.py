@@ -13,6 +13,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from .._constraints import FINITE, NON_NEGATIVE, POSITIVE, POSITIVE_INT, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import BalancedEmbedder
 from .._loss.pairs import pair_masks, pair_shares
 from .._loss.similarities import dot_products
@@ -55,18 +56,19 @@ class BIERLoss(nn.Module):
     n_components : int
         D, the dimension of the embeddings; >= 1.
     group_shares : tuple of float, default=(3, 5, 8)
-        The sizes of the groups to one another, > 0; their number is M. D is cut at the rounded multiples, and a group
-        that would be empty is left out.
+        Relative sizes of the M groups, each > 0: by default 64 components form groups of 12, 20 and 32. D is cut at the
+        rounded multiples; a group that would be empty is left out.
     alpha : float, default=2.0
-        Sharpness of the deviance; > 0, unitless (multiplies a cosine in [-1, 1]).
+        Alpha, the sharpness of the deviance; > 0, unitless (multiplies a cosine in [-1, 1]).
     threshold : float, default=0.5
-        Lambda, the similarity that parts positive from negative pairs. Beta in [1]_.
+        Lambda, the cosine that separates positive from negative pairs; beta in [1]_.
     negative_cost : float, default=5.0
-        The sharpness C over negative pairs against that over positive ones; > 0. 25 in [1]_, see Notes.
+        C, the sharpness over negative pairs relative to that over positive pairs; > 0. The authors use 25, for a
+        pretrained network; if a small network is trained from scratch on images, Recall@1 is far higher with 5.
     adversarial : bool, default=False
-        Whether regressors drive the groups apart.
+        Whether regressors drive the groups apart: A-BIER [2]_.
     diversity_weight : float, default=0.01
-        The weight w of the adversarial term, which alone uses it; >= 0.
+        Weight w of the adversarial term; >= 0. Used only with ``adversarial=True``.
 
     Attributes
     ----------
@@ -97,8 +99,8 @@ class BIERLoss(nn.Module):
     in the means; a batch without pairs of a kind gives no 0/0; the combined similarity weighs a group by its share, not
     by the share's square. Without ``adversarial`` there is no term for diversity, as by default there: the squared
     products of the activations of two groups, which it offers, are constant for groups of fixed length. Its adversary
-    sees the outputs of the linear heads before the normalisation, and its gradient stops at the feature that the groups
-    share; here the adversary sees the normalised groups, and its gradient goes through the whole network.
+    sees the outputs of the linear heads before the normalization, and its gradient stops at the feature that the groups
+    share; here the adversary sees the normalized groups, and its gradient goes through the whole network.
 
     Q is the mean of :math:`(|v|^2 - 1)^2` over the weight vectors v that leave a unit, plus :math:`[|c|^2 - 1]_+` for
     the biases c, summed over the two layers. The hidden layer has 512 units. The regressors start with Q = 0.
@@ -165,7 +167,7 @@ class BIERLoss(nn.Module):
         Parameters
         ----------
         embeddings : tensor of shape (B, D)
-            Taken as they are, never normalised here.
+            Taken as they are, never normalized here.
         y : int tensor of shape (B,)
             The class of each row.
         sample_weight : tensor of shape (B,) or None, default=None
@@ -249,6 +251,7 @@ def _check_shares(owner):
         )
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class BIEREmbedder(BalancedEmbedder):
     """BIER: an ensemble of groups of components, each boosted on what the groups before it get wrong [1]_.
@@ -262,31 +265,17 @@ class BIEREmbedder(BalancedEmbedder):
 
     Parameters
     ----------
-    group_shares : tuple of float, default=(3, 5, 8)
-        The sizes of the groups to one another, > 0, with 64 components 12, 20 and 32. A group that would be empty is
-        left out.
-    alpha : float, default=2.0
-        Sharpness of the deviance; > 0.
-    threshold : float, default=0.5
-        The cosine that parts positive from negative pairs.
-    negative_cost : float, default=5.0
-        Sharpness over negative pairs against that over positive ones; > 0. The authors' 25 is for a network trained
-        before; from scratch on small images Recall@1 is far higher with 5.
-    adversarial : bool, default=False
-        Whether regressors drive the groups apart: A-BIER.
-    diversity_weight : float, default=0.01
-        Weight of the adversarial term, which alone uses it; >= 0.
-    BALANCED_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
     HDCEmbedder : An ensemble too, of heads at several depths of the network.
-    skdml.losses.BIERLoss : The loss alone, for a torch loop.
+    skdml.losses.BIERLoss : The loss on its own, for a torch loop.
 
     References
     ----------

@@ -9,11 +9,13 @@ import torch
 from torch.nn import functional as F
 
 from .._constraints import FINITE, POSITIVE, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import PairEmbedder
 from .._loss.pairs import PairLoss
 from .._loss.terms import weighted_mean
 
 
+@with_shared_docs
 class BinomialDevianceLoss(PairLoss):
     r"""Pull an anchor's positives and push its negatives, each by how far it is on the wrong side of a threshold.
 
@@ -28,12 +30,12 @@ class BinomialDevianceLoss(PairLoss):
     Parameters
     ----------
     alpha : float, default=2.0
-        Alpha in Eq. (12), the sharpness over positives; > 0, unitless (multiplies a cosine in [-1, 1]).
+        Alpha in Eq. (12) of [1]_, the sharpness over positive pairs; > 0, unitless (multiplies a cosine in [-1, 1]).
     beta : float, default=50.0
-        Beta in Eq. (12), the sharpness over negatives; > 0, unitless.
+        Beta in Eq. (12) of [1]_, the sharpness over negative pairs; > 0, unitless. It also scales their weight.
     threshold : float, default=0.5
-        Lambda in Eq. (12), the similarity that every pair is compared with.
-    MINING_PARAMETERS
+        Lambda in Eq. (12) of [1]_, the similarity that every pair is compared with.
+    {BASE_PARAMETERS}
 
     Raises
     ------
@@ -87,22 +89,7 @@ class BinomialDevianceLoss(PairLoss):
         check_constraints(self, vars(self))
 
     def pair_loss(self, S, positive, negative, sample_weight=None):
-        """Return Eq. (12) / B over the pairs in two masks.
-
-        Parameters
-        ----------
-        S : tensor of shape (B, M)
-            Similarities, dot products.
-        positive, negative : bool tensor of shape (B, M)
-            P_i and N_i as rows.
-        sample_weight : tensor of shape (B,) or None, default=None
-            Weight of each anchor's terms, >= 0. None: ones.
-
-        Returns
-        -------
-        tensor of shape ()
-            The loss.
-        """
+        """Return Eq. (12) / B over the pairs in two masks."""
         pull = _row_means(F.softplus(self.alpha * (self.threshold - S)), positive)  # (B,)
         push = _row_means(F.softplus(self.beta * (S - self.threshold)), negative)  # (B,)
         return weighted_mean(pull + push, sample_weight)
@@ -113,6 +100,7 @@ def _row_means(values, mask):
     return torch.where(mask, values, 0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class BinomialDevianceEmbedder(PairEmbedder):
     """Binomial deviance: a logistic cost for every pair of a batch [1]_ [2]_.
@@ -124,24 +112,17 @@ class BinomialDevianceEmbedder(PairEmbedder):
 
     Parameters
     ----------
-    alpha : float, default=2.0
-        Steepness over positive pairs, Eq. (12) of [1]_; > 0.
-    beta : float, default=50.0
-        Steepness over negative pairs, Eq. (12) of [1]_; > 0. It also scales their weight.
-    threshold : float, default=0.5
-        Lambda, the similarity that pairs are compared with, Eq. (12) of [1]_.
-    PAIR_PARAMETERS
-    BALANCED_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
     RAWEmbedder : Weighs a pair also by how hard it is beside the anchor's others.
-    skdml.losses.BinomialDevianceLoss : The loss alone, for a torch loop.
+    skdml.losses.BinomialDevianceLoss : The loss on its own, for a torch loop.
 
     References
     ----------

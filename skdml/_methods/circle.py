@@ -9,11 +9,13 @@ import torch
 from torch.nn import functional as F
 
 from .._constraints import NON_NEGATIVE, POSITIVE, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import PairEmbedder
 from .._loss.pairs import PairLoss
 from .._loss.terms import log_sum_exp, weighted_mean
 
 
+@with_shared_docs
 class CircleLoss(PairLoss):
     r"""Pull an anchor's positives and push its negatives, each with a weight that falls as it nears its optimum.
 
@@ -28,11 +30,12 @@ class CircleLoss(PairLoss):
     Parameters
     ----------
     margin : float, default=0.4
-        The m of the formula; >= 0, on the scale of a cosine. Positives strive for 1 + m and negatives for -m. Wanted
-        are s_p > 1 - m and s_n < m.
+        Margin m; >= 0, on the scale of a cosine. The optimum of a similarity is 1 + m for positives and -m for
+        negatives; the aim is s_p > 1 - m and s_n < m.
     scale : float, default=80.0
-        Gamma; > 0, unitless.
-    MINING_PARAMETERS
+        Gamma, the factor of the similarities; > 0, unitless. With a large value only the hardest pairs of an anchor
+        count.
+    {BASE_PARAMETERS}
 
     Raises
     ------
@@ -79,22 +82,7 @@ class CircleLoss(PairLoss):
         check_constraints(self, vars(self))
 
     def pair_loss(self, S, positive, negative, sample_weight=None):
-        """Return the loss over the pairs in two masks.
-
-        Parameters
-        ----------
-        S : tensor of shape (B, M)
-            Similarities, dot products.
-        positive, negative : bool tensor of shape (B, M)
-            P_i and N_i as rows.
-        sample_weight : tensor of shape (B,) or None, default=None
-            Weight of each anchor's terms, >= 0. None: ones.
-
-        Returns
-        -------
-        tensor of shape ()
-            The loss.
-        """
+        """Return the loss over the pairs in two masks."""
         m = self.margin
         a_p = (1 + m - S.detach()).clamp(min=0)  # (B, M)
         a_n = (S.detach() + m).clamp(min=0)  # (B, M)
@@ -103,6 +91,7 @@ class CircleLoss(PairLoss):
         return weighted_mean(torch.where(has_positive & has_negative, F.softplus(push + pull), 0), sample_weight)
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class CircleEmbedder(PairEmbedder):
     """Circle loss: all pairs of an anchor under one logarithm, each paced by its distance from its optimum [1]_.
@@ -115,22 +104,17 @@ class CircleEmbedder(PairEmbedder):
 
     Parameters
     ----------
-    margin : float, default=0.4
-        Positives strive for 1 + margin, negatives for -margin; >= 0, in units of the cosine.
-    scale : float, default=80.0
-        Gamma, the factor of the similarities; > 0. Large: the hardest pairs of an anchor alone count.
-    PAIR_PARAMETERS
-    BALANCED_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
     RAWEmbedder : Weighs the positives and the negatives of an anchor apart from each other.
-    skdml.losses.CircleLoss : The loss alone, for a torch loop.
+    skdml.losses.CircleLoss : The loss on its own, for a torch loop.
 
     Notes
     -----

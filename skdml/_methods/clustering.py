@@ -12,6 +12,7 @@ from scipy.spatial.distance import cdist
 from torch import nn
 
 from .._constraints import NON_NEGATIVE, Interval, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import BalancedEmbedder
 from .._loss.terms import check_batch, rows_at, zero_loss
 
@@ -32,9 +33,11 @@ class ClusteringLoss(nn.Module):
     Parameters
     ----------
     gamma : float, default=1.0
-        Gamma, the factor of the margin; >= 0, on the scale of F, a sum of distances over the batch.
+        Gamma, the factor of the margin, which is 1 minus the normalized mutual information of clusters and classes; >=
+        0, on the scale of a sum of distances over the batch.
     max_swap_rounds : int, default=5
-        Rounds of swapping medoids after the greedy choice, at most; >= 0. A round without a swap is the last.
+        Maximum number of rounds that swap medoids (PAM) after the greedy choice; >= 0. A round without a swap is the
+        last.
 
     Raises
     ------
@@ -95,7 +98,7 @@ class ClusteringLoss(nn.Module):
         Parameters
         ----------
         embeddings : tensor of shape (B, D)
-            Taken as they are, never normalised here.
+            Taken as they are, never normalized here.
         y : int tensor of shape (B,)
             The class of each row.
         sample_weight : tensor of shape (B,) or None, default=None
@@ -244,6 +247,7 @@ class _MedoidSearch:
         return 1 - np.divide(information, scale, out=np.zeros_like(information), where=scale > 1e-12)
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class ClusteringEmbedder(BalancedEmbedder):
     """Clustering: a structured loss that makes the classes the best clustering of the batch [1]_.
@@ -255,22 +259,18 @@ class ClusteringEmbedder(BalancedEmbedder):
 
     Parameters
     ----------
-    gamma : float, default=1.0
-        Factor of the margin, which is 1 less the normalized mutual information of clusters and classes; >= 0.
-    max_swap_rounds : int, default=5
-        Rounds of swapping medoids (PAM) after their greedy choice, at most; >= 0.
-    BALANCED_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
     RAWEmbedder : Compares pairs; a step costs less.
     SSTEmbedder : Batches that are clusters of the embeddings.
-    skdml.losses.ClusteringLoss : The loss alone, for a torch loop.
+    skdml.losses.ClusteringLoss : The loss on its own, for a torch loop.
 
     References
     ----------

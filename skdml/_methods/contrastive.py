@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import torch
 
 from .._constraints import FINITE, POSITIVE, StrOptions, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import PairEmbedder
 from .._loss.pairs import PairLoss
 from .._loss.similarities import distance_similarities, distances, squared_distances
 from .._loss.terms import weighted_mean
 
 
+@with_shared_docs
 class ContrastiveLoss(PairLoss):
     r"""Pull every positive of an anchor, and push every negative that is more similar than a threshold.
 
@@ -31,13 +33,13 @@ class ContrastiveLoss(PairLoss):
     Parameters
     ----------
     threshold : float, default=0.5
-        Lambda in Eq. (5), the similarity above which a negative is pushed. Used with ``metric="cosine"`` alone.
+        Lambda in Eq. (5) of [1]_, the similarity above which a negative is pushed. Used only with ``metric="cosine"``.
     metric : {"cosine", "euclidean"}, default="cosine"
-        Which of the two, on dot products or on distances.
+        "cosine": Eq. (5) of [1]_, on dot products. "euclidean": the original loss [2]_, on Euclidean distances.
     margin : float, default=1.0
-        Distance m below which a negative is pushed; > 0, in the units of the embeddings. Used with
-        ``metric="euclidean"`` alone.
-    MINING_PARAMETERS
+        Distance m below which a negative is pushed; > 0, in the units of the embeddings (unit rows lie at most 2
+        apart). Used only with ``metric="euclidean"``.
+    {BASE_PARAMETERS}
 
     Raises
     ------
@@ -98,22 +100,7 @@ class ContrastiveLoss(PairLoss):
         check_constraints(self, vars(self))
 
     def pair_loss(self, S, positive, negative, sample_weight=None):
-        """Return the loss over the pairs in two masks.
-
-        Parameters
-        ----------
-        S : tensor of shape (B, M)
-            Dot products, or 1 - d^2 / 2 with ``metric="euclidean"``.
-        positive, negative : bool tensor of shape (B, M)
-            P_i and N_i as rows.
-        sample_weight : tensor of shape (B,) or None, default=None
-            Weight of each anchor's terms, >= 0. None: ones.
-
-        Returns
-        -------
-        tensor of shape ()
-            The loss.
-        """
+        """Return the loss over the pairs in two masks."""
         if self.metric == "cosine":
             pull, push = -S, (S - self.threshold).relu()  # (B, M)
         else:
@@ -127,6 +114,7 @@ class ContrastiveLoss(PairLoss):
         return distance_similarities(embeddings, columns)
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class ContrastiveEmbedder(PairEmbedder):
     """Contrastive: every positive pair pulled, every negative pair beyond a threshold pushed, all alike [1]_ [2]_.
@@ -138,25 +126,17 @@ class ContrastiveEmbedder(PairEmbedder):
 
     Parameters
     ----------
-    threshold : float, default=0.5
-        Lambda, the similarity above which a negative is pushed, Eq. (5) of [1]_; with ``metric="cosine"`` alone.
-    metric : {"cosine", "euclidean"}, default="cosine"
-        "cosine": Eq. (5) of [1]_, on similarities. "euclidean": the original [2]_, on squares of distances.
-    margin : float, default=1.0
-        Distance below which a negative is pushed, with ``metric="euclidean"`` alone; > 0. Unit rows lie at most 2
-        apart.
-    PAIR_PARAMETERS
-    BALANCED_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
     RAWEmbedder : Weighs pairs by how hard they are.
-    skdml.losses.ContrastiveLoss : The loss alone, for a torch loop.
+    skdml.losses.ContrastiveLoss : The loss on its own, for a torch loop.
 
     References
     ----------

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from torch.nn import functional as F
 
 from .._constraints import POSITIVE_INT, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import PairEmbedder
 from .._loss.pairs import PairLoss, pair_shares
 from .._loss.terms import sums_at
 
 
+@with_shared_docs
 class HistogramLoss(PairLoss):
     r"""Lower the probability that a random negative pair is more similar than a random positive pair.
 
@@ -26,8 +28,8 @@ class HistogramLoss(PairLoss):
     Parameters
     ----------
     n_bins : int, default=100
-        R - 1, the bins that the range [-1, 1] is cut into; >= 1.
-    MINING_PARAMETERS
+        R - 1, the number of bins that the range [-1, 1] is cut into; >= 1. The result depends little on it.
+    {BASE_PARAMETERS}
 
     Raises
     ------
@@ -73,22 +75,7 @@ class HistogramLoss(PairLoss):
         check_constraints(self, vars(self))
 
     def pair_loss(self, S, positive, negative, sample_weight=None):
-        """Return the overlap of the histograms of two sets of pairs.
-
-        Parameters
-        ----------
-        S : tensor of shape (B, M)
-            Similarities, cosines.
-        positive, negative : bool tensor of shape (B, M)
-            The pairs of either histogram.
-        sample_weight : tensor of shape (B,) or None, default=None
-            Weight of each anchor's pairs in both histograms, >= 0. None: ones.
-
-        Returns
-        -------
-        tensor of shape ()
-            The loss.
-        """
+        """Return the overlap of the histograms of two sets of pairs."""
         place = (S.clamp(min=-1, max=1) + 1) * (self.n_bins / 2)  # (B, M), from 0 to R - 1
         node = place.detach().long().clamp(max=self.n_bins - 1)  # (B, M), the node below; s = 1 is in the last bin
         share = place - node  # (B, M), of the node above
@@ -102,6 +89,7 @@ class HistogramLoss(PairLoss):
         return (h_negative * h_positive.cumsum(dim=0)).sum()
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class HistogramEmbedder(PairEmbedder):
     """Histogram: separates the similarities of positive pairs from those of negative pairs, with nothing to tune [1]_.
@@ -113,20 +101,17 @@ class HistogramEmbedder(PairEmbedder):
 
     Parameters
     ----------
-    n_bins : int, default=100
-        Bins of the histograms over [-1, 1]; >= 1. The result depends little on it.
-    PAIR_PARAMETERS
-    BALANCED_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
     RAWEmbedder : Compares the pairs of one anchor, which is what a nearest neighbor search does.
-    skdml.losses.HistogramLoss : The loss alone, for a torch loop.
+    skdml.losses.HistogramLoss : The loss on its own, for a torch loop.
 
     References
     ----------

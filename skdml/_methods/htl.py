@@ -12,6 +12,7 @@ from scipy.spatial.distance import squareform
 from torch import nn
 
 from .._constraints import NON_NEGATIVE, POSITIVE_INT, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.batches import BalancedBatches
 from .._engine.embedder import BalancedEmbedder
 from .._loss.pairs import pair_masks
@@ -30,7 +31,8 @@ class HTLLoss(nn.Module):
     Parameters
     ----------
     margin : float, default=0.1
-        Beta, the margin of all triplets where none are given; >= 0, in squared distance (0 to 4 for unit rows).
+        Beta, the constant part of the margins; >= 0, in squared distance (0 to 4 for unit rows). Where no margins are
+        given, as in the first epoch of the embedder, it is the margin of all triplets.
 
     Raises
     ------
@@ -82,7 +84,7 @@ class HTLLoss(nn.Module):
         Parameters
         ----------
         embeddings : tensor of shape (B, D)
-            Taken as they are, never normalised here.
+            Taken as they are, never normalized here.
         y : int tensor of shape (B,)
             The class of each row.
         margins : tensor of shape (B, B) or None, default=None
@@ -235,6 +237,7 @@ def class_levels(distance, within, n_levels):
     return np.searchsorted(thresholds, merged).clip(max=n_levels), thresholds
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class HTLEmbedder(BalancedEmbedder):
     """Hierarchical triplet loss: similar classes share batches, and margins follow a tree of the classes [1]_.
@@ -247,23 +250,21 @@ class HTLEmbedder(BalancedEmbedder):
 
     Parameters
     ----------
-    margin : float, default=0.1
-        Beta, the constant part of the margins, and the margin of the first epoch; >= 0, in squared distance.
+    {LOSS_PARAMETERS}
     n_levels : int, default=16
-        L, steps of the class tree; >= 1.
+        L, the number of steps of the class tree; >= 1.
     n_neighbors : int, default=3
-        Classes that each random class of a batch brings, its nearest; >= 1.
-    BALANCED_PARAMETERS
-    SHARED_PARAMETERS
+        How many of its nearest classes each random class of a batch brings along; >= 1.
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
     SSTEmbedder : Batches are clusters of the samples.
-    skdml.losses.HTLLoss : The loss alone, for a torch loop.
+    skdml.losses.HTLLoss : The loss on its own, for a torch loop.
 
     Notes
     -----

@@ -11,12 +11,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from .._constraints import NON_NEGATIVE, POSITIVE_INT, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import ProxyEmbedder
 from .._loss.proxies import ProxyLoss
 from .._loss.terms import rows_at
 from .._network.networks import unit_rows
 
 
+@with_shared_docs
 class LargeMarginSoftmaxLoss(ProxyLoss):
     r"""A softmax over dot products in which the angle to the own class's proxy is multiplied by an integer.
 
@@ -32,21 +34,20 @@ class LargeMarginSoftmaxLoss(ProxyLoss):
 
     Parameters
     ----------
-    n_classes : int
-        C; >= 1.
-    n_components : int
-        D, the dimension of the embeddings; >= 1.
+    {BASE_PARAMETERS}
     margin : int, default=4
-        Factor of the angle, m; >= 1. 1 is the plain softmax.
+        Factor m of the angle between a sample and the proxy of its class; >= 1. 1 is the plain softmax.
     annealing_base : float, default=1000.0
-        Lambda_0, the weight of the plain logit at the first step; >= 0. With 0, and ``annealing_minimum=0``, there is
-        no annealing.
+        Lambda_0, the weight of the plain logit relative to the one with the margin, at the first step; >= 0. With 0,
+        and ``annealing_minimum=0``, there is no annealing.
     annealing_gamma : float, default=1e-3
-        Gamma, how soon lambda falls; >= 0, per training step.
+        Gamma, how soon lambda falls; >= 0, per training step: at step t it is lambda_0 (1 + gamma t)^-p. The default
+        brings it below 1 in about 220 steps; for much longer training a smaller value is usual, such as the authors'
+        2.5e-5.
     annealing_power : float, default=35.0
-        Power p, how fast lambda falls; >= 0.
+        Power p with which lambda falls; >= 0.
     annealing_minimum : float, default=0.0
-        Lambda_min, which lambda does not fall below; >= 0. 5 to 10 is usual where the full margin does not train.
+        Lambda_min, the lower bound on lambda; >= 0. 5 to 10 is usual where the full margin does not train.
 
     Attributes
     ----------
@@ -152,6 +153,7 @@ def _psi(cosine, m):
     return (1 - 2 * (k % 2)) * cos_m - 2 * k
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class LargeMarginSoftmaxEmbedder(ProxyEmbedder):
     """Large-margin softmax: classification in which the angle to the own class counts several times [1]_.
@@ -163,28 +165,17 @@ class LargeMarginSoftmaxEmbedder(ProxyEmbedder):
 
     Parameters
     ----------
-    margin : int, default=4
-        Factor m of the angle between a sample and the proxy of its class; >= 1. 1 is the plain softmax.
-    annealing_base : float, default=1000.0
-        Weight lambda of the plain logit beside the one with the margin, at the first step; >= 0. 0: no annealing.
-    annealing_gamma : float, default=1e-3
-        Gamma: at step t lambda is its base times (1 + gamma t)^-power; >= 0. The default brings it below 1 in about 220
-        steps; for much longer trainings a smaller one is usual, such as the authors' 2.5e-5.
-    annealing_power : float, default=35.0
-        The power of the annealing; >= 0.
-    annealing_minimum : float, default=0.0
-        Lowest lambda; >= 0. 5 to 10 where the full margin does not train.
-    PROXY_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
     ArcFaceEmbedder : A margin added to the angle, of unit vectors.
-    skdml.losses.LargeMarginSoftmaxLoss : The loss alone, for a torch loop.
+    skdml.losses.LargeMarginSoftmaxLoss : The loss on its own, for a torch loop.
 
     References
     ----------

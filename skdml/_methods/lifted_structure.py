@@ -9,12 +9,14 @@ from dataclasses import dataclass
 import torch
 
 from .._constraints import FINITE, StrOptions, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import PairEmbedder
 from .._loss.pairs import PairLoss
 from .._loss.similarities import distance_similarities, distances
 from .._loss.terms import log_sum_exp, weighted_mean
 
 
+@with_shared_docs
 class LiftedStructureLoss(PairLoss):
     r"""Bring the positives of an anchor closer than its negatives by a margin, each kind weighed by a softmax.
 
@@ -33,12 +35,14 @@ class LiftedStructureLoss(PairLoss):
     Parameters
     ----------
     margin : float, default=1.0
-        The margin m, in units of d. Lambda in Eq. (9) with ``metric="cosine"``; alpha in [1]_.
+        Margin m by which negatives should be farther away than positives, in units of the distance d. Lambda in Eq. (9)
+        of [3]_, alpha in [1]_.
     metric : {"euclidean", "cosine"}, default="euclidean"
-        What d is: the Euclidean distance, or 1 - s for dot products s.
+        What the distance d is: the Euclidean distance, or 1 - s for dot products s, as in Eq. (9) of [3]_.
     form : {"generalized", "original"}, default="generalized"
-        Which of the two.
-    MINING_PARAMETERS
+        "generalized": a hinge for each anchor [2]_. "original": a squared hinge for each positive pair, with the
+        negatives of both ends [1]_.
+    {BASE_PARAMETERS}
 
     Raises
     ------
@@ -104,22 +108,7 @@ class LiftedStructureLoss(PairLoss):
         check_constraints(self, vars(self))
 
     def pair_loss(self, S, positive, negative, sample_weight=None):
-        """Return the loss over the pairs in two masks.
-
-        Parameters
-        ----------
-        S : tensor of shape (B, M)
-            1 - d^2 / 2, or dot products with ``metric="cosine"``.
-        positive, negative : bool tensor of shape (B, M)
-            P_i and N_i as rows. "original" takes no positives beyond column B.
-        sample_weight : tensor of shape (B,) or None, default=None
-            Weight of each anchor's term, with "original" of each of its positive pairs; >= 0. None: ones.
-
-        Returns
-        -------
-        tensor of shape ()
-            The loss.
-        """
+        """Return the loss over the pairs in two masks."""
         d = distances(S) if self.metric == "euclidean" else 1 - S  # (B, M)
         push, has_negative = log_sum_exp(self.margin - d, negative)  # (B,)
         if self.form == "generalized":
@@ -137,6 +126,7 @@ class LiftedStructureLoss(PairLoss):
         return distance_similarities(embeddings, columns)
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class LiftedStructureEmbedder(PairEmbedder):
     """Lifted structure: each anchor's soft hardest positive against its soft hardest negative [1]_ [2]_.
@@ -148,25 +138,17 @@ class LiftedStructureEmbedder(PairEmbedder):
 
     Parameters
     ----------
-    margin : float, default=1.0
-        By how much negatives should be farther away than positives, in units of the distance.
-    metric : {"euclidean", "cosine"}, default="euclidean"
-        What the distance is: the Euclidean one, or 1 less the cosine, as in Eq. (9) of [3]_.
-    form : {"generalized", "original"}, default="generalized"
-        "generalized": a hinge for each anchor [2]_. "original": a squared hinge for each positive pair, with the
-        negatives of both ends [1]_.
-    PAIR_PARAMETERS
-    BALANCED_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
     RAWEmbedder : The softmax also compares each pair with a threshold, and is sharper.
-    skdml.losses.LiftedStructureLoss : The loss alone, for a torch loop.
+    skdml.losses.LiftedStructureLoss : The loss on its own, for a torch loop.
 
     References
     ----------

@@ -12,6 +12,7 @@ from scipy.special import logsumexp
 from torch import nn
 
 from .._constraints import POSITIVE, POSITIVE_INT, Interval, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import BaseEmbedder
 from .._loss.similarities import distance_similarities, squared_distances
 from .._loss.terms import check_batch, log_sum_exp, weighted_mean, zero_loss
@@ -31,7 +32,7 @@ class MagnetLoss(nn.Module):
     Parameters
     ----------
     alpha : float, default=1.0
-        Alpha, how far apart the clusters should be, in logarithms of a likelihood; > 0.
+        Alpha, how far apart clusters should be, as a difference of log-likelihoods; > 0.
 
     Raises
     ------
@@ -79,7 +80,7 @@ class MagnetLoss(nn.Module):
         Parameters
         ----------
         embeddings : tensor of shape (B, D)
-            Taken as they are, never normalised here.
+            Taken as they are, never normalized here.
         y : int tensor of shape (B,)
             The class of each row.
         clusters : int tensor of shape (B,) or None, default=None
@@ -258,6 +259,7 @@ def cluster_losses(rows, y, cluster, n_nearest, alpha):
     return np.where(missing, -1, near), np.add.reduceat(terms, starts) / sizes
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class MagnetEmbedder(BaseEmbedder):
     """Magnet loss: each class is a few clusters, and batches are neighborhoods of clusters that overlap [1]_.
@@ -269,24 +271,23 @@ class MagnetEmbedder(BaseEmbedder):
 
     Parameters
     ----------
-    alpha : float, default=1.0
-        How far apart clusters should be, in logarithms of a likelihood; > 0.
+    {LOSS_PARAMETERS}
     n_clusters : int, default=2
-        K, clusters of a class; >= 1.
+        K, the number of clusters per class; >= 1.
     samples_per_cluster : int, default=4
-        D, samples of each cluster in a batch, >= 2: a batch has ``batch_size // samples_per_cluster`` clusters. A
-        cluster with fewer samples gives those it has, each once.
-    SHARED_PARAMETERS
+        D, the number of samples of each cluster in a batch; >= 2. A batch has ``batch_size // samples_per_cluster``
+        clusters. A cluster with fewer samples contributes each of them once.
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
     SoftTripleEmbedder : Several learned centers a class.
     SSTEmbedder : Batches are clusters of the samples.
-    skdml.losses.MagnetLoss : The loss alone, for a torch loop.
+    skdml.losses.MagnetLoss : The loss on its own, for a torch loop.
 
     Notes
     -----

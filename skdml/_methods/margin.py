@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .._constraints import NON_NEGATIVE, POSITIVE, POSITIVE_INT, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import PairEmbedder
 from .._loss.mining import distance_weighted
 from .._loss.pairs import PairLoss, pair_masks
@@ -17,6 +18,7 @@ from .._loss.similarities import distance_similarities, distances
 from .._loss.terms import rows_at, weighted_mean
 
 
+@with_shared_docs
 class MarginLoss(PairLoss):
     r"""Bring positive pairs within a learned distance, and negative pairs beyond it, each by a margin.
 
@@ -33,19 +35,21 @@ class MarginLoss(PairLoss):
     n_classes : int
         C; >= 1.
     margin : float, default=0.2
-        Half the gap between positive and negative pairs, m; >= 0, on the scale of the distances, which for unit rows
-        lie in [0, 2].
+        Margin m by which positive pairs must be nearer than the boundary and negative pairs farther away; >= 0, on the
+        scale of the distances (0 to 2 for unit rows).
     beta : float, default=1.2
-        What the boundary of every class starts at; > 0, on the scale of the distances.
+        The initial boundary of every class; > 0, on the scale of the distances.
     nu : float, default=0.0
-        Nu, the weight of the regulariser; >= 0. It holds boundaries down: more so where few positive pairs cross them.
+        Nu, the weight of the regularizer that holds the boundaries down; >= 0. It has the most effect where few
+        positive pairs cross them.
     cutoff : float, default=0.5
-        Distances below it are drawn with the weight of this one, which bounds the weight of the nearest negatives;
-        > 0. Only "distance_weighted" uses it.
+        Distances below this one count as this one when negatives are drawn, which bounds the weight of the nearest; >
+        0. Used only with ``mining="distance_weighted"``.
     max_distance : float, default=1.4
-        Negatives this far or farther are not drawn, unless an anchor has no nearer one; > 0. By default m + beta, where
-        a negative's term ends. Above 2 all negatives of unit rows are drawn from. Only "distance_weighted" uses it.
-    MINING_PARAMETERS
+        Negatives at this distance or farther are not drawn unless an anchor has no nearer one; > 0. The default is m +
+        beta, where the term of a negative ends; above 2 all negatives of unit rows may be drawn. Used only with
+        ``mining="distance_weighted"``.
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
@@ -61,13 +65,13 @@ class MarginLoss(PairLoss):
     -----
     Shape: embeddings (B, D) float, taken as they are (unit rows expected by the draw of the negatives); y (B,) int64 in
     [0, n_classes); returns a scalar, the sum of the terms over the number of active ones. A batch without a pair that
-    counts gives 0 with zero gradient, and without an active one the regulariser alone. A hinge at exactly 0 is
+    counts gives 0 with zero gradient, and without an active one the regularizer alone. A hinge at exactly 0 is
     inactive. Plain distances have gradient 0 at d = 0.
 
     The draws of "distance_weighted" come from torch's generator, so two calls give two values. Other rules give one.
 
     Differences from the authors' code: negatives are drawn without replacement; an anchor without a negative nearer
-    than ``max_distance`` draws evenly among all its negatives, where theirs may draw a positive; the regulariser is a
+    than ``max_distance`` draws evenly among all its negatives, where theirs may draw a positive; the regularizer is a
     mean, not a sum over the number of active terms; there is a boundary for each class, but none for each sample.
 
     Relations: with one fixed boundary this is a contrastive loss with the margins beta - m and beta + m.
@@ -130,22 +134,7 @@ class MarginLoss(PairLoss):
         return self.pair_loss(S, *selected, rows_at(self.betas, y), sample_weight)
 
     def mine(self, S, positive, negative, n_components):
-        """Select the pairs that count; "distance_weighted" with the limits of this loss.
-
-        Parameters
-        ----------
-        S : tensor of shape (B, M)
-            1 - d^2 / 2, detached: no gradient flows through the choice.
-        positive, negative : bool tensor of shape (B, M)
-            The pairs to select from.
-        n_components : int
-            D, which "distance_weighted" depends on.
-
-        Returns
-        -------
-        tuple of two bool tensors of shape (B, M)
-            The pairs selected, positive and negative.
-        """
+        """Select the pairs that count; "distance_weighted" with the limits of this loss."""
         if self.mining == "distance_weighted":
             limits = {"cutoff": self.cutoff, "max_distance": self.max_distance}
             return distance_weighted(S, positive, negative, n_components, **limits)
@@ -180,6 +169,7 @@ class MarginLoss(PairLoss):
         return loss
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class MarginEmbedder(PairEmbedder):
     """Margin: each pair against a learned distance, with negatives drawn evenly over the distances [1]_.
@@ -191,34 +181,22 @@ class MarginEmbedder(PairEmbedder):
 
     Parameters
     ----------
-    margin : float, default=0.2
-        By which positive pairs must be nearer than the boundary, and negative pairs farther; >= 0, on the scale of the
-        distances.
-    beta : float, default=1.2
-        The boundary of every class at the start; > 0, on the scale of the distances.
-    nu : float, default=0.0
-        Weight of the regulariser that holds the boundaries down; >= 0.
-    cutoff : float, default=0.5
-        Distances below it count as this one in the draw; > 0.
-    max_distance : float, default=1.4
-        Negatives this far or farther are not drawn; > 0.
+    {LOSS_PARAMETERS}
     beta_learning_rate : float, default=3e-2
-        Learning rate of the boundaries, at its highest; > 0. Ten times the network's: Adam's step is about as long as
-        this, and a boundary has a few tenths to go.
-    PAIR_PARAMETERS
-    BALANCED_PARAMETERS
-    SHARED_PARAMETERS
+        Peak learning rate of the boundaries; > 0. It is ten times the network's, since a step of Adam is about as long
+        as the learning rate and a boundary has to move by a few tenths.
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
     betas_ : ndarray of shape (n_classes,)
         The boundaries of the classes, learned.
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
     TripletEmbedder : Compares a positive pair with a negative one, without a boundary.
-    skdml.losses.MarginLoss : The loss alone, for a torch loop.
+    skdml.losses.MarginLoss : The loss on its own, for a torch loop.
 
     References
     ----------

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import torch
 
 from .._constraints import NON_NEGATIVE, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import PairEmbedder
 from .._loss.pairs import PairLoss
 from .._loss.terms import log1p_sum_exp, rows_at, weighted_mean
 
 
+@with_shared_docs
 class NPairsLoss(PairLoss):
     r"""Rank the partner of an anchor above the partners of all other anchors at once.
 
@@ -27,8 +29,8 @@ class NPairsLoss(PairLoss):
     Parameters
     ----------
     l2 : float, default=0.02
-        Mu, the weight of the squared lengths; >= 0. For unit rows that term is constant.
-    MINING_PARAMETERS
+        Mu, the weight of the squared lengths of the embeddings; >= 0. For unit rows that term is constant.
+    {BASE_PARAMETERS}
 
     Raises
     ------
@@ -46,7 +48,7 @@ class NPairsLoss(PairLoss):
     anchor, too; its partner is of the batch. Mining thins the masks before the pairs are formed.
 
     The published codes have three constants for the second term, whose mean over pairs is: 0.02, as here, and
-    0.0005 (a regularisation of 0.002 times 0.25), and a sum over 2 N with a coefficient of the user's.
+    0.0005 (a regularization of 0.002 times 0.25), and a sum over 2 N with a coefficient of the user's.
     pytorch-metric-learning scales the rows to unit length, and then no loss is below log(1 + (N - 1) / e^2).
 
     Relations: with scaled unit rows this is the loss of a contrastive batch of two views (InfoNCE), in one direction.
@@ -107,31 +109,29 @@ class NPairsLoss(PairLoss):
         return weighted_mean(torch.where(is_anchor, losses, 0), sample_weight, is_anchor)
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class NPairsEmbedder(PairEmbedder):
     """N-pairs: each anchor against the partners of all other classes of the batch at once [1]_.
 
-    A batch holds two samples of each of many classes. The embeddings are not normalised, as in the paper: a softmax of
+    A batch holds two samples of each of many classes. The embeddings are not normalized, as in the paper: a softmax of
     cosines could not become sharp. A term ``l2`` keeps them short instead.
 
     Read more in the :ref:`User Guide <n_pairs>`.
 
     Parameters
     ----------
-    l2 : float, default=0.02
-        Weight of the squared lengths of the embeddings; >= 0.
-    PAIR_PARAMETERS
-    BALANCED_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
     RAWEmbedder : Compares all pairs of a batch with several samples a class.
-    skdml.losses.NPairsLoss : The loss alone, for a torch loop.
+    skdml.losses.NPairsLoss : The loss on its own, for a torch loop.
 
     References
     ----------

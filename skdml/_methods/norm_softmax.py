@@ -1,4 +1,4 @@
-"""Normalised softmax: one learned proxy a class, and a softmax over the cosines.
+"""Normalized softmax: one learned proxy a class, and a softmax over the cosines.
 
 Axes: B samples of a batch, D components, C classes.
 """
@@ -10,11 +10,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from .._constraints import POSITIVE, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import ProxyEmbedder
 from .._loss.proxies import ProxyLoss
 from .._network.networks import unit_rows
 
 
+@with_shared_docs
 class NormSoftmaxLoss(ProxyLoss):
     r"""Pull a sample towards the proxy of its class, away from the proxies of all others: a softmax of cosines.
 
@@ -24,18 +26,15 @@ class NormSoftmaxLoss(ProxyLoss):
 
     Parameters
     ----------
-    n_classes : int
-        C; >= 1.
-    n_components : int
-        D, the dimension of the embeddings; >= 1.
+    {BASE_PARAMETERS}
     scale : float, default=20.0
-        Lambda, one over the temperature; > 0, unitless (multiplies a cosine in [-1, 1]).
+        Lambda, the factor of the cosines in the softmax over the classes, one over the temperature; > 0, unitless.
 
     Attributes
     ----------
     proxies : Parameter of shape (n_classes, n_components)
-        The v_c, of any length: they are normalised in the formula, never in place. The shorter a proxy, the further an
-        optimiser step turns it.
+        The v_c, of any length: they are normalized in the formula, never in place. The shorter a proxy, the further an
+        optimizer step turns it.
 
     Raises
     ------
@@ -85,9 +84,10 @@ class NormSoftmaxLoss(ProxyLoss):
         return F.cross_entropy(logits, y, reduction="none")
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class NormSoftmaxEmbedder(ProxyEmbedder):
-    """Normalised softmax: classification by the cosine to one learned proxy a class [1]_.
+    """Normalized softmax: classification by the cosine to one learned proxy a class [1]_.
 
     The simplest method with proxies, and a strong baseline: no pairs, no sampling, one parameter.
 
@@ -95,20 +95,18 @@ class NormSoftmaxEmbedder(ProxyEmbedder):
 
     Parameters
     ----------
-    scale : float, default=20.0
-        Lambda, the factor of the cosines in the softmax over classes; > 0. One over the temperature.
-    PROXY_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
     SoftTripleEmbedder : Several centers a class, and a margin.
     ArcFaceEmbedder : A margin in the angle to the own class.
-    skdml.losses.NormSoftmaxLoss : The loss alone, for a torch loop.
+    skdml.losses.NormSoftmaxLoss : The loss on its own, for a torch loop.
 
     References
     ----------

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .._constraints import NON_NEGATIVE, POSITIVE_INT, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import BalancedEmbedder
 from .._loss.pairs import pair_masks
 from .._loss.terms import check_batch, rows_at, zero_loss
@@ -40,15 +41,17 @@ class PDDMLoss(nn.Module):
     n_components : int
         D, the dimension of the embeddings; >= 1.
     n_hidden : int or None, default=None
-        H, the outputs of each of the three hidden layers; >= 1. None: ``n_components``.
+        H, the width of the three hidden layers of the learned similarity; >= 1. None: the dimension of the embeddings.
     score_margin : float, default=0.5
-        The margin between scores, a in the formula; >= 0.
+        Margin a between the scores of positive and negative pairs; >= 0.
     distance_margin : float, default=1.0
-        The margin between distances, b in the formula; >= 0, in the units of the embeddings.
+        Margin b between their distances; >= 0, in the units of the embeddings.
     distance_weight : float, default=0.5
-        Lambda, the weight of the terms with distances; >= 0. With 0 the embeddings learn through the scores alone.
+        Lambda, the weight of the terms with distances relative to those with scores; >= 0. With 0 the embeddings learn
+        only through the scores.
     n_quadruplets : int or None, default=None
-        Q, how many quadruplets count; >= 1. None: those of all positive pairs.
+        Q, the number of quadruplets of a batch that count, those around the positive pairs with the lowest scores; >=
+        1. None: those of all positive pairs. The paper uses 1, for a pretrained network.
 
     Attributes
     ----------
@@ -134,7 +137,7 @@ class PDDMLoss(nn.Module):
         Parameters
         ----------
         embeddings : tensor of shape (B, D)
-            Taken as they are, never normalised here.
+            Taken as they are, never normalized here.
         y : int tensor of shape (B,)
             The class of each row.
         sample_weight : tensor of shape (B,) or None, default=None
@@ -198,6 +201,7 @@ class PDDMLoss(nn.Module):
         return self.score_layer(joint).squeeze(-1)
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class PDDMEmbedder(BalancedEmbedder):
     """PDDM: a learned similarity of pairs finds the hard quadruplets that train the embeddings [1]_.
@@ -209,28 +213,17 @@ class PDDMEmbedder(BalancedEmbedder):
 
     Parameters
     ----------
-    n_hidden : int or None, default=None
-        Width of the hidden layers of the learned similarity; >= 1. None: the dimension of the embeddings.
-    score_margin : float, default=0.5
-        Margin between the scores of positive and negative pairs; >= 0.
-    distance_margin : float, default=1.0
-        Margin between their distances; >= 0.
-    distance_weight : float, default=0.5
-        Lambda, the weight of the terms with distances beside those with scores; >= 0.
-    n_quadruplets : int or None, default=None
-        How many quadruplets of a batch count, those around the positive pairs of the lowest scores; >= 1. None: those
-        of all positive pairs. The paper takes 1, of a network that is pretrained.
-    BALANCED_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
     RAWEmbedder : Weighs the pairs of a batch by their similarity, without a network for it.
-    skdml.losses.PDDMLoss : The loss alone, for a torch loop.
+    skdml.losses.PDDMLoss : The loss on its own, for a torch loop.
 
     References
     ----------

@@ -10,11 +10,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from .._constraints import NON_NEGATIVE, POSITIVE, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import ProxyEmbedder
 from .._loss.proxies import ProxyLoss
 from .._network.networks import unit_rows
 
 
+@with_shared_docs
 class ProxyAnchorLoss(ProxyLoss):
     r"""Pull the samples of a class towards its proxy, each the more the further it is, and push all others away.
 
@@ -27,20 +29,19 @@ class ProxyAnchorLoss(ProxyLoss):
 
     Parameters
     ----------
-    n_classes : int
-        C; >= 1.
-    n_components : int
-        D, the dimension of the embeddings; >= 1.
+    {BASE_PARAMETERS}
     alpha : float, default=32.0
-        Alpha, the sharpness over the samples; > 0, unitless (multiplies a cosine in [-1, 1]).
+        Alpha, the sharpness over the samples; > 0, unitless (multiplies a cosine in [-1, 1]). With a large value only
+        the hardest sample of a proxy counts.
     margin : float, default=0.1
-        Delta; >= 0, on the scale of a cosine.
+        Delta; >= 0, on the scale of a cosine. The similarities of a proxy to the samples of its class should exceed it,
+        those to all others should be below -delta.
 
     Attributes
     ----------
     proxies : Parameter of shape (n_classes, n_components)
-        The v_c, of any length: they are normalised in the formula, never in place. The shorter a proxy, the further an
-        optimiser step turns it.
+        The v_c, of any length: they are normalized in the formula, never in place. The shorter a proxy, the further an
+        optimizer step turns it.
 
     Raises
     ------
@@ -106,6 +107,7 @@ def _log1p_sum_exp(z, mask, sample_weight):
     return F.pad(z, (0, 0, 1, 0)).logsumexp(dim=0)
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class ProxyAnchorEmbedder(ProxyEmbedder):
     """Proxy-Anchor: one learned proxy a class, compared with all samples of the batch [1]_.
@@ -117,21 +119,17 @@ class ProxyAnchorEmbedder(ProxyEmbedder):
 
     Parameters
     ----------
-    alpha : float, default=32.0
-        Sharpness over the samples; > 0. Large: the hardest sample of a proxy alone counts.
-    margin : float, default=0.1
-        Delta: positives are wanted above it, negatives below minus it; >= 0, in units of the cosine.
-    PROXY_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
     ProxyNCAEmbedder : Here the sample is the anchor and the proxies are compared.
-    skdml.losses.ProxyAnchorLoss : The loss alone, for a torch loop.
+    skdml.losses.ProxyAnchorLoss : The loss on its own, for a torch loop.
 
     References
     ----------

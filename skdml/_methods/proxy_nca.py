@@ -1,4 +1,4 @@
-"""ProxyNCA: neighbourhood components analysis in which one learned proxy stands for each class.
+"""ProxyNCA: neighborhood components analysis in which one learned proxy stands for each class.
 
 Axes: B samples of a batch, D components, C classes.
 """
@@ -10,11 +10,13 @@ import torch
 from torch import nn
 
 from .._constraints import POSITIVE, Interval, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import ProxyEmbedder
 from .._loss.proxies import ProxyLoss
 from .._network.networks import unit_rows
 
 
+@with_shared_docs
 class ProxyNCALoss(ProxyLoss):
     r"""Pull a sample towards the proxy of its class, and push it away from the nearer ones among the other proxies.
 
@@ -26,23 +28,22 @@ class ProxyNCALoss(ProxyLoss):
 
     Parameters
     ----------
-    n_classes : int
-        C; >= 1.
-    n_components : int
-        D, the dimension of the embeddings; >= 1.
+    {BASE_PARAMETERS}
     scale : float, default=3.0
-        Lambda, the length that both unit vectors get; > 0. The temperature T of [2]_ is 1 / scale**2.
+        Lambda, the length to which samples and proxies are scaled before their squared distance is taken; > 0. The
+        temperature T of [2]_ is 1 / scale**2.
     positive_in_denominator : bool, default=False
-        Whether the sum runs over all classes. The fraction is a probability then: ProxyNCA++ [2]_.
+        Whether the sum in the denominator runs over all classes, so that the fraction is a probability: ProxyNCA++
+        [2]_.
     label_smoothing : float, default=0.0
-        Epsilon, in [0, 1): the numerator's exponent is -(1 - epsilon) d of the own proxy less epsilon times the mean d
-        of the others.
+        Epsilon, the share of the target that is spread evenly over the other classes; in [0, 1). The exponent of the
+        numerator is then -(1 - epsilon) times the d of the own proxy minus epsilon times the mean d of the others.
 
     Attributes
     ----------
     proxies : Parameter of shape (n_classes, n_components)
-        The v_c, of any length: they are normalised in the formula, never in place. The shorter a proxy, the further an
-        optimiser step turns it.
+        The v_c, of any length: they are normalized in the formula, never in place. The shorter a proxy, the further an
+        optimizer step turns it.
 
     Raises
     ------
@@ -111,6 +112,7 @@ class ProxyNCALoss(ProxyLoss):
         return denominator - numerator
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class ProxyNCAEmbedder(ProxyEmbedder):
     """ProxyNCA: a sample compared with one learned proxy a class, by squared distances [1]_.
@@ -121,29 +123,22 @@ class ProxyNCAEmbedder(ProxyEmbedder):
 
     Parameters
     ----------
-    scale : float, default=3.0
-        The length that samples and proxies get before their squared distance is taken; > 0. The temperature of
-        ProxyNCA++ is 1 / scale**2.
-    positive_in_denominator : bool, default=False
-        Whether the proxy of the sample's own class is in the denominator, too: ProxyNCA++.
-    label_smoothing : float, default=0.0
-        Share of the target that the other classes get, evenly; in [0, 1).
-    PROXY_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
     NormSoftmaxEmbedder : The same as ProxyNCA++, up to the scale.
     ProxyAnchorEmbedder : Here the proxy is the anchor and the samples are compared.
-    skdml.losses.ProxyNCALoss : The loss alone, for a torch loop.
+    skdml.losses.ProxyNCALoss : The loss on its own, for a torch loop.
 
     Notes
     -----
-    Of ProxyNCA++ this has the loss. Its balanced batches, its max pooling and its layer normalisation are not part of
+    Of ProxyNCA++ this has the loss. Its balanced batches, its max pooling and its layer normalization are not part of
     it: the two latter belong into a ``backbone``.
 
     References

@@ -6,12 +6,14 @@ Axes: B samples of a batch, M samples the anchors are compared with.
 from dataclasses import dataclass
 
 from .._constraints import NON_NEGATIVE, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import PairEmbedder
 from .._loss.pairs import PairLoss
 from .._loss.similarities import distance_similarities, squared_distances
 from .._loss.terms import mean_active_hinge
 
 
+@with_shared_docs
 class QuadrupletLoss(PairLoss):
     r"""Bring the samples of each positive pair closer together than those of every negative pair, by a margin.
 
@@ -24,9 +26,9 @@ class QuadrupletLoss(PairLoss):
     Parameters
     ----------
     margin : float, default=1.0
-        Delta; >= 0, on the scale of squared distances, which for unit rows lie in [0, 4]. 1 is the authors' for strict
-        comparisons, 0 for others.
-    MINING_PARAMETERS
+        Delta, by which negative pairs must be farther apart than positive pairs; >= 0, on the scale of squared
+        distances (0 to 4 for unit rows). The authors use 1 for strict comparisons and 0 for others.
+    {BASE_PARAMETERS}
 
     Raises
     ------
@@ -39,10 +41,12 @@ class QuadrupletLoss(PairLoss):
     active quadruplets, which keeps its scale as training succeeds. A batch without a positive pair, without a negative
     pair or without an active quadruplet gives 0 with zero gradient. A hinge at exactly 0 is inactive.
 
+    A quadruplet has the weight of the anchor of one pair times that of the other.
+
     Which quadruplets are active follows from the sorted distances, so all of them cost O(B^2 log B) time and O(B^2)
     memory, where an enumeration costs O(B^4).
 
-    Differences from [1]_: there the metric is linear, the solver convex with a quadratic regulariser, and the sum has
+    Differences from [1]_: there the metric is linear, the solver convex with a quadratic regularizer, and the sum has
     a weight instead of a mean; the quadruplets may come from more than classes.
 
     Relations: a triplet is a quadruplet whose pairs share the anchor. Not the "quadruplet loss" of Chen et al., CVPR
@@ -73,22 +77,7 @@ class QuadrupletLoss(PairLoss):
         check_constraints(self, vars(self))
 
     def pair_loss(self, S, positive, negative, sample_weight=None):
-        """Return the mean over active quadruplets as a function of similarities.
-
-        Parameters
-        ----------
-        S : tensor of shape (B, M)
-            1 - d^2 / 2, which for unit rows are dot products.
-        positive, negative : bool tensor of shape (B, M)
-            P and N.
-        sample_weight : tensor of shape (B,) or None, default=None
-            Weight of each anchor's pairs, >= 0; a quadruplet has the product of those of its two pairs. None: ones.
-
-        Returns
-        -------
-        tensor of shape ()
-            The loss.
-        """
+        """Return the mean over active quadruplets as a function of similarities."""
         if sample_weight is not None:
             positive, negative = sample_weight[:, None] * positive, sample_weight[:, None] * negative
         # As if all pairs had one anchor, they are a triplet loss.
@@ -96,6 +85,7 @@ class QuadrupletLoss(PairLoss):
         return mean_active_hinge(distance, positive, negative, self.margin)
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class QuadrupletEmbedder(PairEmbedder):
     """Quadruplet: every positive pair of a batch closer than every negative pair, by a margin [1]_.
@@ -107,20 +97,17 @@ class QuadrupletEmbedder(PairEmbedder):
 
     Parameters
     ----------
-    margin : float, default=1.0
-        By which negative pairs must be farther apart than positive ones; >= 0, on the scale of squared distances.
-    PAIR_PARAMETERS
-    BALANCED_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
     TripletEmbedder : Compares pairs of one anchor.
-    skdml.losses.QuadrupletLoss : The loss alone, for a torch loop.
+    skdml.losses.QuadrupletLoss : The loss on its own, for a torch loop.
 
     References
     ----------

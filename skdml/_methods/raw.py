@@ -7,11 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .._constraints import FINITE, POSITIVE, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import PairEmbedder
 from .._loss.pairs import PairLoss
 from .._loss.terms import log1p_sum_exp, weighted_mean
 
 
+@with_shared_docs
 class RAWLoss(PairLoss):
     r"""Pull an anchor's hard positives and push its hard negatives, each the more the harder it is among its kind.
 
@@ -25,12 +27,13 @@ class RAWLoss(PairLoss):
     Parameters
     ----------
     alpha : float, default=2.0
-        Alpha in Eq. (17), the sharpness over positives; > 0, unitless (multiplies a cosine in [-1, 1]).
+        Alpha in Eqs. (15) and (17) of [1]_, the sharpness over positive pairs; > 0, unitless (multiplies a cosine in
+        [-1, 1]).
     beta : float, default=50.0
-        Beta in Eq. (17), the sharpness over negatives; > 0, unitless.
+        Beta in Eqs. (16) and (17) of [1]_, the sharpness over negative pairs; > 0, unitless.
     threshold : float, default=0.5
-        Lambda in Eq. (17), the similarity that the absolute part of a weight compares with.
-    MINING_PARAMETERS
+        Lambda in Eqs. (15)-(17) of [1]_, the similarity that the absolute part of a weight compares with.
+    {BASE_PARAMETERS}
 
     Raises
     ------
@@ -86,27 +89,13 @@ class RAWLoss(PairLoss):
         check_constraints(self, vars(self))
 
     def pair_loss(self, S, positive, negative, sample_weight=None):
-        """Return Eq. (17) over the pairs in two masks.
-
-        Parameters
-        ----------
-        S : tensor of shape (B, M)
-            Similarities, dot products.
-        positive, negative : bool tensor of shape (B, M)
-            P_i and N_i as rows.
-        sample_weight : tensor of shape (B,) or None, default=None
-            Weight of each anchor's terms, >= 0. None: ones.
-
-        Returns
-        -------
-        tensor of shape ()
-            The loss.
-        """
+        """Return Eq. (17) over the pairs in two masks."""
         pull = log1p_sum_exp(S, positive, -self.alpha, self.threshold) / self.alpha  # (B,)
         push = log1p_sum_exp(S, negative, self.beta, self.threshold) / self.beta  # (B,)
         return weighted_mean(pull + push, sample_weight)
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class RAWEmbedder(PairEmbedder):
     """RAW: pairs of a batch weighted by relative and absolute similarity, after mining the informative ones [1]_.
@@ -118,24 +107,17 @@ class RAWEmbedder(PairEmbedder):
 
     Parameters
     ----------
-    alpha : float, default=2.0
-        Steepness of the positive pairs' weights, Eq. (15); > 0.
-    beta : float, default=50.0
-        Steepness of the negative pairs' weights, Eq. (16); > 0.
-    threshold : float, default=0.5
-        Lambda, the similarity that absolute weights compare to, Eqs. (15)-(17).
-    PAIR_PARAMETERS
-    BALANCED_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
     SoftTripleEmbedder : Learned centers instead of pairs.
-    skdml.losses.RAWLoss : The loss alone, for a torch loop.
+    skdml.losses.RAWLoss : The loss on its own, for a torch loop.
 
     References
     ----------

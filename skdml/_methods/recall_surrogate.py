@@ -12,6 +12,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from .._constraints import POSITIVE, POSITIVE_INT, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import PairEmbedder
 from .._loss.pairs import PairLoss
 from .._loss.terms import most, weighted_mean
@@ -19,6 +20,7 @@ from .._loss.terms import most, weighted_mean
 NEGLIGIBLE = 37  # e^-37 is half a unit in the last place of 1 in float64
 
 
+@with_shared_docs
 class RecallSurrogateLoss(PairLoss):
     r"""Raise Recall@k for several k at once, with ranks counted by steep sigmoids and compared with k by a flat one.
 
@@ -35,10 +37,11 @@ class RecallSurrogateLoss(PairLoss):
     ks : tuple of int, default=(1,2,4,8,16)
         The k of Recall@k; one or more, each >= 1.
     tau1 : float, default=0.01
-        Width of the sigmoid that counts ranks; > 0, on the scale of a cosine. Towards 0 ranks become whole numbers.
+        Tau_1, the width of the sigmoid that counts ranks; > 0, on the scale of a cosine. Towards 0 ranks become whole
+        numbers.
     tau2 : float, default=1.0
-        Width of the sigmoid that compares a rank with k; > 0, in ranks. Towards 0 it becomes a step at k.
-    MINING_PARAMETERS
+        Tau_2, the width of the sigmoid that compares a rank with k; > 0, in ranks. Towards 0 it becomes a step at k.
+    {BASE_PARAMETERS}
 
     Raises
     ------
@@ -93,22 +96,7 @@ class RecallSurrogateLoss(PairLoss):
         _check_ks(self)
 
     def pair_loss(self, S, positive, negative, sample_weight=None):
-        """Return the loss over the pairs in two masks.
-
-        Parameters
-        ----------
-        S : tensor of shape (B, M)
-            Similarities, dot products.
-        positive, negative : bool tensor of shape (B, M)
-            P_q and N_q as rows.
-        sample_weight : tensor of shape (B,) or None, default=None
-            Weight of each query, >= 0. None: ones.
-
-        Returns
-        -------
-        tensor of shape ()
-            The loss.
-        """
+        """Return the loss over the pairs in two masks."""
         n_positives = positive.sum(dim=1)  # (B,)
         nearest, target = torch.where(positive, S.detach(), -torch.inf).topk(self._n_targets(n_positives, S), dim=1)
         is_target = nearest > -torch.inf  # (B, T)
@@ -169,6 +157,7 @@ def _check_ks(owner):
         )
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class RecallSurrogateEmbedder(PairEmbedder):
     """Recall@k surrogate: Recall@k within large batches, made smooth and raised by gradient ascent [1]_.
@@ -181,28 +170,21 @@ class RecallSurrogateEmbedder(PairEmbedder):
 
     Parameters
     ----------
-    ks : tuple of int, default=(1,2,4,8,16)
-        The k of Recall@k; one or more, each >= 1.
-    tau1 : float, default=0.01
-        Width of the sigmoid that counts ranks; > 0, in units of the cosine.
-    tau2 : float, default=1.0
-        Width of the sigmoid that compares a rank with k; > 0, in ranks.
+    {LOSS_PARAMETERS}
     chunk_size : int or None, default=None
-        Samples that pass the network at a time, >= 1. A larger batch is embedded twice, once for the loss and once for
-        the gradient in the weights, so that memory holds the activations of a chunk; the gradient is the same, but that
-        BatchNorm sees a chunk. None: the whole batch at once.
-    PAIR_PARAMETERS
-    BALANCED_PARAMETERS
-    SHARED_PARAMETERS
+        Number of samples that pass the network at a time; >= 1. A larger batch is embedded twice, once for the loss and
+        once for the gradient in the weights, so that memory holds the activations of only one chunk; the gradient is
+        the same, except that BatchNorm sees a chunk. None: the whole batch at once.
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
     RAWEmbedder : Weighs pairs by similarity, not by rank; content with small batches.
-    skdml.losses.RecallSurrogateLoss : The loss alone, for a torch loop.
+    skdml.losses.RecallSurrogateLoss : The loss on its own, for a torch loop.
 
     Notes
     -----

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .._constraints import FRACTION, NON_NEGATIVE, POSITIVE, POSITIVE_INT, Interval, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import BaseEmbedder
 from .._loss.pairs import pair_masks, pair_shares
 from .._loss.similarities import distance_similarities, distances, squared_distances
@@ -31,12 +32,12 @@ class SmartMiningLoss(nn.Module):
     Parameters
     ----------
     margin : float, default=0.2
-        The m added to d_ap, in distance (0 to 2 for unit rows); > 0.
+        Margin m, which is added to d_ap; > 0, in distance (0 to 2 for unit rows).
     mean_weight : float, default=0.8
-        Lambda, of the hinge over the means; >= 0.
+        Lambda, the weight of the hinge over the means of the squared distances; >= 0.
     mean_margin : float, default=0.01
-        The t by which the mean of the negatives should exceed that of the positives, in d^2 / 4 (0 to 1 for unit rows);
-        >= 0.
+        Margin t by which the mean over the negatives should exceed that over the positives; >= 0, in d^2 / 4 (0 to 1
+        for unit rows).
 
     Raises
     ------
@@ -89,7 +90,7 @@ class SmartMiningLoss(nn.Module):
         Parameters
         ----------
         embeddings : tensor of shape (B, D)
-            Taken as they are, never normalised here.
+            Taken as they are, never normalized here.
         y : int tensor of shape (B,)
             The class of each row. Not used where the triplets are given.
         triplets : int tensor of shape (T, 3) or None, default=None
@@ -302,6 +303,7 @@ def _blocks(embeddings, rows):
         yield block, distance.scatter_(1, device_rows[:, None], torch.inf)
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class SmartMiningEmbedder(BaseEmbedder):
     """Smart mining: triplets from neighbor lists of the whole training set, as hard as the training needs [1]_.
@@ -314,28 +316,24 @@ class SmartMiningEmbedder(BaseEmbedder):
 
     Parameters
     ----------
-    margin : float, default=0.2
-        The m added to d_ap, in distance (0 to 2 for unit rows); > 0.
-    mean_weight : float, default=0.8
-        Lambda, of the hinge over the mean distances; >= 0.
-    mean_margin : float, default=0.01
-        The t by which the mean of the negatives should exceed that of the positives, in d^2 / 4; >= 0.
+    {LOSS_PARAMETERS}
     n_neighbors : int, default=100
-        Length of a sample's neighbor list; >= 1.
+        Length of the neighbor list of a sample; >= 1.
     n_triplets : int, default=1
-        Triplets that each sample is the anchor of, in an epoch; >= 1. An epoch sees three samples for each.
+        Number of triplets per epoch that each sample is the anchor of; >= 1. An epoch sees three samples for each
+        triplet.
     target_error : float, default=0.6
-        Share of active triplets that the controller aims at, in (0, 1).
-    SHARED_PARAMETERS
+        Share of active triplets that the controller aims at; in (0, 1).
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
     HTLEmbedder : Looks for near classes instead of near samples.
-    skdml.losses.SmartMiningLoss : The loss alone, for a torch loop.
+    skdml.losses.SmartMiningLoss : The loss on its own, for a torch loop.
 
     Notes
     -----

@@ -14,12 +14,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .._constraints import NON_NEGATIVE, POSITIVE, POSITIVE_INT, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import BaseEmbedder
 from .._loss.proxies import ProxyLoss
 from .._loss.terms import weighted_mean
 from .._network.networks import unit_rows
 
 
+@with_shared_docs
 class SoftTripleLoss(ProxyLoss):
     r"""Pull a sample towards the nearest centers of its class and away from the centers of all others.
 
@@ -34,27 +36,25 @@ class SoftTripleLoss(ProxyLoss):
 
     Parameters
     ----------
-    n_classes : int
-        C; >= 1.
-    n_components : int
-        D, the dimension of the embeddings; >= 1.
+    {BASE_PARAMETERS}
     n_centers : int, default=10
-        K, the centers of a class; >= 1. With 1 there is no second term.
+        K, the number of centers per class; >= 1. 1 is the normalized softmax with a margin.
     scale : float, default=20.0
-        Lambda; > 0, unitless (multiplies a cosine in [-1, 1]).
+        Lambda, the factor of the similarities in the softmax over the classes; > 0, unitless (multiplies a cosine in
+        [-1, 1]).
     gamma : float, default=0.1
         Gamma, the temperature of the softmax over the centers of a class; > 0, on the scale of a cosine. Towards 0 only
         the nearest center counts.
     margin : float, default=0.01
-        Delta, taken off the similarity to the own class; >= 0, on the scale of a cosine.
+        Delta, which is subtracted from the similarity to the sample's own class; >= 0, on the scale of a cosine.
     tau : float, default=0.2
-        Tau, the weight of the second term; >= 0.
+        Tau, the weight of the regularizer that draws the centers of a class together; >= 0.
 
     Attributes
     ----------
     centers : Parameter of shape (n_classes, n_centers, n_components)
-        The v_ck, of any length: they are normalised in the formula, never in place. The shorter a center, the further
-        an optimiser step turns it.
+        The v_ck, of any length: they are normalized in the formula, never in place. The shorter a center, the further
+        an optimizer step turns it.
 
     Raises
     ------
@@ -75,7 +75,7 @@ class SoftTripleLoss(ProxyLoss):
     Unlike that code, this makes no matrix of all centers by all centers and no second copy of them. A center of length
     zero has similarity 0 to everything and receives no gradient.
 
-    Relations: ``n_centers=1, margin=0`` is the normalised softmax loss of temperature 1 / scale.
+    Relations: ``n_centers=1, margin=0`` is the normalized softmax loss of temperature 1 / scale.
 
     References
     ----------
@@ -171,6 +171,7 @@ class _Cosines(Function):
         return grad_x, grad_v
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class SoftTripleEmbedder(BaseEmbedder):
     """SoftTriple: several learned centers a class, no pairs and no sampling [1]_.
@@ -183,19 +184,10 @@ class SoftTripleEmbedder(BaseEmbedder):
 
     Parameters
     ----------
-    n_centers : int, default=10
-        Centers a class, K; >= 1. 1 is the normalised softmax with a margin.
-    scale : float, default=20.0
-        Lambda, the factor of the similarities in the softmax over classes; > 0.
-    gamma : float, default=0.1
-        Temperature of the softmax over the centers of a class; > 0. Small: the nearest center alone counts.
-    margin : float, default=0.01
-        Delta, taken off the similarity to the sample's own class; >= 0, in units of the cosine.
-    tau : float, default=0.2
-        Weight of the regulariser that draws the centers of a class together; >= 0.
+    {LOSS_PARAMETERS}
     center_learning_rate : float, default=3e-3
-        Learning rate of the centers, at its highest; > 0.
-    SHARED_PARAMETERS
+        Peak learning rate of the centers; > 0.
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
@@ -203,12 +195,12 @@ class SoftTripleEmbedder(BaseEmbedder):
         The centers, unit rows.
     n_centers_per_class_ : ndarray of shape (n_classes,)
         How many distinct centers tau left: centers closer than 0.1, directly or through others, count as one.
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
     RAWEmbedder : Compares the pairs of a batch; needs several samples a class, and is often better where there are.
-    skdml.losses.SoftTripleLoss : The loss alone, for a torch loop.
+    skdml.losses.SoftTripleLoss : The loss on its own, for a torch loop.
 
     References
     ----------

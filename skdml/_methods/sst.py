@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from .._constraints import POSITIVE_INT, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.batches import LocalBatches
 from .._engine.embedder import BaseEmbedder, PairMixin
 from .._loss.pairs import PairLoss
@@ -16,6 +17,7 @@ from .._loss.similarities import distance_similarities, squared_distances
 from .._loss.terms import rows_at, weighted_mean
 
 
+@with_shared_docs
 class SSTLoss(PairLoss):
     r"""Bring an anchor and its nearest positives closer to each other than either is to the negatives.
 
@@ -29,8 +31,9 @@ class SSTLoss(PairLoss):
     Parameters
     ----------
     n_targets : int, default=5
-        How many nearest positives of an anchor enter triplets; >= 1. Of equally near ones those of lowest index.
-    MINING_PARAMETERS
+        How many of the nearest positives of an anchor form triplets; >= 1. Among equally near ones, those with the
+        lowest index.
+    {BASE_PARAMETERS}
 
     Raises
     ------
@@ -111,6 +114,7 @@ def _nearest(distance, mask, k):
     return index[:, :k], distance[:, :k] < torch.inf
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class SSTEmbedder(PairMixin, BaseEmbedder):
     """SST: symmetric triplets inside the clusters of the embedding space [1]_.
@@ -122,19 +126,17 @@ class SSTEmbedder(PairMixin, BaseEmbedder):
 
     Parameters
     ----------
-    n_targets : int, default=5
-        Nearest samples of its class that each sample makes triplets with; >= 1.
-    PAIR_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
     RAWEmbedder : Mines the informative pairs of class-balanced batches.
-    skdml.losses.SSTLoss : The loss alone, for a torch loop.
+    skdml.losses.SSTLoss : The loss on its own, for a torch loop.
 
     Notes
     -----

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import torch
 
 from .._constraints import POSITIVE, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import PairEmbedder
 from .._loss.pairs import PairLoss
 from .._loss.terms import log_sum_exp, weighted_mean
 
 
+@with_shared_docs
 class SupConLoss(PairLoss):
     r"""Tell each positive of an anchor from all other samples of the batch, by a softmax over them.
 
@@ -26,10 +28,11 @@ class SupConLoss(PairLoss):
     Parameters
     ----------
     temperature : float, default=0.1
-        T; > 0, on the scale of a cosine. Small: the most similar samples alone count.
+        T, by which similarities are divided in the softmax; > 0, on the scale of a cosine. With a small value only the
+        most similar samples count.
     base_temperature : float or None, default=None
-        T_0; > 0. None: ``temperature``, so that the factor is 1.
-    MINING_PARAMETERS
+        T_0 in the factor T / T_0 of the loss; > 0. None: ``temperature``, so that the factor is 1.
+    {BASE_PARAMETERS}
 
     Raises
     ------
@@ -82,22 +85,7 @@ class SupConLoss(PairLoss):
         check_constraints(self, vars(self))
 
     def pair_loss(self, S, positive, negative, sample_weight=None):
-        """Return the loss over the pairs in two masks.
-
-        Parameters
-        ----------
-        S : tensor of shape (B, M)
-            Similarities, dot products.
-        positive, negative : bool tensor of shape (B, M)
-            P_i and N_i as rows.
-        sample_weight : tensor of shape (B,) or None, default=None
-            Weight of each anchor's terms, >= 0. None: ones.
-
-        Returns
-        -------
-        tensor of shape ()
-            The loss.
-        """
+        """Return the loss over the pairs in two masks."""
         n_positives = positive.sum(dim=1)  # (B,)
         mean_positive = torch.where(positive, S, 0).sum(dim=1) / n_positives.clamp(min=1)
         log_total, _ = log_sum_exp(S / self.temperature, positive | negative)
@@ -106,6 +94,7 @@ class SupConLoss(PairLoss):
         return loss if self.base_temperature is None else self.temperature / self.base_temperature * loss
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class SupConEmbedder(PairEmbedder):
     """SupCon: supervised contrastive learning, a softmax of each positive among all samples of the batch [1]_.
@@ -118,22 +107,17 @@ class SupConEmbedder(PairEmbedder):
 
     Parameters
     ----------
-    temperature : float, default=0.1
-        T, which similarities are divided by in the softmax; > 0, on the scale of a cosine.
-    base_temperature : float or None, default=None
-        T_0 of the factor T / T_0 of the loss; > 0. None: ``temperature``, so that the factor is 1.
-    PAIR_PARAMETERS
-    BALANCED_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
     RAWEmbedder : Weighs positives and negatives apart, and mines them.
-    skdml.losses.SupConLoss : The loss alone, for a torch loop.
+    skdml.losses.SupConLoss : The loss on its own, for a torch loop.
 
     Notes
     -----

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .._constraints import NON_NEGATIVE, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import PairEmbedder
 from .._loss.mining import semihard_negatives
 from .._loss.pairs import PairLoss
@@ -19,6 +20,7 @@ from .._loss.similarities import distance_similarities, distances, squared_dista
 from .._loss.terms import mean_active_hinge, most, weighted_mean
 
 
+@with_shared_docs
 class TripletLoss(PairLoss):
     r"""Bring the positives of an anchor nearer to it than its negatives, by a margin.
 
@@ -37,15 +39,15 @@ class TripletLoss(PairLoss):
     Parameters
     ----------
     margin : float, default=0.2
-        By which a negative must be farther than a positive, m; >= 0, on the scale of the distances: squared ones of
-        unit rows lie in [0, 4]. ``soft_margin`` has none.
+        Margin m by which a negative must be farther away than a positive; >= 0, on the scale of the distances (squared
+        distances of unit rows lie in [0, 4]). Not used with ``soft_margin=True``.
     squared : bool, default=True
-        Whether distances are squared, as in [1]_. False: plain ones, as in [2]_, where the pull on a pair does not fade
-        as it closes.
+        Whether distances are squared, as in [1]_. False: plain distances, as in [2]_, where the pull on a pair does not
+        fade as it closes.
     soft_margin : bool, default=False
-        Whether the term is :math:`\log(1 + e^{d^2_{ap} - d^2_{an}})`, the "soft margin" of [2]_, in place of the hinge.
-        It is never 0, so T counts all triplets.
-    MINING_PARAMETERS
+        Whether :math:`\log(1 + e^{d^2_{ap} - d^2_{an}})`, the "soft margin" of [2]_, replaces the hinge and its margin.
+        It is never 0, so that the mean runs over all triplets.
+    {BASE_PARAMETERS}
 
     Raises
     ------
@@ -108,22 +110,7 @@ class TripletLoss(PairLoss):
         check_constraints(self, vars(self))
 
     def pair_loss(self, S, positive, negative, sample_weight=None):
-        """Return the mean over triplets as a function of similarities.
-
-        Parameters
-        ----------
-        S : tensor of shape (B, M)
-            1 - d^2 / 2, which for unit rows are dot products.
-        positive, negative : bool tensor of shape (B, M)
-            The pairs of the row's anchor that form triplets.
-        sample_weight : tensor of shape (B,) or None, default=None
-            Weight of each anchor's triplets, >= 0. None: ones.
-
-        Returns
-        -------
-        tensor of shape ()
-            The loss.
-        """
+        """Return the mean over triplets as a function of similarities."""
         distance = squared_distances(S) if self.squared else distances(S)  # (B, M)
         if self.mining in ("semihard", "hard"):
             return self._one_negative_a_pair(distance, positive, negative, sample_weight)
@@ -134,22 +121,7 @@ class TripletLoss(PairLoss):
         return mean_active_hinge(distance, positive, negative, self.margin)
 
     def mine(self, S, positive, negative, n_components):
-        """Select the pairs that count; with "semihard" all, as `pair_loss` chooses the negative of each positive pair.
-
-        Parameters
-        ----------
-        S : tensor of shape (B, M)
-            Similarities, detached: no gradient flows through the choice.
-        positive, negative : bool tensor of shape (B, M)
-            The pairs to select from.
-        n_components : int
-            D, which "distance_weighted" depends on.
-
-        Returns
-        -------
-        tuple of two bool tensors of shape (B, M)
-            The pairs selected, positive and negative.
-        """
+        """Select the pairs that count; all with "semihard", where `pair_loss` chooses a negative for each positive."""
         if self.mining == "semihard":
             return positive, negative
         return super().mine(S, positive, negative, n_components)
@@ -193,6 +165,7 @@ class _SoftplusSums(Function):
         return grad[:, None] * ctx.saved_tensors[0], None, None
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class TripletEmbedder(PairEmbedder):
     """Triplet: each positive nearer to the anchor than each negative, by a margin [1]_.
@@ -206,25 +179,18 @@ class TripletEmbedder(PairEmbedder):
 
     Parameters
     ----------
-    margin : float, default=0.2
-        By which a negative must be farther than a positive; >= 0, on the scale of the distances.
-    squared : bool, default=True
-        Whether distances are squared.
-    soft_margin : bool, default=False
-        Whether a softplus stands in place of the hinge with its margin.
-    PAIR_PARAMETERS
-    BALANCED_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
     QuadrupletEmbedder : Compares pairs that need not share a sample.
     MarginEmbedder : Compares each pair with a learned boundary.
-    skdml.losses.TripletLoss : The loss alone, for a torch loop.
+    skdml.losses.TripletLoss : The loss on its own, for a torch loop.
 
     References
     ----------
