@@ -13,28 +13,30 @@ def with_shared_docs(cls):
     - ``{BASE_PARAMETERS}`` by the parameters that base classes describe,
     - ``{BASE_ATTRIBUTES}`` by the attributes that base classes describe.
 
-    Descriptions are taken over as they stand there, with the default of this class. Under a one-line docstring of a
-    method follows the rest of the docstring of the base's method.
+    Descriptions are copied, with the default of this class. A method whose docstring is one line gets the rest from the
+    method of the base class.
     """
     if not cls.__doc__:  # python -OO
         return cls
     doc = inspect.cleandoc(cls.__doc__)
+    bases, loss = cls.__mro__[1:], getattr(cls, "_loss_class", None)
     own = _entries("Parameters", doc)
-    bases = _described("Parameters", cls.__mro__[1:])
-    of_loss = _described("Parameters", [getattr(cls, "_loss_class", None)])
-    attributes = _described("Attributes", cls.__mro__[1:])
-    for marker, entries in {
-        "{LOSS_PARAMETERS}": _taken_over(cls, of_loss, without={**own, **bases}),
-        "{BASE_PARAMETERS}": _taken_over(cls, bases, without=own),
-        "{BASE_ATTRIBUTES}": [entry for _, entry in attributes.values()],
-    }.items():
-        doc = doc.replace(marker, "\n".join(entries))
+    of_bases = _parameters(bases, cls, known=own)
+    of_loss = _parameters([loss] if loss else [], cls, known={**own, **of_bases})
+    attributes = {}
+    for base in reversed(bases):
+        attributes |= _entries("Attributes", base.__doc__)
+    for marker, entries in (
+        ("{LOSS_PARAMETERS}", of_loss),
+        ("{BASE_PARAMETERS}", of_bases),
+        ("{BASE_ATTRIBUTES}", attributes),
+    ):
+        doc = doc.replace(marker, "\n".join(entries.values()))
     cls.__doc__ = doc
     for name, method in vars(cls).items():
         if inspect.isfunction(method) and method.__doc__ and "\n" not in method.__doc__:
-            docs = (getattr(base, name).__doc__ for base in cls.__mro__[1:] if hasattr(base, name))
-            _, *rest = next(docs, "").partition("\n")
-            method.__doc__ += "".join(rest)
+            docs = (getattr(base, name, method).__doc__ or "" for base in bases)
+            method.__doc__ += next((doc[doc.index("\n") :] for doc in docs if "\n" in doc), "")
     return cls
 
 
@@ -44,24 +46,16 @@ def _entries(section, doc):
     return {entry.partition(" : ")[0]: entry for entry in re.split(r"\n(?=\S)", match[1])} if match else {}
 
 
-def _described(section, classes):
-    """Return the entries of the classes by name, each with its class, the first that has it."""
-    found = {}
-    for cls in classes:
-        for name, entry in _entries(section, cls.__doc__).items():
-            found.setdefault(name, (cls, entry))
-    return found
-
-
-def _taken_over(cls, found, without):
-    """Return the entries that describe parameters of cls, with their defaults in cls."""
+def _parameters(sources, cls, known):
+    """Return the entries of the sources for parameters of cls that are not known yet, with the defaults of cls."""
     parameters = inspect.signature(cls).parameters
-    entries = []
-    for name, (source, entry) in found.items():
-        if name in parameters and name not in without:
-            default = parameters[name].default
-            if default != inspect.signature(source).parameters[name].default:
-                shown = f'"{default}"' if isinstance(default, str) else repr(default)
-                entry = re.sub(r"(, default=.*)?$", f", default={shown}", entry, count=1, flags=re.MULTILINE)
-            entries.append(entry)
+    entries = {}
+    for source in sources:
+        for name, entry in _entries("Parameters", source.__doc__).items():
+            if name in parameters and name not in known and name not in entries:
+                default = parameters[name].default
+                if default != inspect.signature(source).parameters[name].default:
+                    shown = f'"{default}"' if isinstance(default, str) else repr(default)
+                    entry = re.sub(r"(, default=.*)?$", f", default={shown}", entry, count=1, flags=re.MULTILINE)
+                entries[name] = entry
     return entries

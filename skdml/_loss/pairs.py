@@ -1,7 +1,7 @@
 """What the losses over pairs share.
 
-Axes: B samples of a batch, D components, M samples the anchors are compared with: the batch, and behind it what a
-memory holds. Column j < B is sample j of the batch, so self pairs lie on the diagonal. The row of a (B, M) matrix is
+Axes: B samples of a batch, D components, M samples the anchors are compared with: the batch, followed by what a memory
+holds. Column j < B is sample j of the batch, so self pairs lie on the diagonal. The row of a (B, M) matrix is
 the anchor.
 """
 
@@ -14,12 +14,12 @@ from .terms import check_batch, zero_loss
 
 
 class PairLoss(nn.Module):
-    """A loss that sees the embeddings through their similarities alone.
+    """A loss that depends on the embeddings only through their similarities.
 
     A subclass writes its formula once, as ``pair_loss(S, positive, negative)``, a scalar that autograd differentiates
-    in S. This class makes S and the two masks and lets ``mining`` thin the masks, so that every mining rule goes with
-    every loss, and with a memory of earlier batches. A batch without a pair that counts must give 0, connected to the
-    graph, with a zero gradient. To be trained with weights it also takes ``sample_weight`` (B,), or None, by name.
+    in S. This class computes S and the two masks and lets ``mining`` thin the masks, so that every mining rule works
+    with every loss, and with a memory of earlier batches. A batch without a pair that counts must give 0, connected to
+    the graph, with zero gradient. To be trained with weights it also takes ``sample_weight`` (B,), or None, by name.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ class PairLoss(nn.Module):
         y : int tensor of shape (B,)
             The class of each row.
         sample_weight : tensor of shape (B,) or None, default=None
-            Weight of each row's terms as an anchor, >= 0: as if its row of similarities stood there so often, and its
+            Weight of each row's terms as an anchor, >= 0: as if its row of similarities occurred that often, and its
             column once. None: ones.
 
         Returns
@@ -133,11 +133,11 @@ class PairLoss(nn.Module):
 
 
 def pair_masks(y, columns_y=None):
-    """Return two boolean masks (B, M): pairs of one class without the self pairs, and pairs of two classes.
+    """Return two boolean masks (B, M): pairs from one class, without the self pairs, and pairs from two classes.
 
-    ``columns_y`` are the classes (M,) of the columns, the batch's own first; by default they are y. Self pairs are left
-    out by index. To tell them by a similarity of 1 would drop duplicates too, and keep those self pairs that rounding
-    puts below 1.
+    ``columns_y`` are the classes (M,) of the columns, those of the batch first; by default they are y. Self pairs are
+    left out by index. Identifying them by a similarity of 1 would also drop duplicates, and keep the self pairs that
+    rounding puts below 1.
     """
     same = y[:, None] == (y if columns_y is None else columns_y)  # (B, M)
     negative = ~same

@@ -16,11 +16,11 @@ def check_batch(embeddings, y, sample_weight=None):
     if embeddings.ndim != 2 or y.shape != embeddings.shape[:1]:
         raise ValueError(
             f"Got embeddings of shape {tuple(embeddings.shape)} and y of shape {tuple(y.shape)}; need (B, D) and (B,). "
-            "Give one row of embeddings a sample; flatten y with y.flatten()."
+            "Give one row of embeddings per sample; flatten y with y.flatten()."
         )
     if sample_weight is not None and sample_weight.shape != y.shape:
         raise ValueError(
-            f"Got sample_weight of shape {tuple(sample_weight.shape)} for {len(y)} rows; need (B,), one weight a row."
+            f"Got sample_weight of shape {tuple(sample_weight.shape)} for {len(y)} rows; need (B,), one weight per row."
         )
 
 
@@ -39,8 +39,8 @@ def weighted_mean(terms, sample_weight=None, counted=None):
     sample_weight : tensor of shape (B,) or None, default=None
         None: ones.
     counted : bool or int tensor of shape (B, ...) or None, default=None
-        Which terms count, or how many of an anchor; not necessarily of the shape of the terms. None: the terms are one
-        an anchor, (B,), and all count.
+        Which terms count, or how many of an anchor; not necessarily of the shape of the terms. None: there is one term
+        per anchor, (B,), and all count.
 
     Returns
     -------
@@ -102,7 +102,7 @@ def log1p_sum_exp(S, mask, scale, threshold):
 
 
 class _Log1pSumExp(Function):
-    """A log-softmax over each row in which the self pair, never in the mask, takes the place of the 1 = e^0."""
+    """A log-softmax over each row, in which the self pair, never in the mask, represents the 1 = e^0."""
 
     @staticmethod
     def forward(ctx, S, mask, scale, threshold):
@@ -120,7 +120,7 @@ class _Log1pSumExp(Function):
 
 
 def rows_at(x, index):
-    """Return x[index], with a gradient that adds in a fixed order: that of an index in brackets does not on the CPU."""
+    """Return x[index], with a gradient that adds in a fixed order, which that of x[index] does not on the CPU."""
     rows = F.embedding(index, x.reshape(len(x), math.prod(x.shape[1:])))
     return rows.reshape(*index.shape, *x.shape[1:])
 
@@ -135,7 +135,7 @@ def sums_at(index, values, size):
 
 
 def most(counts, bound):
-    """Return the largest of the counts, at least 1, where it can be read without waiting for a device; else a bound."""
+    """Return the largest count, at least 1, where reading it does not wait for a device; otherwise the bound."""
     return max(1, int(counts.max())) if counts.device.type == "cpu" else bound
 
 
@@ -183,7 +183,7 @@ def mean_active_hinge(distance, positive, negative, margin):
         0 with zero gradient where nothing is active.
     """
     counts, n_active = active_counts(distance.detach(), positive, negative, margin)
-    # The terms, each once: the distances times how often they stand in one, which is the gradient, too.
+    # The sum of the active terms: each distance times how often it occurs, which is also its gradient.
     shares = counts / n_active.where(n_active > 0, 1)
     return (shares * distance).sum() + margin * (n_active > 0).to(distance.dtype)
 

@@ -21,7 +21,7 @@ from .._network.networks import unit_rows
 
 @with_shared_docs
 class ArcFaceLoss(ProxyLoss):
-    r"""A softmax over the cosines to the nearest centers of the classes, with a margin added to the own class's angle.
+    r"""A softmax over the cosines to the nearest centers of the classes, with a margin in the angle to the own class.
 
     .. math::
         \ell &= -\frac1B \sum_i \log \frac{e^{\lambda \psi(\theta_{i, y_i})}}
@@ -45,8 +45,8 @@ class ArcFaceLoss(ProxyLoss):
     Attributes
     ----------
     centers : Parameter of shape (n_classes, n_centers, n_components)
-        The v_ck, of any length: they are normalized in the formula, never in place. The shorter a center, the further
-        an optimizer step turns it.
+        The v_ck, of any length: the formula normalizes them, never in place. The shorter a center, the further an
+        optimizer step turns it.
 
     Raises
     ------
@@ -56,22 +56,22 @@ class ArcFaceLoss(ProxyLoss):
     Notes
     -----
     Shape: embeddings (B, D) float, taken as they are (unit rows expected); y (B,) int64 in [0, n_classes); returns a
-    scalar, the mean over the batch. An empty batch gives 0 with zero gradient; with one class the loss is 0. Of the
-    centers of a class the nearest alone gets a gradient from a sample, one of them where several are equally near. A
-    center of length zero has similarity 0 to everything and receives no gradient.
+    scalar, the mean over the batch. An empty batch gives 0 with zero gradient; with one class the loss is 0. Within a
+    class only the nearest center gets a gradient from a sample, one of them where several are equally near. A center of
+    length zero has similarity 0 to everything and receives no gradient.
 
-    For rows of another length cosines become dot products, and psi is multiplied by the length of the row: the margin
-    stays one of the angle.
+    For rows of another length, cosines become dot products and psi is multiplied by the length of the row: the margin
+    remains one of the angle.
 
-    No arccosine is taken. With c the dot product and r the length of x - c w, what the sample has beside its center,
-    cos(theta + m) is c cos(m) - r sin(m). The gradient of r is a unit vector, where the slopes of the arccosine
-    and of sqrt(1 - c^2), of other codes, are unbounded near a center.
+    No arccosine is taken. With c the dot product and r the length of x - c w, the part of the sample orthogonal to its
+    center, cos(theta + m) is c cos(m) - r sin(m). The gradient of r is a unit vector, whereas the slopes of the
+    arccosine and of sqrt(1 - c^2), which other implementations use, are unbounded near a center.
 
-    Centers start uniform in +-1/sqrt(C K), as those of `SoftTripleLoss`. To clean the training set by the dominant
-    centers, as [2]_ does after a training, is no part of the loss.
+    Centers start uniform in +-1/sqrt(C K), as those of `SoftTripleLoss` do. Cleaning the training set by the dominant
+    centers, as [2]_ does after training, is not part of the loss.
 
-    The scale is half that of [1]_, whose classes are many thousand. On characters held out from the training classes 16
-    and 32 did alike, for 15 and for 100 classes, and 64 slightly worse: it saturates the softmax over few classes.
+    The scale is half that of [1]_, which has many thousand classes. On held-out classes of characters, 16 and 32
+    performed alike, for 15 and for 100 classes, and 64 slightly worse: it saturates the softmax over few classes.
 
     Relations: ``margin=0`` with ``n_centers=1`` is `NormSoftmaxLoss`; with more centers it is `SoftTripleLoss` towards
     ``gamma=0``, without margin and tau.
@@ -139,7 +139,7 @@ class ArcFaceEmbedder(ProxyEmbedder):
     """ArcFace: a softmax over the angles to learned centers, with a margin in the angle to the own class [1]_.
 
     With ``n_centers`` above 1 this is sub-center ArcFace [2]_: a sample counts for the nearest center of its class, so
-    that odd and wrongly labelled samples gather around centers of their own.
+    that unusual and wrongly labeled samples gather around centers of their own.
 
     Read more in the :ref:`User Guide <arcface>`.
 

@@ -25,7 +25,7 @@ PENALTY = 100.0  # weight of the bounds on the regressors
 
 
 class BIERLoss(nn.Module):
-    r"""Binomial deviances of several groups of components, each group made to learn what those before it do not know.
+    r"""Binomial deviances of several groups of components, each trained on what the groups before it have not learned.
 
     .. math::
         \ell &= \frac1M \sum_{m=1}^M \Bigl\{ \frac{1}{|\mathcal P|} \sum_{(i, j) \in \mathcal P} b_{mij} \,
@@ -38,11 +38,11 @@ class BIERLoss(nn.Module):
             r_m = (1 - \eta_m) \, r_{m-1} + \eta_m z_m, \qquad \eta_m = \frac{2}{m + 1}
 
     The components of an embedding x_i are those of M groups, one after the other: x_mi is the part of group m. P and N
-    are the pairs of the batch of one class and of two. The boosting weight b is the slope of the deviance at r, what
-    the groups so far say of the pair together; it is a constant of the step.
+    are the pairs of the batch from one class and from two. The boosting weight b is the slope of the deviance at r, the
+    joint score of the pair under the groups so far; it is a constant of the step.
 
-    With ``adversarial=True``, A-BIER [2]_, a regressor g_ij for each two groups i < j, of one hidden layer, tries to
-    tell the smaller group from the larger one, and the groups try to prevent it: to the loss is added
+    With ``adversarial=True``, A-BIER [2]_, a regressor g_ij with one hidden layer, for each two groups i < j, tries to
+    predict the smaller group from the larger one, and the groups try to prevent it. The term added to the loss is
 
     .. math::
         w \sum_{i < j} \Bigl\{ - \frac{1}{B d_i} \sum_{b=1}^{B} \bigl| f_{ib} \circ g_{ij}(f_{jb}) \bigr|^2
@@ -83,29 +83,31 @@ class BIERLoss(nn.Module):
     Notes
     -----
     Shape: embeddings (B, D) float, taken as they are; y (B,) integers; returns a scalar, the mean over the groups of
-    the mean over the positive pairs plus the mean over the negative pairs. A side without pairs gives 0; without
-    any pair the loss is 0 with zero gradient, but for the adversarial term, which needs no pairs.
+    the mean over the positive pairs plus the mean over the negative pairs. A side without pairs gives 0; without any
+    pair the loss is 0 with zero gradient, except for the adversarial term, which needs no pairs.
 
-    The factor D / d_m belongs to embeddings whose group m has the length sqrt(d_m / D): s_m then is the cosine in the
+    The factor D / d_m suits embeddings whose group m has the length sqrt(d_m / D): s_m is then the cosine within the
     group, and the dot product of two embeddings, of unit length, is the mean of the groups' cosines weighted by their
-    size. It applies to any rows alike.
+    sizes. It applies to any rows.
 
-    As the boosting weights are constants, the gradient is not that of the value, and no other value has it: a group
-    depends on those before it and not the reverse. So it is with the adversarial term.
+    As the boosting weights are constants, the gradient is not that of the value, nor that of any other value: a group
+    depends on those before it and not the reverse. The same holds for the adversarial term.
 
-    This is the recursion of the paper ("eta" in the authors' code), not the default of that code, which adds
-    0.06 z_m to a score that starts at 0.5 and doubles the weights of negative pairs. Other differences from that code:
-    C is 5, not 25, which costs much of Recall@1 where a small network is trained from scratch; self pairs do not count
-    in the means; a batch without pairs of a kind gives no 0/0; the combined similarity weighs a group by its share, not
-    by the share's square. Without ``adversarial`` there is no term for diversity, as by default there: the squared
-    products of the activations of two groups, which it offers, are constant for groups of fixed length. Its adversary
-    sees the outputs of the linear heads before the normalization, and its gradient stops at the feature that the groups
-    share; here the adversary sees the normalized groups, and its gradient goes through the whole network.
+    This is the recursion of the paper ("eta" in the authors' code), not the default of that code, which adds 0.06 z_m
+    to a score that starts at 0.5 and doubles the weights of negative pairs. Other differences from that code: C is 5,
+    not 25, which lowers Recall@1 much where a small network is trained from scratch; self pairs do not count in the
+    means; a batch without positive or without negative pairs does not give 0/0; the combined similarity weights a group
+    by its share, not by the square of its share. Without ``adversarial`` there is no term for diversity, as is the
+    default there: the squared products of the activations of two groups, which that code offers, are constant for
+    groups of fixed length. Its adversary sees the outputs of the linear heads before the normalization, and its
+    gradient stops at the feature that the groups share; here the adversary sees the normalized groups, and its gradient
+    goes through the whole network.
 
     Q is the mean of :math:`(|v|^2 - 1)^2` over the weight vectors v that leave a unit, plus :math:`[|c|^2 - 1]_+` for
     the biases c, summed over the two layers. The hidden layer has 512 units. The regressors start with Q = 0.
 
-    Relations: one group, ``group_shares=(1,)``, is the binomial deviance with a mean over each kind of pair.
+    Relations: one group, ``group_shares=(1,)``, is the binomial deviance with one mean over positive and one over
+    negative pairs.
 
     References
     ----------
@@ -215,7 +217,7 @@ class BIERLoss(nn.Module):
 
 
 class _Reverse(Function):
-    """The identity, with the gradient's sign turned."""
+    """The identity, with a gradient of opposite sign."""
 
     @staticmethod
     def forward(ctx, x):
@@ -227,7 +229,7 @@ class _Reverse(Function):
 
 
 def _regressor(n_in, n_out):
-    """Return a network of one hidden layer whose weights meet the bounds."""
+    """Return a network with one hidden layer, whose weights meet the bounds."""
     regressor = nn.Sequential(nn.Linear(n_in, N_HIDDEN), nn.ReLU(), nn.Linear(N_HIDDEN, n_out))
     for layer in (regressor[0], regressor[2]):
         layer.weight.data = F.normalize(layer.weight.data, dim=0)
@@ -246,8 +248,8 @@ def _check_shares(owner):
     shares = owner.group_shares
     if not shares or not all(isinstance(share, Real) and 0 < share < float("inf") for share in shares):
         raise ValueError(
-            f"The 'group_shares' parameter of {type(owner).__name__} must be a tuple of numbers > 0, one a group. Got "
-            f"{shares!r} instead."
+            f"The 'group_shares' parameter of {type(owner).__name__} must be a tuple of numbers > 0, one per group. "
+            f"Got {shares!r} instead."
         )
 
 
@@ -257,9 +259,9 @@ class BIEREmbedder(BalancedEmbedder):
     """BIER: an ensemble of groups of components, each boosted on what the groups before it get wrong [1]_.
 
     The groups are linear heads on one feature. Each has a binomial deviance of its own cosines, in which a pair weighs
-    the more the worse the groups before it do on it. With ``adversarial=True``, A-BIER [2]_, regressors keep the groups
-    different. The embedding is the groups side by side, each with the length sqrt(d_m / D), so that a dot product is
-    the mean of the groups' cosines weighted by their size.
+    more where the groups before do worse on it. With ``adversarial=True``, A-BIER [2]_, regressors keep the groups
+    different. The embedding is the concatenation of the groups, each with the length sqrt(d_m / D), so that a dot
+    product is the mean of the groups' cosines weighted by their sizes.
 
     Read more in the :ref:`User Guide <bier>`.
 
@@ -274,7 +276,7 @@ class BIEREmbedder(BalancedEmbedder):
 
     See Also
     --------
-    HDCEmbedder : An ensemble too, of heads at several depths of the network.
+    HDCEmbedder : An ensemble of heads at several depths of the network.
     skdml.losses.BIERLoss : The loss on its own, for a torch loop.
 
     References

@@ -25,7 +25,7 @@ class BinomialDevianceLoss(PairLoss):
           + \frac1{|N_i|} \sum_{k \in N_i} \log\bigl[1 + e^{\beta (s_{ik} - \lambda)}\bigr] \Bigr\}
 
     This is Eq. (12) of [1]_, divided by B. P_i and N_i are the positives and the negatives of anchor i that ``mining``
-    selects; their sizes count what it selected.
+    selects, so that their sizes count the selected pairs.
 
     Parameters
     ----------
@@ -46,17 +46,17 @@ class BinomialDevianceLoss(PairLoss):
     -----
     Shape: embeddings (B, D) float, taken as they are (unit rows expected); y (B,) integers; returns a scalar: the mean
     over an anchor's pairs on either side, then the mean over all B anchors. A side without pairs gives 0; an anchor
-    without either counts in the mean. A batch without pairs gives 0 with zero gradient.
+    without any pair counts in the mean. A batch without pairs gives 0 with zero gradient.
 
     The gradient in s_ij times B is :math:`-\alpha / (|P_i| (1 + e^{\alpha (s_{ij} - \lambda)}))` for a positive pair
     and :math:`\beta / (|N_i| (1 + e^{-\beta (s_{ij} - \lambda)}))` for a negative one, the weights of Eqs. (13), (14).
-    A pair's weight depends on its own similarity, not on those of the others. As the formula has no 1 / beta, a hard
-    negative weighs beta / alpha times as much as a hard positive.
+    The weight of a pair depends only on its own similarity. As the formula has no 1 / beta, a hard negative weighs beta
+    / alpha times as much as a hard positive.
 
     Differences: Eq. (12) has no 1 / B. The original [2]_ takes one mean over all positive and one over all negative
-    pairs of the batch, and has the factor beta / alpha as a cost of negatives. The code of the first author of [1]_ has
-    beta = 40, leaves out self pairs by ``s < 1``, which keeps many of them in float32, gives NaN for an anchor without
-    positives, and with its mining multiplies the sides by 2 / alpha and 2 / beta.
+    pairs of the batch, and uses the factor beta / alpha as the cost of negatives. The code of the first author of [1]_
+    has beta = 40, leaves out self pairs by ``s < 1``, which keeps many of them in float32, gives NaN for an anchor
+    without positives, and with its mining multiplies the sides by 2 / alpha and 2 / beta.
 
     References
     ----------
@@ -105,8 +105,8 @@ def _row_means(values, mask):
 class BinomialDevianceEmbedder(PairEmbedder):
     """Binomial deviance: a logistic cost for every pair of a batch [1]_ [2]_.
 
-    Positive and negative pairs are averaged apart for each anchor, so that the many negatives do not drown the few
-    positives. Batches hold several samples of each of several classes, so classes must have several samples.
+    Positive and negative pairs are averaged separately for each anchor, so that the many negatives do not drown out the
+    few positives. Batches hold several samples of each of several classes, so classes must have several samples.
 
     Read more in the :ref:`User Guide <binomial_deviance>`.
 
@@ -121,7 +121,7 @@ class BinomialDevianceEmbedder(PairEmbedder):
 
     See Also
     --------
-    RAWEmbedder : Weighs a pair also by how hard it is beside the anchor's others.
+    RAWEmbedder : Weights a pair also by its hardness relative to the other pairs of its anchor.
     skdml.losses.BinomialDevianceLoss : The loss on its own, for a torch loop.
 
     References

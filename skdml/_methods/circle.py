@@ -1,4 +1,4 @@
-"""Circle loss: each pair paced by how far it is from its optimum.
+"""Circle loss: each pair is weighted by its distance from its optimum.
 
 Axes: B samples of a batch, M samples the anchors are compared with.
 """
@@ -48,14 +48,14 @@ class CircleLoss(PairLoss):
     over all B anchors. An anchor without positives or without negatives contributes 0 and counts in the mean. A batch
     of one class, or without two samples of a class, gives 0 with zero gradient.
 
-    As the weights are held constant, the gradient is that of the formula with the weights as numbers, not that of the
-    value as a function of the embeddings: finite differences of the loss give something else.
+    As the weights are held constant, the gradient is not that of the value as a function of the embeddings: finite
+    differences of the loss differ from it.
 
-    The defaults are the paper's for fine-grained retrieval; it takes m = 0.25 with gamma = 256 for faces, 128 for
-    persons.
+    The defaults are the paper's for fine-grained retrieval; for faces it uses m = 0.25 with gamma = 256, for persons
+    gamma = 128.
 
-    Differences from code in general use, which sums over all unordered pairs of a batch under one logarithm: here, as
-    in the text of the paper, over the pairs of one anchor.
+    Code in general use sums over all unordered pairs of a batch under one logarithm; here, as in the text of the paper,
+    the sum runs over the pairs of one anchor.
 
     References
     ----------
@@ -94,10 +94,10 @@ class CircleLoss(PairLoss):
 @with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class CircleEmbedder(PairEmbedder):
-    """Circle loss: all pairs of an anchor under one logarithm, each paced by its distance from its optimum [1]_.
+    """Circle loss: all pairs of an anchor under one logarithm, each weighted by its distance from its optimum [1]_.
 
-    A positive that is already similar, and a negative that is already dissimilar, gets a small gradient; the one that
-    lags behind gets a large one. Batches hold several samples of each of several classes, so classes must have several
+    Positives that are already similar and negatives that are already dissimilar get small gradients; pairs that lag
+    behind get large ones. Batches hold several samples of each of several classes, so classes must have several
     samples.
 
     Read more in the :ref:`User Guide <circle>`.
@@ -113,12 +113,12 @@ class CircleEmbedder(PairEmbedder):
 
     See Also
     --------
-    RAWEmbedder : Weighs the positives and the negatives of an anchor apart from each other.
+    RAWEmbedder : Weights the positives and the negatives of an anchor separately.
     skdml.losses.CircleLoss : The loss on its own, for a torch loop.
 
     Notes
     -----
-    The paper takes ``margin=0.25, scale=256`` for faces and ``scale=128`` for persons; the defaults are its values for
+    The paper uses ``margin=0.25, scale=256`` for faces and ``scale=128`` for persons; the defaults are its values for
     fine-grained retrieval.
 
     References

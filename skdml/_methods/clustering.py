@@ -18,7 +18,7 @@ from .._loss.terms import check_batch, rows_at, zero_loss
 
 
 class ClusteringLoss(nn.Module):
-    r"""Make the classes the best clustering of the batch, by a margin that grows with the error of the others.
+    r"""Make the classes the best clustering of the batch, by a margin that grows with the error of another one.
 
     .. math::
         \ell &= \Bigl[ \max_{|S| = C} \{ F(S) + \gamma \Delta(S) \} - \tilde F \Bigr]_+, \qquad
@@ -47,23 +47,23 @@ class ClusteringLoss(nn.Module):
     Notes
     -----
     Shape: embeddings (B, D) float, taken as they are, of any norm; y (B,) integers; returns a scalar, a sum over the
-    batch, not a mean. Batches of one class, or of classes with one sample each, give 0 with zero gradient.
+    batch, not a mean. A batch of one class, or of classes with one sample each, gives 0 with zero gradient.
 
-    The maximum is approached as in [1]_: medoids are added one at a time, each the sample of the highest
-    :math:`F + \gamma \Delta`, of equal ones that of lowest index; then each is swapped for the best member of its
-    cluster (PAM), if that is better. So the loss is never above that of the exact maximum. No gradient flows through
-    the choice: it reaches the distances to the chosen medoids and to those of the classes. A sample at distance 0 of
-    its medoid gets none.
+    The maximum is approximated as in [1]_: medoids are added one at a time, each the sample with the highest :math:`F +
+    \gamma \Delta` (the lowest index among equals); then each is swapped for the best member of its cluster (PAM), if
+    that is better. The loss is therefore never above that of the exact maximum. No gradient flows through the choice:
+    it reaches the distances to the chosen medoids and to those of the classes. A sample at distance 0 from its medoid
+    gets none.
 
-    The choice is made on the CPU in float64, so that a step on another device waits for it. It takes :math:`O(B^2 D +
-    C B^3)` time at most: all candidates are compared at once, through the cells of the table of clusters and classes,
-    of which no more than B are not empty. :math:`\Delta` is computed only for the candidates that it can save, whose F
-    is within gamma of the best.
+    The choice is made on the CPU in float64, so that a step on another device waits for it. It takes at most
+    :math:`O(B^2 D + C B^3)` time: all candidates are compared at once, through the cells of the table of clusters and
+    classes, at most B of which are not empty. :math:`\Delta` is computed only where it can change the choice, for
+    candidates whose F is within gamma of the best.
 
-    Differences from [1]_: a swap is judged by F of the batch with every sample at its nearest medoid, where the paper
-    takes the sum over the cluster as it was, a bound on it; and samples move to their nearest medoid after every swap,
-    not after every round. A medoid belongs to its own cluster, whatever is at distance 0 of it. The geometric mean
-    under the mutual information is that of the paper; scikit-learn takes the arithmetic one since 0.22 (its
+    Differences from [1]_: a swap is judged by the F of the batch with every sample at its nearest medoid, whereas the
+    paper uses the sum over the old cluster, a bound on it; and samples move to their nearest medoid after every swap,
+    not after every round. A medoid belongs to its own cluster, whatever lies at distance 0 from it. Mutual information
+    is divided by the geometric mean, as in the paper; scikit-learn uses the arithmetic mean since 0.22 (its
     ``average_method="geometric"`` gives this one). A port for Chainer squares the distances.
 
     References
@@ -102,8 +102,8 @@ class ClusteringLoss(nn.Module):
         y : int tensor of shape (B,)
             The class of each row.
         sample_weight : tensor of shape (B,) or None, default=None
-            Factor of each row's distances, >= 0; what counts is its ratio to the batch's mean weight. The mutual
-            information is that of the rows alike. None: ones.
+            Factor of each row's distances, >= 0; what counts is its ratio to the mean weight of the batch. All rows
+            count equally in the mutual information. None: ones.
 
         Returns
         -------
@@ -157,14 +157,14 @@ class _MedoidSearch:
         return (distance if self.w is None else self.w[:, None] * distance).sum(axis=0)
 
     def class_medoids(self):
-        """Return for each sample the medoid of its class, (B,)."""
+        """Return the medoid of the class of each sample, (B,)."""
         same = self.y[:, None] == self.y
         total = self._total(np.where(same, self.distance, 0))  # (B,)
-        medoid = np.where(self.of_class > 0, total[:, None], np.inf).argmin(axis=0)  # (C,), of equals the first
+        medoid = np.where(self.of_class > 0, total[:, None], np.inf).argmin(axis=0)  # (C,), the first of equals
         return medoid[self.y]
 
     def assign(self, medoids):
-        """Return for each sample its nearest medoid, (B,), of equally near ones the first; of a medoid itself."""
+        """Return the nearest medoid of each sample, (B,), the first of equally near ones; a medoid has itself."""
         medoid = medoids[self.distance[:, medoids].argmin(axis=1)]
         medoid[medoids] = medoids
         return medoid
@@ -199,13 +199,13 @@ class _MedoidSearch:
     def _best_addition(self, medoids, candidates, gamma, value):
         """Return the candidate whose addition gives the highest F + gamma * error, if above ``value``, and this.
 
-        Else None and ``value``.
+        Otherwise None and ``value``.
         """
         nearest = self.assign(medoids) if len(medoids) else np.zeros(len(self.y), dtype=np.int64)
         reach = self.distance[np.arange(len(self.y)), nearest] if len(medoids) else np.inf  # (B,)
         to_candidate = self.distance[:, candidates]  # (B, J)
         F = -self._total(np.minimum(to_candidate, np.reshape(reach, (-1, 1))))  # (J,)
-        # The error lies in [0, 1]: a candidate further behind cannot win. (Of NaN nothing is behind.)
+        # The error lies in [0, 1]: a candidate further behind cannot win. (No comparison with NaN holds.)
         hopeful = ~((F + gamma < F.max(initial=-np.inf)) | (F + gamma <= value))
         if not hopeful.any():
             return None, value
@@ -219,7 +219,7 @@ class _MedoidSearch:
     def _errors(self, nearest, moves):
         """Return 1 - NMI, (J,), where samples leave the cluster ``nearest`` (B,) for a new one.
 
-        ``moves`` (B, J) says which do. Of the table of clusters and classes only nonempty cells are counted.
+        ``moves`` (B, J) says which do. Only nonempty cells of the table of clusters and classes are counted.
         """
         moves = moves.astype(np.float64)
         _, cell, n_cell = np.unique(nearest * self.n_classes + self.y, return_inverse=True, return_counts=True)
@@ -252,7 +252,7 @@ class _MedoidSearch:
 class ClusteringEmbedder(BalancedEmbedder):
     """Clustering: a structured loss that makes the classes the best clustering of the batch [1]_.
 
-    The loss looks at the batch as a whole: the clusters around the best medoids shall be the classes, by a margin that
+    The loss looks at the batch as a whole: the clusters around the best medoids should be the classes, by a margin that
     grows with their disagreement.
 
     Read more in the :ref:`User Guide <clustering>`.
@@ -268,7 +268,7 @@ class ClusteringEmbedder(BalancedEmbedder):
 
     See Also
     --------
-    RAWEmbedder : Compares pairs; a step costs less.
+    RAWEmbedder : Compares pairs; a step is cheaper.
     SSTEmbedder : Batches that are clusters of the embeddings.
     skdml.losses.ClusteringLoss : The loss on its own, for a torch loop.
 

@@ -50,9 +50,9 @@ class ContrastiveLoss(PairLoss):
     -----
     Shape: embeddings (B, D) float, taken as they are (unit rows expected with "cosine", any with "euclidean"); y (B,)
     integers; returns a scalar: the sum over an anchor's pairs, the mean over all B anchors. A pair of the batch counts
-    twice, once from either end. An anchor without positives keeps its negative terms, and the other way round. A batch
-    without pairs gives 0 with zero gradient. With "cosine" the value may be negative. At s = lambda or d = m a pair
-    is inactive; a negative at d = 0, where d has no slope, gets no push.
+    twice, once from each end. An anchor without positives keeps its negative terms, and vice versa. A batch without
+    pairs gives 0 with zero gradient. With "cosine" the value may be negative. At s = lambda or d = m a pair is
+    inactive; a negative at d = 0, where d has no slope, gets no push.
 
     With "cosine" the gradient in s_ij times B is -1 for a positive pair, and 1 for a negative pair with s > lambda,
     the weights of Eq. (6).
@@ -61,10 +61,10 @@ class ContrastiveLoss(PairLoss):
 
     - The code of the first author of [1]_, and that of [3]_, sum 1 - s over positives and s over negatives with
       s > lambda, and divide by B. The gradient is that of Eq. (5); the value jumps by lambda where a pair becomes
-      active, and lies higher by the number of positives per anchor. Both leave out self pairs by value, here it is
+      active, and lies higher by the number of positives per anchor. Both leave out self pairs by value; here it is done
       by index.
     - The deepml code hinges squared distances, :math:`[m - d^2]_+`, without the halves. For unit rows this is twice Eq.
-      (5) with lambda = 1 - m / 2, but for a constant.
+    (5) with lambda = 1 - m / 2, up to a constant.
     - pytorch-metric-learning hinges plain distances, and averages each side over its terms that are not 0.
     - The original has the two squares of the second formula, for one pair; here their mean is taken over anchors.
 
@@ -117,10 +117,10 @@ class ContrastiveLoss(PairLoss):
 @with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class ContrastiveEmbedder(PairEmbedder):
-    """Contrastive: every positive pair pulled, every negative pair beyond a threshold pushed, all alike [1]_ [2]_.
+    """Contrastive: positive pairs are pulled, negative pairs beyond a threshold pushed, with equal weights [1]_ [2]_.
 
-    The plainest loss over pairs, and the one a cross-batch memory was made for (``memory_size``). Batches hold several
-    samples of each of several classes, so classes must have several samples.
+    The simplest loss over pairs, and the one that the cross-batch memory was designed for (``memory_size``). Batches
+    hold several samples of each of several classes, so classes must have several samples.
 
     Read more in the :ref:`User Guide <contrastive>`.
 
@@ -135,7 +135,7 @@ class ContrastiveEmbedder(PairEmbedder):
 
     See Also
     --------
-    RAWEmbedder : Weighs pairs by how hard they are.
+    RAWEmbedder : Weights pairs by their hardness.
     skdml.losses.ContrastiveLoss : The loss on its own, for a torch loop.
 
     References

@@ -31,7 +31,7 @@ from .._network.networks import (
 
 
 class HDCLoss(nn.Module):
-    r"""Contrastive losses of several embeddings, where each embedding sees the hardest pairs of the one before.
+    r"""Contrastive losses of several embeddings, where each embedding sees the hardest pairs of the previous one.
 
     .. math::
         \ell &= \sum_{k=1}^L \frac{1}{n_k} \Bigl\{ \sum_{(i, j) \in \mathcal P_k} d_{kij}^2
@@ -41,7 +41,7 @@ class HDCLoss(nn.Module):
             \text{ pairs of } \mathcal P_{k-1} \text{ with the largest terms, likewise } \mathcal N_k
 
     The components of an embedding x_i are those of L levels, one after the other: x_ki is the part of level k. P_0 and
-    N_0 are the unordered pairs of the batch of one class and of two, and n_k is the number of terms above 0.
+    N_0 are the unordered pairs of the batch from one class and from two, and n_k is the number of terms above 0.
 
     Parameters
     ----------
@@ -66,21 +66,21 @@ class HDCLoss(nn.Module):
     Notes
     -----
     Shape: embeddings (B, D) float with D >= L, taken as they are; y (B,) integers; returns a scalar, the sum over the
-    levels, each divided by the number of its kept pairs with a term above 0. Where there is none the level gives 0, and
-    so does a batch without pairs, with zero gradient. A batch without positive pairs, or without negative ones, keeps
-    the other term.
+    levels, each divided by the number of its kept pairs with a term above 0. Where there is none, the level gives 0,
+    and so does a batch without pairs, with zero gradient. A batch without positive or without negative pairs keeps the
+    other term.
 
-    The factor sqrt(L) belongs to an embedding of unit rows: its levels then have the length 1 / sqrt(L), and
-    ``sqrt(L) * x_ki`` is a unit row again. It applies to any rows alike.
+    The factor sqrt(L) suits embeddings of unit length: their levels have the length 1 / sqrt(L), so that ``sqrt(L) *
+    x_ki`` is a unit row again. It applies to any rows.
 
-    Pairs are ranked by their distance. That is ranking by their terms, and ranks those of 0, too. At least one pair of
-    each kind is kept, if there is one, and all that are as hard as the last one kept, so that the order of the batch
-    does not matter. The choice carries no gradient.
+    Pairs are ranked by their distance, which ranks them by their terms and also ranks terms of 0. At least one positive
+    and one negative pair are kept, if there are any, and all that are as hard as the last one kept, so that the order
+    of the batch does not matter. No gradient flows through the choice.
 
     Differences from the released layer: there each level selects from all pairs of the batch; here, as in the text of
-    [1]_, from those that the level before has kept, so that of 100 pairs the default leaves 100, 50 and 10. There a
-    negative pair counts twice, a positive one once, and the gradient of a squared distance is half of the true one. Its
-    factor of 10 is for a network trained before: from scratch on small images Recall@1 is far higher with 1.
+    [1]_, it selects from those that the previous level has kept, so that the default keeps 100, 50 and 10 of 100 pairs.
+    There a negative pair counts twice, a positive pair once, and the gradient of a squared distance is half the true
+    one. The layer weights negative pairs with 10.
 
     Relations: with ``hard_fractions=(1.0,)`` this is the contrastive loss of squared distances.
 
@@ -165,12 +165,12 @@ class HDCLoss(nn.Module):
 
 
 def hardest(hardness, mask, fraction):
-    """Keep the pairs of the mask whose hardness is among the highest: this fraction of them, rounded up, and ties."""
+    """Keep this fraction of the pairs in the mask, rounded up: those with the highest hardness, and ties."""
     if fraction == 1:
         return mask
-    share = Fraction(fraction).limit_denominator(10**4)  # of 0.2 and 15 pairs exactly 3, not 3.0000001
+    share = Fraction(fraction).limit_denominator(10**4)  # 0.2 of 15 pairs is exactly 3, not 3.0000001
     n_kept = -(-mask.sum() * share.numerator // share.denominator)
-    if hardness.device.type == "cpu":  # where a value can be read without waiting for the device, select, do not sort
+    if hardness.device.type == "cpu":  # where a value can be read without waiting, select instead of sorting
         candidates = hardness[mask]
         return mask & (hardness >= candidates.kthvalue(len(candidates) - int(n_kept) + 1).values) if n_kept else mask
     ranked = torch.where(mask, hardness, -torch.inf).flatten().sort(descending=True).values
@@ -178,7 +178,7 @@ def hardest(hardness, mask, fraction):
 
 
 def level_sizes(n_components, n_levels):
-    """Split D as evenly as possible, as ``tensor_split`` does; 0 for the last levels where D < L."""
+    """Split D as evenly as possible, as ``tensor_split`` does; the last levels get 0 where D < L."""
     return [n_components // n_levels + (k < n_components % n_levels) for k in range(n_levels)]
 
 
@@ -186,16 +186,16 @@ def _check_fractions(owner):
     fractions = owner.hard_fractions
     if not fractions or not all(isinstance(h, Real) and 0 < h <= 1 for h in fractions):
         raise ValueError(
-            f"The 'hard_fractions' parameter of {type(owner).__name__} must be one number in (0, 1] a level, and one "
-            f"at least. Got {fractions!r} instead."
+            f"The 'hard_fractions' parameter of {type(owner).__name__} must hold one number in (0, 1] per level, and "
+            f"at least one. Got {fractions!r} instead."
         )
 
 
 class Levels(nn.Module):
     """The features of a sequential network after each of its ReLUs, a list of (B, f_k).
 
-    Maps are averaged over a grid of 4 x 4 fields and flattened: shallow ones, each of a small part of the image, say
-    little without the place.
+    Maps are averaged over a grid of 4 x 4 fields and flattened: the values of shallow maps, each of a small part of the
+    image, say little without their place.
 
     Parameters
     ----------
@@ -218,7 +218,7 @@ class Levels(nn.Module):
 
 
 class LevelHeads(nn.Module):
-    """A head on each of the last features, and their outputs side by side, (B, D)."""
+    """A head on each of the last features; their outputs are concatenated, (B, D)."""
 
     def __init__(self, heads):
         super().__init__()
@@ -230,7 +230,7 @@ class LevelHeads(nn.Module):
 
 
 class _OneLevel(nn.Module):
-    """The backbone, for the features of one level alone."""
+    """The backbone, for the features of a single level."""
 
     def __init__(self, backbone, level):
         super().__init__()
@@ -311,14 +311,14 @@ def build_level_network(
 class HDCEmbedder(BalancedEmbedder):
     """HDC: embeddings at several depths of the network, the deeper ones trained on the harder pairs [1]_.
 
-    Each level is a linear head with a contrastive loss of its own. A level hands the hardest of its pairs on to the
-    next, so that easy pairs train the shallow layers and hard pairs the deep ones. The embedding is the heads' outputs
-    side by side, each a unit row over the square root of the number of levels.
+    Each level is a linear head with a contrastive loss of its own. A level passes the hardest of its pairs on to the
+    next, so that easy pairs train the shallow layers and hard pairs the deep ones. The embedding concatenates the
+    outputs of the heads, each a unit row divided by the square root of the number of levels.
 
     The levels are the hidden layers of the multilayer perceptron; the blocks of the convolutional network, averaged
     over a grid of 4 x 4 fields; or what a ``backbone`` returns: a tuple or list of features (B, f_k), from shallow to
-    deep. One tensor is one level. There are as many levels as ``hard_fractions``, but not more than features or
-    components: the deepest features are taken, with the first fractions.
+    deep. A single tensor is one level. There are as many levels as ``hard_fractions``, but not more than features or
+    components: the deepest features are used, with the first fractions.
 
     Read more in the :ref:`User Guide <hdc>`.
 
@@ -333,7 +333,7 @@ class HDCEmbedder(BalancedEmbedder):
 
     See Also
     --------
-    BIEREmbedder : An ensemble too, of heads on one feature, made different by boosting.
+    BIEREmbedder : An ensemble of heads on one feature, made different by boosting.
     skdml.losses.HDCLoss : The loss on its own, for a torch loop.
 
     Notes
@@ -391,7 +391,7 @@ class HDCEmbedder(BalancedEmbedder):
         return network
 
     def _make_loss(self, n_classes, network):
-        sizes = tuple(network.sizes)  # how many levels there are, the backbone alone tells
+        sizes = tuple(network.sizes)  # only the backbone tells how many levels there are
         return HDCLoss(
             hard_fractions=self.hard_fractions[: len(sizes)],
             margin=self.margin,

@@ -23,7 +23,8 @@ class HistogramLoss(PairLoss):
         h_r = \frac1n \sum_{(i, j)} \Bigl[1 - \frac{|s_{ij} - t_r|}{\Delta}\Bigr]_+, \qquad t_r = -1 + (r - 1) \Delta
 
     The histograms of the n+ positive and the n- negative pairs have R = ``n_bins`` + 1 nodes, Delta = 2 / ``n_bins``
-    apart; a pair counts at the two nodes around it, by its nearness to them, which gives the histograms a slope.
+    apart; a pair counts at the two nodes around it, in proportion to its nearness, which makes the histograms
+    differentiable.
 
     Parameters
     ----------
@@ -39,18 +40,19 @@ class HistogramLoss(PairLoss):
     Notes
     -----
     Shape: embeddings (B, D) float, taken as they are (unit rows expected); y (B,) integers; returns a scalar in [0, 1],
-    a sum over pairs of one positive and one negative pair, not only those with an anchor in common. Each pair stands in
-    S twice, which leaves a histogram as it is; with weights, mining or a memory the pairs (anchor, sample) count.
-    Without positives or without negatives the loss is 0 with zero gradient, and so when all positives are a bin and
-    more above all negatives.
+    a sum over all combinations of a positive and a negative pair, not only those with a common anchor. Each pair occurs
+    twice in S, which does not change a histogram; with weights, mining or a memory the pairs (anchor, sample) count.
+    Without positives or without negatives the loss is 0 with zero gradient, as it is when all positives are at least
+    one bin above all negatives.
 
     Similarities beyond [-1, 1] count as -1 or 1, without gradient. The loss is linear in a similarity between two
-    nodes. A pair's gradient is the difference of two nodes, which for one in a thin part of the other kind is 0.
+    nodes. The gradient of a pair is the difference between two nodes of the other histogram, which is 0 where that
+    histogram is empty.
 
-    Differences from pytorch-metric-learning: equal unit rows (s = 1) fall in the last bin, where it fails; bins are
-    found in the precision of the input, not always in float32; no list of triplets is made for the pairs.
+    Differences from pytorch-metric-learning: equal unit rows (s = 1) fall into the last bin, whereas they make it fail;
+    bins are found in the precision of the input, not always in float32; no list of triplets is made for the pairs.
 
-    Relations: with R large the loss is 1 less the area under the ROC curve of the pairs.
+    Relations: for large R the loss is 1 minus the area under the ROC curve of the pairs.
 
     References
     ----------
@@ -110,7 +112,7 @@ class HistogramEmbedder(PairEmbedder):
 
     See Also
     --------
-    RAWEmbedder : Compares the pairs of one anchor, which is what a nearest neighbor search does.
+    RAWEmbedder : Compares the pairs of one anchor, as a nearest neighbor search does.
     skdml.losses.HistogramLoss : The loss on its own, for a torch loop.
 
     References

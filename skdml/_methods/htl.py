@@ -21,12 +21,13 @@ from .._loss.terms import check_batch, sums_above, weighted_mean, zero_loss
 
 
 class HTLLoss(nn.Module):
-    r"""Triplets of a batch under a hinge, with a margin for every pair of anchor and negative.
+    r"""Triplets of a batch under a hinge, with a margin for every pair of an anchor and a negative.
 
     .. math::
         \ell = \frac{1}{2Z} \sum_{(a, p, n)} \bigl[d^2_{ap} - d^2_{an} + \alpha_{an}\bigr]_+
 
-    The d are Euclidean distances. The Z triplets are all of the batch: two samples of a class and one of another.
+    The d are Euclidean distances. The Z triplets are all triplets of the batch: two samples of one class and one of
+    another.
 
     Parameters
     ----------
@@ -43,14 +44,15 @@ class HTLLoss(nn.Module):
     -----
     Shape: embeddings (B, D) float, taken as they are, of any norm; y (B,) integers; margins (B, B) or None; returns a
     scalar, half the mean over all triplets, the inactive ones included. A batch without a triplet, and one without an
-    active triplet, give 0 with zero gradient. A class with one sample gives no anchor, but a negative to all others.
+    active triplet, give 0 with zero gradient. A class with a single sample provides no anchor, but a negative to all
+    others.
 
-    Of an anchor and a negative the sum over positives is that over those farther than :math:`d_{an}^2 - \alpha_{an}`,
-    which the sums along the sorted row give: all triplets cost :math:`O(B^2 \log B)` time and :math:`O(B^2)` memory.
+    For an anchor and a negative, only positives farther than :math:`d_{an}^2 - \alpha_{an}` contribute, and sums along
+    the sorted row give their total: all triplets cost :math:`O(B^2 \log B)` time and :math:`O(B^2)` memory.
 
-    Relations: with one margin for all this is half the plain triplet loss over squared distances. `HTLEmbedder` gives
-    the margins of the hierarchical triplet loss, :math:`\alpha_{an} = \beta + d_{H(y_a, y_n)} - s_{y_a}`. No code of
-    the authors is public.
+    Relations: with one margin for all, this is half the plain triplet loss over squared distances. `HTLEmbedder`
+    provides the margins of the hierarchical triplet loss, :math:`\alpha_{an} = \beta + d_{H(y_a, y_n)} - s_{y_a}`. No
+    code of the authors is public.
 
     References
     ----------
@@ -114,15 +116,15 @@ class HTLLoss(nn.Module):
 class NeighborhoodBatches:
     """Anchor neighborhoods of HTL [1]_: a batch holds random classes, each with its nearest, and their margins.
 
-    The first epoch has P x K batches without margins, for the plain triplet loss. Every later one measures the
-    distances of the classes anew, by the embeddings at its start, and builds the class tree (`class_levels`); its
+    The first epoch has P x K batches without margins, for the plain triplet loss. Every later epoch measures the
+    distances between the classes again, by the embeddings at its start, and builds the class tree (`class_levels`); its
     batches are tuples of the row indices and the margins (B, B).
 
     A batch has ``batch_size // samples_per_class`` classes, or all if there are fewer; it then takes more samples of
-    each. Classes in random order become anchors, all before one does again, and bring their ``n_neighbors`` nearest
-    that the batch does not hold yet. The rows of a class are dealt in random order, all before one comes again. A class
-    with fewer than ``samples_per_class`` gives those it has. An epoch has as many batches as P x K batches without
-    repetition.
+    each. Classes become anchors in random order, each once before any is repeated, and bring along their
+    ``n_neighbors`` nearest classes that the batch does not hold yet. The rows of a class are dealt in random order,
+    each once before any is repeated. A class with fewer than ``samples_per_class`` samples contributes all it has. An
+    epoch has as many batches as P x K batches without repetition.
 
     Parameters
     ----------
@@ -209,8 +211,8 @@ def class_distances(embeddings, y):
     distance : ndarray of shape (C, C), float64
         Mean over the pairs across two classes.
     within : ndarray of shape (C,), float64
-        Mean over the pairs of two samples of a class; for a class of one sample, which is no anchor, the mean of the
-        others.
+        Mean over the pairs of two samples of a class; for a class of one sample, which is not an anchor, the mean of
+        the others.
     """
     counts = np.bincount(y)[:, None]
     rows = embeddings[y.argsort(kind="stable")].astype(np.float64)
@@ -240,11 +242,11 @@ def class_levels(distance, within, n_levels):
 @with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class HTLEmbedder(BalancedEmbedder):
-    """Hierarchical triplet loss: similar classes share batches, and margins follow a tree of the classes [1]_.
+    """Hierarchical triplet loss: similar classes share batches, and margins follow a tree of classes [1]_.
 
-    From the second epoch on, each epoch measures how far the classes lie apart, merges near ones level by level, and
-    asks of a triplet a margin that grows with the level at which its two classes meet. A batch holds random classes,
-    each with its nearest. Classes must have several samples.
+    From the second epoch on, each epoch measures the distances between the classes, merges near classes level by level,
+    and requires a margin of a triplet that grows with the level at which its two classes meet. A batch holds random
+    classes, each with its nearest ones. Classes must have several samples.
 
     Read more in the :ref:`User Guide <htl>`.
 
@@ -268,10 +270,11 @@ class HTLEmbedder(BalancedEmbedder):
 
     Notes
     -----
-    The loss of an epoch is measured with its own margins, so it may rise while the embedding gets better. The tree is
-    made from the embeddings in evaluation mode at the start of an epoch. Every fit, a warm start too, begins with an
-    epoch of the plain triplet loss. A margin asks for a little more distance between two classes than there is, so with
-    a handful of classes, which are as far apart as they can be, it is never met: the method needs many.
+    The loss of an epoch is measured with its own margins, so that it may rise while the embedding improves. The tree is
+    built from the embeddings in evaluation mode at the start of an epoch. Every fit, including a warm start, begins
+    with an epoch of the plain triplet loss. A margin requires a little more distance between two classes than there is,
+    so that with a handful of classes, which are as far apart as they can be, it is never met: the method needs many
+    classes.
 
     References
     ----------

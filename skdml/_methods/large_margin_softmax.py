@@ -30,7 +30,7 @@ class LargeMarginSoftmaxLoss(ProxyLoss):
             \theta \in \Bigl[\frac{k \pi}{m}, \frac{(k + 1) \pi}{m}\Bigr] \\
         \lambda &= \max\bigl(\lambda_{\min},\, \lambda_0 (1 + \gamma t)^{-p}\bigr)
 
-    Here t counts the training steps. So training begins with the plain softmax, from which the margin is reached.
+    Here t counts the training steps: training begins with the plain softmax and moves to the margin gradually.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class LargeMarginSoftmaxLoss(ProxyLoss):
     proxies : Parameter of shape (n_classes, n_components)
         The w_c, taken as they are: their length is learned.
     n_steps : int64 tensor of shape ()
-        t, a buffer: how often the loss of a batch was computed in training mode. In eval mode it stands still.
+        t, a buffer: how often the loss of a batch was computed in training mode. It does not change in eval mode.
 
     Raises
     ------
@@ -64,15 +64,14 @@ class LargeMarginSoftmaxLoss(ProxyLoss):
     Notes
     -----
     Shape: embeddings (B, D) float, of any length, which scales the logits; y (B,) int64 in [0, n_classes); returns a
-    scalar, the mean over the batch. An empty batch gives 0 with zero gradient and is no step; with one class the loss
-    is 0. A row or a proxy of zeros has logits 0.
+    scalar, the mean over the batch. An empty batch gives 0 with zero gradient and does not count as a step; with one
+    class the loss is 0. A row or a proxy of zeros has logits of 0.
 
     cos(m theta) is taken from cos(theta) by its polynomial, without an arccosine. Psi and its slope are continuous
     where k changes, so k needs no gradient.
 
-    The annealing is that of the authors' layer, not of the formula in the paper. Their gamma is 2.5e-5, for some ten
-    thousand steps; the default here brings lambda below 1 in about 220 steps. Proxies start uniform in +-1/sqrt(D), as
-    a linear layer's weights in torch.
+    The annealing is that of the authors' layer, not of the formula in the paper. Proxies start uniform in +-1/sqrt(D),
+    as the weights of a linear layer in torch.
 
     Relations: ``margin=1`` is the softmax of a linear layer without bias.
 
@@ -156,9 +155,9 @@ def _psi(cosine, m):
 @with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class LargeMarginSoftmaxEmbedder(ProxyEmbedder):
-    """Large-margin softmax: classification in which the angle to the own class counts several times [1]_.
+    """Large-margin softmax: classification in which the angle to the own class is multiplied by an integer [1]_.
 
-    Lengths are learned, of embeddings and of proxies: by default ``transform`` gives rows of different lengths, to be
+    The lengths of embeddings and proxies are learned: by default ``transform`` gives rows of different lengths, to be
     compared by their cosines, as ``score`` does.
 
     Read more in the :ref:`User Guide <large_margin_softmax>`.

@@ -18,7 +18,7 @@ from .._loss.terms import log_sum_exp, weighted_mean
 
 @with_shared_docs
 class LiftedStructureLoss(PairLoss):
-    r"""Bring the positives of an anchor closer than its negatives by a margin, each kind weighed by a softmax.
+    r"""Bring the positives of an anchor closer than its negatives by a margin, both weighted by a softmax.
 
     .. math::
         \ell_{\text{generalized}} = \frac1B \sum_i \Bigl[
@@ -53,26 +53,26 @@ class LiftedStructureLoss(PairLoss):
     -----
     Shape: embeddings (B, D) float, taken as they are (of any length; unit rows expected with "cosine"); y (B,)
     integers; returns a scalar. "generalized": the mean over all B anchors; an anchor without positives or without
-    negatives contributes 0. "original": the mean over ordered positive pairs, which is that over unordered ones; a pair
-    whose ends have no negatives contributes 0. A batch without positive or without negative pairs gives 0 with zero
-    gradient. At d = 0, where the distance has no slope, a pair gets no gradient from it. Time and memory grow as B^2
-    in either form.
+    negatives contributes 0. "original": the mean over ordered positive pairs, which equals that over unordered ones; a
+    pair whose ends have no negatives contributes 0. A batch without positive or without negative pairs gives 0 with
+    zero gradient. At d = 0, where the distance has no slope, a pair gets no gradient from it. Time and memory grow as
+    B^2 in either form.
 
     With a memory of earlier batches, "original" takes positive pairs within the batch, as it needs the negatives of
     both ends; the negatives come from all columns.
 
-    With "generalized" and "cosine" the gradient in s_ij times B, for an anchor with a positive bracket, is
-    :math:`-1 / \sum_{k \in P_i} e^{s_{ij} - s_{ik}}` for a positive pair and
-    :math:`1 / \sum_{k \in N_i} e^{s_{ik} - s_{ij}}` for a negative one: the weights of Eqs. (10) and (11), where the
-    exponents of (11) are printed with the other sign. So is the negative term of Eq. (9), :math:`-\log \sum_k
-    e^{\lambda - s_{ik}}`, which would weigh the easiest negatives most; here it is :math:`\log \sum_k e^{s_{ik}}`.
+    With "generalized" and "cosine" the gradient in s_ij times B, for an anchor with a positive bracket, is :math:`-1 /
+    \sum_{k \in P_i} e^{s_{ij} - s_{ik}}` for a positive pair and :math:`1 / \sum_{k \in N_i} e^{s_{ik} - s_{ij}}` for a
+    negative one: the weights of Eqs. (10) and (11), where the exponents of (11) are printed with the other sign. So is
+    the negative term of Eq. (9), :math:`-\log \sum_k e^{\lambda - s_{ik}}`, which would give the easiest negatives the
+    most weight; here it is :math:`\log \sum_k e^{s_{ik}}`.
 
-    Differences: [2]_ and [3]_ take all pairs, ``mining=None``. Unit rows lie at most 2 apart, so the softmax then
-    weighs all pairs nearly alike and the hinge never closes; over the bundled characters such a network fell behind
-    raw pixels. So hard pairs are selected by default. The code of [1]_ draws positive pairs and adds hard negatives of
-    both ends to a batch; here batches are drawn by class. pytorch-metric-learning keeps one side of an anchor whose
-    other side is empty. The code of the first author of [3]_ has temperatures, 2 for positives and 40 for negatives,
-    and neither hinge nor margin.
+    Differences: [2]_ and [3]_ take all pairs, ``mining=None``. Unit rows lie at most 2 apart, so that the softmax then
+    weights all pairs nearly equally and the hinge never closes; on the bundled characters such a network was worse than
+    raw pixels. Hard pairs are therefore selected by default. The code of [1]_ draws positive pairs and adds hard
+    negatives of both ends to a batch; here batches are drawn by class. pytorch-metric-learning keeps one side of an
+    anchor whose other side is empty. The code of the first author of [3]_ uses temperatures, 2 for positives and 40 for
+    negatives, and neither hinge nor margin.
 
     References
     ----------
@@ -129,9 +129,9 @@ class LiftedStructureLoss(PairLoss):
 @with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class LiftedStructureEmbedder(PairEmbedder):
-    """Lifted structure: each anchor's soft hardest positive against its soft hardest negative [1]_ [2]_.
+    """Lifted structure: the soft hardest positive of an anchor against its soft hardest negative [1]_ [2]_.
 
-    The hard pairs of the batch are weighed by a softmax over the positives and one over the negatives of an anchor.
+    The hard pairs of the batch are weighted by a softmax over the positives and one over the negatives of an anchor.
     Batches hold several samples of each of several classes, so classes must have several samples.
 
     Read more in the :ref:`User Guide <lifted_structure>`.
@@ -147,7 +147,7 @@ class LiftedStructureEmbedder(PairEmbedder):
 
     See Also
     --------
-    RAWEmbedder : The softmax also compares each pair with a threshold, and is sharper.
+    RAWEmbedder : Its softmax also compares each pair with a threshold, and is sharper.
     skdml.losses.LiftedStructureLoss : The loss on its own, for a torch loop.
 
     References

@@ -64,15 +64,16 @@ class MarginLoss(PairLoss):
     Notes
     -----
     Shape: embeddings (B, D) float, taken as they are (unit rows expected by the draw of the negatives); y (B,) int64 in
-    [0, n_classes); returns a scalar, the sum of the terms over the number of active ones. A batch without a pair that
-    counts gives 0 with zero gradient, and without an active one the regularizer alone. A hinge at exactly 0 is
+    [0, n_classes); returns a scalar, the sum of the terms over the number of active ones. A batch without a selected
+    pair gives 0 with zero gradient, and one without an active pair only the regularizer. A hinge at exactly 0 is
     inactive. Plain distances have gradient 0 at d = 0.
 
-    The draws of "distance_weighted" come from torch's generator, so two calls give two values. Other rules give one.
+    The draws of "distance_weighted" come from torch's generator, so that two calls give two values. Other rules are
+    deterministic.
 
     Differences from the authors' code: negatives are drawn without replacement; an anchor without a negative nearer
-    than ``max_distance`` draws evenly among all its negatives, where theirs may draw a positive; the regularizer is a
-    mean, not a sum over the number of active terms; there is a boundary for each class, but none for each sample.
+    than ``max_distance`` draws evenly among all its negatives, whereas theirs may draw a positive; the regularizer is a
+    mean, not a sum divided by the number of active terms; there is a boundary for each class, but none for each sample.
 
     Relations: with one fixed boundary this is a contrastive loss with the margins beta - m and beta + m.
 
@@ -150,9 +151,9 @@ class MarginLoss(PairLoss):
         positive, negative : bool tensor of shape (B, M)
             P_a and N_a as rows.
         beta : tensor of shape (B,), default=None
-            The boundary of each row's anchor. None: what the boundaries start at.
+            The boundary of each anchor. None: the initial boundary.
         sample_weight : tensor of shape (B,) or None, default=None
-            Weight of each anchor's pairs, >= 0, in the mean of the boundaries, too. None: ones.
+            Weight of the pairs of each anchor, >= 0, also in the mean of the boundaries. None: ones.
 
         Returns
         -------
@@ -174,8 +175,9 @@ class MarginLoss(PairLoss):
 class MarginEmbedder(PairEmbedder):
     """Margin: each pair against a learned distance, with negatives drawn evenly over the distances [1]_.
 
-    Random negatives are nearly all far away and the hardest are often mislabeled or noise; the even draw takes some of
-    every distance. Batches hold several samples of each of several classes, so classes must have several samples.
+    Random negatives are nearly all far away, and the hardest ones are often mislabeled or noise; the even draw takes
+    some at every distance. Batches hold several samples of each of several classes, so classes must have several
+    samples.
 
     Read more in the :ref:`User Guide <margin>`.
 

@@ -20,8 +20,8 @@ from .raw import RAWLoss
 class MetricEmbedder(BalancedEmbedder):
     """A network trained with any torch loss ``(embeddings, y) -> scalar``, by the engine of the other embedders.
 
-    The loss may be one's own or of another library, such as pytorch-metric-learning with its miners; what it learns
-    (proxies, say) is trained, too.
+    The loss may be your own or that of another library, such as pytorch-metric-learning with its miners; what it learns
+    (for example proxies) is trained as well.
 
     Read more in the :ref:`User Guide <metric>`.
 
@@ -47,7 +47,7 @@ class MetricEmbedder(BalancedEmbedder):
 
     See Also
     --------
-    RAWEmbedder : The default loss with its parameters as the embedder's.
+    RAWEmbedder : The default loss, with its parameters as those of the embedder.
 
     References
     ----------

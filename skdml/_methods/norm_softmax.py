@@ -1,4 +1,4 @@
-"""Normalized softmax: one learned proxy a class, and a softmax over the cosines.
+"""Normalized softmax: one learned proxy per class, and a softmax over the cosines.
 
 Axes: B samples of a batch, D components, C classes.
 """
@@ -18,7 +18,7 @@ from .._network.networks import unit_rows
 
 @with_shared_docs
 class NormSoftmaxLoss(ProxyLoss):
-    r"""Pull a sample towards the proxy of its class, away from the proxies of all others: a softmax of cosines.
+    r"""Pull a sample towards the proxy of its class and away from all other proxies, by a softmax over the cosines.
 
     .. math::
         \ell = -\frac1B \sum_i \log
@@ -33,7 +33,7 @@ class NormSoftmaxLoss(ProxyLoss):
     Attributes
     ----------
     proxies : Parameter of shape (n_classes, n_components)
-        The v_c, of any length: they are normalized in the formula, never in place. The shorter a proxy, the further an
+        The v_c, of any length: the formula normalizes them, never in place. The shorter a proxy, the further an
         optimizer step turns it.
 
     Raises
@@ -47,7 +47,7 @@ class NormSoftmaxLoss(ProxyLoss):
     scalar, the mean over the batch. An empty batch gives 0 with zero gradient; with one class the loss is 0. A proxy of
     length zero has similarity 0 to everything and receives no gradient.
 
-    Proxies start uniform in +-1/sqrt(C), whatever D, as the centers of the code of [2]_ do with one center a class.
+    Proxies start uniform in +-1/sqrt(C), whatever D, as the centers in the code of [2]_ do with one center per class.
 
     Relations: this is `SoftTripleLoss` with ``n_centers=1, margin=0``, `ArcFaceLoss` with ``margin=0`` of the same
     scale, and `ProxyNCALoss` of scale sqrt(lambda / 2) with ``positive_in_denominator=True``.
@@ -87,9 +87,9 @@ class NormSoftmaxLoss(ProxyLoss):
 @with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class NormSoftmaxEmbedder(ProxyEmbedder):
-    """Normalized softmax: classification by the cosine to one learned proxy a class [1]_.
+    """Normalized softmax: classification by the cosine to one learned proxy per class [1]_.
 
-    The simplest method with proxies, and a strong baseline: no pairs, no sampling, one parameter.
+    The simplest method with proxies, and a strong baseline: it needs no pairs and no sampling, and has one parameter.
 
     Read more in the :ref:`User Guide <norm_softmax>`.
 
@@ -104,7 +104,7 @@ class NormSoftmaxEmbedder(ProxyEmbedder):
 
     See Also
     --------
-    SoftTripleEmbedder : Several centers a class, and a margin.
+    SoftTripleEmbedder : Several centers per class, and a margin.
     ArcFaceEmbedder : A margin in the angle to the own class.
     skdml.losses.NormSoftmaxLoss : The loss on its own, for a torch loop.
 

@@ -23,7 +23,7 @@ class PDDMLoss(nn.Module):
         \ell = \frac1Q \sum_{(i, j, k, l)} \bigl\{ [a + s_{ik} - s_{ij}]_+ + [a + s_{jl} - s_{ij}]_+ \bigr\}
             + \lambda \bigl\{ [b + d_{ij} - d_{ik}]_+ + [b + d_{ij} - d_{jl}]_+ \bigr\}
 
-    Here d is the Euclidean distance and s a learned score, no dot product. With W and b the weights of four linear
+    Here d is the Euclidean distance and s a learned score, not a dot product. With W and b the weights of four linear
     layers, and [;] for concatenation,
 
     .. math::
@@ -32,9 +32,9 @@ class PDDMLoss(nn.Module):
         u_{ij} &= \bigl[W_u |x_i - x_j| + b_u\bigr]_+, \qquad
         v_{ij} = \bigl[W_v (x_i + x_j) / 2 + b_v\bigr]_+ ,
 
-    so that the score depends on the difference of two embeddings, by components, and on their position. The Q
-    quadruplets are the positive pairs (i, j) of the lowest scores, each with the negative k of i and the negative l of
-    j of the highest scores.
+    so that the score depends on the componentwise difference of two embeddings and on their position. The Q quadruplets
+    are the positive pairs (i, j) of the lowest scores, each with the negative k of i and the negative l of j of the
+    highest scores.
 
     Parameters
     ----------
@@ -70,17 +70,17 @@ class PDDMLoss(nn.Module):
     Notes
     -----
     Shape: embeddings (B, D) float, taken as they are, of any norm; y (B,) integers; returns a scalar, the mean over the
-    quadruplets. Without one, in a batch of one class or of classes with one sample each, the loss is 0 with zero
-    gradient. A pair of samples is one positive pair, not two. At distance 0, and where a hidden layer is all zeros,
-    the gradient is 0.
+    quadruplets. Without a quadruplet, as in a batch of one class or of classes with one sample each, the loss is 0 with
+    zero gradient. A pair of samples is one positive pair, not two. At distance 0, and where a hidden layer is all
+    zeros, the gradient is 0.
 
     No gradient flows through the choice of the quadruplets: all pairs pass the layers once without a graph, a few rows
-    at a time, in :math:`O(B^2 H (D + H))` time and :math:`O(B^2)` memory; the P positive pairs and the hardest
-    negative of each row pass them again. P is read from the labels, for which a step on a GPU waits.
+    at a time, in :math:`O(B^2 H (D + H))` time and :math:`O(B^2)` memory; the P positive pairs and the hardest negative
+    of each row pass them again. A step on a GPU waits for P, which is read from the labels.
 
-    Difference from [1]_: its mining takes one quadruplet of each batch, ``n_quadruplets=1``, for a pretrained network.
-    From random weights this fails: four samples of a batch at most get a gradient, the hardest ones, and the embeddings
-    collapse. The sum over all positive pairs does not.
+    Difference from [1]_: its mining uses one quadruplet of each batch, ``n_quadruplets=1``, for a pretrained network.
+    From random weights this fails: at most four samples of a batch, the hardest ones, get a gradient, and the
+    embeddings collapse. The sum over all positive pairs does not fail.
 
     References
     ----------
@@ -207,7 +207,8 @@ class PDDMEmbedder(BalancedEmbedder):
     """PDDM: a learned similarity of pairs finds the hard quadruplets that train the embeddings [1]_.
 
     A position-dependent deep metric: a small network scores a pair by the difference of the two embeddings and by their
-    mean. It is trained with the embedder and left out after it; ``transform`` gives embeddings for Euclidean distances.
+    mean. It is trained with the embedder and not used afterwards; ``transform`` gives embeddings for Euclidean
+    distances.
 
     Read more in the :ref:`User Guide <pddm>`.
 
@@ -222,7 +223,7 @@ class PDDMEmbedder(BalancedEmbedder):
 
     See Also
     --------
-    RAWEmbedder : Weighs the pairs of a batch by their similarity, without a network for it.
+    RAWEmbedder : Weights the pairs of a batch by their similarity, without a network for it.
     skdml.losses.PDDMLoss : The loss on its own, for a torch loop.
 
     References

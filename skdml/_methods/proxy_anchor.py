@@ -18,7 +18,7 @@ from .._network.networks import unit_rows
 
 @with_shared_docs
 class ProxyAnchorLoss(ProxyLoss):
-    r"""Pull the samples of a class towards its proxy, each the more the further it is, and push all others away.
+    r"""Pull the samples of a class towards its proxy, weighting each by its distance, and push all others away.
 
     .. math::
         \ell = \frac{1}{|P^+|} \sum_{c \in P^+} \log\Bigl[1 + \sum_{i : y_i = c} e^{-\alpha (s_{ic} - \delta)}\Bigr]
@@ -40,7 +40,7 @@ class ProxyAnchorLoss(ProxyLoss):
     Attributes
     ----------
     proxies : Parameter of shape (n_classes, n_components)
-        The v_c, of any length: they are normalized in the formula, never in place. The shorter a proxy, the further an
+        The v_c, of any length: the formula normalizes them, never in place. The shorter a proxy, the further an
         optimizer step turns it.
 
     Raises
@@ -52,14 +52,14 @@ class ProxyAnchorLoss(ProxyLoss):
     -----
     Shape: embeddings (B, D) float, taken as they are (unit rows expected); y (B,) int64 in [0, n_classes); returns a
     scalar, the mean over the proxies of the batch's classes plus the mean over all proxies. A proxy without negatives
-    contributes 0 to the second and counts in it. An empty batch gives 0 with zero gradient. A proxy of length zero has
-    similarity 0 to everything and receives no gradient.
+    contributes 0 to the second mean and counts in it. An empty batch gives 0 with zero gradient. A proxy of length zero
+    has similarity 0 to everything and receives no gradient.
 
     The weight of a sample multiplies its exponentials, so that an integer equals repeated rows; a class of which all
     samples have weight 0 is not in P+. Unlike in a mean, the scale of the weights matters.
 
-    Proxies start as in the authors' code, normal with standard deviation sqrt(2 / C). Unlike that code, two classes
-    give the right value (its one-hot labels have one column then), and no exponent overflows.
+    Proxies start as in the authors' code, normal with standard deviation sqrt(2 / C). Unlike in that code, two classes
+    give the right value (its one-hot labels then have one column), and no exponent overflows.
 
     References
     ----------
@@ -110,7 +110,7 @@ def _log1p_sum_exp(z, mask, sample_weight):
 @with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class ProxyAnchorEmbedder(ProxyEmbedder):
-    """Proxy-Anchor: one learned proxy a class, compared with all samples of the batch [1]_.
+    """Proxy-Anchor: one learned proxy per class, compared with all samples of the batch [1]_.
 
     The gradient of a sample depends on the other samples of the batch, as with pairs, at the cost of proxies: no
     sampling is needed.
@@ -128,7 +128,7 @@ class ProxyAnchorEmbedder(ProxyEmbedder):
 
     See Also
     --------
-    ProxyNCAEmbedder : Here the sample is the anchor and the proxies are compared.
+    ProxyNCAEmbedder : The sample is the anchor, and the proxies are compared with it.
     skdml.losses.ProxyAnchorLoss : The loss on its own, for a torch loop.
 
     References

@@ -18,7 +18,7 @@ from .._network.networks import unit_rows
 
 @with_shared_docs
 class ProxyNCALoss(ProxyLoss):
-    r"""Pull a sample towards the proxy of its class, and push it away from the nearer ones among the other proxies.
+    r"""Pull a sample towards the proxy of its class, and push it away from the nearest of the other proxies.
 
     .. math::
         \ell &= -\frac1B \sum_i \log \frac{e^{-d_{i, y_i}}}{\sum_{c \neq y_i} e^{-d_{ic}}} \\
@@ -42,7 +42,7 @@ class ProxyNCALoss(ProxyLoss):
     Attributes
     ----------
     proxies : Parameter of shape (n_classes, n_components)
-        The v_c, of any length: they are normalized in the formula, never in place. The shorter a proxy, the further an
+        The v_c, of any length: the formula normalizes them, never in place. The shorter a proxy, the further an
         optimizer step turns it.
 
     Raises
@@ -56,13 +56,13 @@ class ProxyNCALoss(ProxyLoss):
     scalar, the mean over the batch. An empty batch gives 0 with zero gradient, and so does one class, which has no
     other proxies. A proxy of length zero has similarity 0 to everything and receives no gradient.
 
-    The squared lengths in d stand above and below the fraction bar alike. They cancel, whatever the length of the
-    sample, so the loss is computed from ``2 * scale**2`` times the dot products.
+    The squared lengths in d occur in the numerator and in the denominator. They cancel, whatever the length of the
+    sample, so that the loss is computed from ``2 * scale**2`` times the dot products.
 
-    Codes called ProxyNCA differ. The published form without the own proxy in the denominator, with 3 for both lengths,
-    is the default here. Others sum over all proxies, some with label smoothing 0.1, with lengths 1 for the samples and
-    3 for the proxies (``scale=3**0.5``) or 1 for both (``scale=1.0``). Proxies start normal with standard deviation
-    1/8, as is usual: of length 1 where D is 64.
+    Implementations called ProxyNCA differ. The default here is the published form, without the own proxy in the
+    denominator and with 3 for both lengths. Others sum over all proxies, some with label smoothing 0.1, with lengths 1
+    for the samples and 3 for the proxies (``scale=3**0.5``) or 1 for both (``scale=1.0``). Proxies start normal with
+    standard deviation 1/8, as is usual, which is length 1 where D is 64.
 
     Relations: with ``positive_in_denominator=True`` this is `NormSoftmaxLoss` of scale ``2 * scale**2``.
 
@@ -115,9 +115,9 @@ class ProxyNCALoss(ProxyLoss):
 @with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class ProxyNCAEmbedder(ProxyEmbedder):
-    """ProxyNCA: a sample compared with one learned proxy a class, by squared distances [1]_.
+    """ProxyNCA: each sample is compared with one learned proxy per class, by squared distances [1]_.
 
-    The method that brought proxies in: no triplets, no sampling. ``positive_in_denominator=True`` is ProxyNCA++ [2]_.
+    The method that introduced proxies: no triplets, no sampling. ``positive_in_denominator=True`` is ProxyNCA++ [2]_.
 
     Read more in the :ref:`User Guide <proxy_nca>`.
 
@@ -133,13 +133,13 @@ class ProxyNCAEmbedder(ProxyEmbedder):
     See Also
     --------
     NormSoftmaxEmbedder : The same as ProxyNCA++, up to the scale.
-    ProxyAnchorEmbedder : Here the proxy is the anchor and the samples are compared.
+    ProxyAnchorEmbedder : The proxy is the anchor, and the samples are compared with it.
     skdml.losses.ProxyNCALoss : The loss on its own, for a torch loop.
 
     Notes
     -----
-    Of ProxyNCA++ this has the loss. Its balanced batches, its max pooling and its layer normalization are not part of
-    it: the two latter belong into a ``backbone``.
+    Only the loss of ProxyNCA++ is included, not its balanced batches, max pooling and layer normalization; the latter
+    two belong in a ``backbone``.
 
     References
     ----------

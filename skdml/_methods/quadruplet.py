@@ -21,7 +21,7 @@ class QuadrupletLoss(PairLoss):
         \ell = \frac1Q \sum_{(i, j) \in P} \sum_{(k, l) \in N} [d^2_{ij} - d^2_{kl} + \delta]_+
 
     The d are Euclidean distances, P and N the positive and the negative pairs of the batch, which need not share a
-    sample. Q counts the active quadruplets, of a term above 0.
+    sample. Q counts the active quadruplets, those with a term above 0.
 
     Parameters
     ----------
@@ -46,11 +46,11 @@ class QuadrupletLoss(PairLoss):
     Which quadruplets are active follows from the sorted distances, so all of them cost O(B^2 log B) time and O(B^2)
     memory, where an enumeration costs O(B^4).
 
-    Differences from [1]_: there the metric is linear, the solver convex with a quadratic regularizer, and the sum has
-    a weight instead of a mean; the quadruplets may come from more than classes.
+    Differences from [1]_: there the metric is linear, the problem is convex with a quadratic regularizer, and a
+    weighted sum replaces the mean; the quadruplets may come from other information than classes.
 
-    Relations: a triplet is a quadruplet whose pairs share the anchor. Not the "quadruplet loss" of Chen et al., CVPR
-    2017, which adds to a triplet a second negative pair.
+    Relations: a triplet is a quadruplet whose pairs share the anchor. This is not the "quadruplet loss" of Chen et al.,
+    CVPR 2017, which adds a second negative pair to a triplet.
 
     References
     ----------
@@ -80,7 +80,7 @@ class QuadrupletLoss(PairLoss):
         """Return the mean over active quadruplets as a function of similarities."""
         if sample_weight is not None:
             positive, negative = sample_weight[:, None] * positive, sample_weight[:, None] * negative
-        # As if all pairs had one anchor, they are a triplet loss.
+        # With all pairs in one row, as if they had one anchor, this is a triplet loss.
         distance, positive, negative = (t.reshape(1, -1) for t in (squared_distances(S), positive, negative))
         return mean_active_hinge(distance, positive, negative, self.margin)
 
@@ -90,7 +90,7 @@ class QuadrupletLoss(PairLoss):
 class QuadrupletEmbedder(PairEmbedder):
     """Quadruplet: every positive pair of a batch closer than every negative pair, by a margin [1]_.
 
-    Pairs are compared that need not share a sample, so all classes come to one scale of distances. Batches hold several
+    The compared pairs need not share a sample, so that all classes get one scale of distances. Batches hold several
     samples of each of several classes, so classes must have several samples.
 
     Read more in the :ref:`User Guide <quadruplet>`.
@@ -106,7 +106,7 @@ class QuadrupletEmbedder(PairEmbedder):
 
     See Also
     --------
-    TripletEmbedder : Compares pairs of one anchor.
+    TripletEmbedder : Compares pairs that share an anchor.
     skdml.losses.QuadrupletLoss : The loss on its own, for a torch loop.
 
     References

@@ -15,7 +15,7 @@ from .._loss.terms import log1p_sum_exp, weighted_mean
 
 @with_shared_docs
 class RAWLoss(PairLoss):
-    r"""Pull an anchor's hard positives and push its hard negatives, each the more the harder it is among its kind.
+    r"""Pull hard positives and push hard negatives, weighting each by its hardness relative to the anchor's others.
 
     .. math::
         \ell = \frac1B \sum_i \Bigl\{
@@ -43,15 +43,15 @@ class RAWLoss(PairLoss):
     Notes
     -----
     Shape: embeddings (B, D) float, taken as they are (unit rows expected); y (B,) integers; returns a scalar, the mean
-    over all B anchors. An anchor for which nothing is selected contributes 0 and counts in the mean, so the loss fades
-    as training succeeds. A batch without selected pairs gives 0 with zero gradient.
+    over all B anchors. An anchor for which nothing is selected contributes 0 and counts in the mean, so that the loss
+    fades as training succeeds. A batch without selected pairs gives 0 with zero gradient.
 
-    The weights of Eqs. (15) and (16) are the gradient in s_ij times B, with its sign turned for positive pairs. They
+    The weights of Eqs. (15) and (16) are the gradient in s_ij times B, with the opposite sign for positive pairs. They
     lie in (0, 1).
 
-    Differences from the code of [2]_, which is the same method: self pairs are left out by index, not by
-    ``s < 1 - 1e-5``, which drops duplicates and keeps the self pairs of rows shorter than 1; anchors without positives
-    and batches of one class give 0, not an exception; beta is 50, as in [1]_, where it is 40; no exponent overflows.
+    Differences from the code of [2]_, which is the same method: self pairs are left out by index, not by ``s < 1 -
+    1e-5``, which drops duplicates and keeps the self pairs of rows shorter than 1; anchors without positives and
+    batches of one class give 0, not an exception; beta is 50, as in [1]_, instead of 40; no exponent overflows.
 
     Relations: this is the Multi-Similarity loss of [2]_, with ``mining="vthm"`` for its mining and None for the bare
     loss.

@@ -51,18 +51,18 @@ class RecallSurrogateLoss(PairLoss):
     Notes
     -----
     Shape: embeddings (B, D) float, taken as they are (unit rows expected); y (B,) integers; returns a scalar, the mean
-    over the queries and the ks. A sample without positives is no query, and another's negative. A batch without a
-    positive pair gives 0 with zero gradient. In a batch of one class, ranks count positives alone. A perfect ranking
+    over the queries and the ks. A sample without positives is not a query, but a negative of others. A batch without a
+    positive pair gives 0 with zero gradient. In a batch of one class, ranks count only positives. A perfect ranking
     does not give 0, as sigma(0) = 1/2; equally similar samples count half in each other's rank.
 
     Cost: B M T sigmoids and as many again in the backward pass, in memory of a few (B, M). T is the largest number of
-    positives of a query, but at most 2 (max(ks) + 37 tau2): the i-th nearest positive has a rank of (i + 1) / 2 at
-    least, so that what lies beyond adds less than the rounding of float64. On the CPU T is read from the data; on a
+    positives of a query, but at most 2 (max(ks) + 37 tau2): the i-th nearest positive has a rank of at least (i + 1) /
+    2, so that positives beyond add less than the rounding error of float64. On the CPU T is read from the data; on a
     GPU, where reading would wait, it is that bound or M - 1.
 
-    As in the authors' code, and unlike in the measure, the query itself stands among the j: its similarity of 1 adds
-    about 1 to every rank, so that what counts as found is a rank lower. Unlike that code, this takes classes of any
-    size in any order, and all queries at once.
+    As in the authors' code, and unlike in the measure, the query itself is among the j: its similarity of 1 adds about
+    1 to every rank, so that a positive counts as found only at one rank better. Unlike that code, this takes classes of
+    any size in any order, and all queries at once.
 
     References
     ----------
@@ -160,9 +160,9 @@ def _check_ks(owner):
 @with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class RecallSurrogateEmbedder(PairEmbedder):
-    """Recall@k surrogate: Recall@k within large batches, made smooth and raised by gradient ascent [1]_.
+    """Recall@k surrogate: Recall@k within large batches, smoothed and raised by gradient ascent [1]_.
 
-    A batch stands for the data that are searched, so it should be large: as many classes as memory allows, a few
+    A batch represents the data that are searched, so it should be large: as many classes as memory allows, with a few
     samples of each. ``chunk_size`` bounds the memory of the network. Batches hold several samples of each of several
     classes, so classes must have several samples.
 
@@ -183,13 +183,13 @@ class RecallSurrogateEmbedder(PairEmbedder):
 
     See Also
     --------
-    RAWEmbedder : Weighs pairs by similarity, not by rank; content with small batches.
+    RAWEmbedder : Weights pairs by similarity, not by rank; small batches are enough.
     skdml.losses.RecallSurrogateLoss : The loss on its own, for a torch loop.
 
     Notes
     -----
-    The paper's batches hold up to 4000 images; the default suits some thousand samples, of which larger batches would
-    make too few steps. The paper's similarity mixup, virtual samples between two of a class, is left out.
+    The paper's batches hold up to 4000 images; the default suits a few thousand samples, for which larger batches would
+    give too few steps. The paper's similarity mixup, virtual samples between two of a class, is left out.
 
     References
     ----------

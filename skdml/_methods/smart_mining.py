@@ -19,7 +19,7 @@ from .._loss.terms import check_batch, sums_above, weighted_mean, zero_loss
 
 
 class SmartMiningLoss(nn.Module):
-    r"""The ratio of a triplet's two distances, and the spread of each kind of distance over all triplets.
+    r"""The ratio of the two distances of a triplet, and the spread of each of them over all triplets.
 
     .. math::
         \ell = \frac1T \sum_{(a, p, n)} \Bigl[1 - \frac{d_{an}}{d_{ap} + m}\Bigr]_+
@@ -47,14 +47,14 @@ class SmartMiningLoss(nn.Module):
     Notes
     -----
     Shape: embeddings (B, D) float, taken as they are (unit rows expected); y (B,) integers; triplets (T, 3) or None;
-    returns a scalar. Means and variances (divided by T) run over the triplets, so a pair counts once for each it is in.
-    Without triplets given, all of the batch count, in :math:`O(B^2 \log B)` time and :math:`O(B^2)` memory: of an
-    anchor and a negative, the sum over positives is that over those farther than :math:`d_{an} - m`, which sums along
-    the sorted row give. Without a triplet the loss is 0 with zero gradient. At a distance of 0, where the root has no
-    slope, the gradient of the first part is 0.
+    returns a scalar. Means and variances (divided by T) run over the triplets, so that a pair counts once for each
+    triplet it is in. If no triplets are given, all of the batch count, in :math:`O(B^2 \log B)` time and :math:`O(B^2)`
+    memory: for an anchor and a negative, only positives farther than :math:`d_{an} - m` contribute, and sums along the
+    sorted row give their total. Without a triplet the loss is 0 with zero gradient. At a distance of 0, where the root
+    has no slope, the gradient of the first part is 0.
 
-    No code of the authors is public. The value of lambda is not in [1]_ as far as it could be read; 0.8 is believed,
-    not confirmed, to be that of [2]_, from which the global loss comes.
+    No code of the authors is public. As far as could be determined, [1]_ does not state the value of lambda; 0.8 is
+    believed, but not confirmed, to be that of [2]_, from which the global loss comes.
 
     References
     ----------
@@ -96,7 +96,7 @@ class SmartMiningLoss(nn.Module):
         triplets : int tensor of shape (T, 3) or None, default=None
             Rows of the batch: anchor, positive, negative. None: all triplets of the batch.
         sample_weight : tensor of shape (B,) or None, default=None
-            Weight of each anchor's triplets, >= 0, in the means and variances, too. None: ones.
+            Weight of the triplets of each anchor, >= 0, also in the means and variances. None: ones.
 
         Returns
         -------
@@ -113,7 +113,7 @@ class SmartMiningLoss(nn.Module):
             positive, negative = (mask.to(S.dtype) for mask in pair_masks(y))
             positives = negatives = S
             ratios = torch.where(negative > 0, self._ratios(distances(S), positive > 0), 0)  # (B, B)
-            # In how many triplets a pair is: as many as its anchor has of the other kind.
+            # The number of triplets with a pair: that of its anchor's pairs of the other sign.
             n_positive = positive * negative.sum(dim=1, keepdim=True)
             n_negative = negative * positive.sum(dim=1, keepdim=True)
         else:
@@ -145,21 +145,21 @@ def _moments(values, weights):
 class SmartBatches:
     r"""Triplets that are hard but not too hard, mined once an epoch from the whole training set: smart mining [1]_.
 
-    Every sample with a positive is ``n_triplets`` times an anchor. In the first two epochs its positives and negatives
-    are random. From the third on it has the list of its ``n_neighbors`` nearest samples, exact, by the embeddings at
-    the epoch's start. Its negatives are the nearest in the list with :math:`d_{an}^2 > \kappa d_{ap}^2` for its
-    nearest positive p, a negative once. The positive of a negative is the nearest in the list that lies farther than
-    it, so that the triplet is violated; if there is none, a random positive outside the list, or, where the list holds
-    all, the farthest. Where the list has too few negatives, random triplets fill up.
+    Every sample with a positive is an anchor ``n_triplets`` times. In the first two epochs its positives and negatives
+    are random. From the third on it has the exact list of its ``n_neighbors`` nearest samples, by the embeddings at the
+    start of the epoch. Its negatives are the nearest in the list with :math:`d_{an}^2 > \kappa d_{ap}^2` for its
+    nearest positive p, each negative once. The positive for a negative is the nearest one in the list that is farther
+    than the negative, so that the triplet is violated; if there is none, it is a random positive outside the list, or,
+    where the list holds all, the farthest. Where the list has too few negatives, random triplets fill up.
 
-    The controller sets kappa: of the epochs before, it keeps which share of the triplets is active, measured by the
-    embeddings after the epoch, and kappa (for random triplets the median ratio of the two squared distances), fits
-    kappa as a linear function of the share by least squares and takes its value at ``target_error``. While the line
-    does not fall, as when both only follow the training, it tells nothing: then the last kappa is scaled by the ratio
-    of the last share to the target. A step at most halves or doubles kappa.
+    The controller sets kappa. For each previous epoch it keeps the share of active triplets, measured by the embeddings
+    after the epoch, and kappa (for random triplets the median ratio of the two squared distances); it fits kappa as a
+    linear function of the share by least squares and takes the value at ``target_error``. A line that does not fall, as
+    when both only follow the training, is not informative: then the last kappa is scaled by the ratio of the last share
+    to the target. A step at most halves or doubles kappa.
 
     A batch holds ``batch_size // 3`` triplets in random order, as the rows of the anchors, then the positives, then the
-    negatives, and with them the triplets (T, 3) as rows of the batch. A sample may stand in it more than once.
+    negatives, and with them the triplets (T, 3) as rows of the batch. A sample may occur more than once.
 
     Parameters
     ----------
@@ -230,7 +230,7 @@ def fit_kappa(history, target_error):
     history : list of (float, float)
         Share of active triplets and kappa of each epoch so far.
     target_error : float
-        The share that is wanted.
+        The target of that share.
     """
     error, kappa = np.array(history).T
     deviation = error - error.mean()
@@ -258,7 +258,7 @@ def random_triplets(y, n_triplets, generator):
 
 
 def smart_triplets(embeddings, y, triplets, kappa, n_triplets, n_neighbors, generator):
-    """Return random triplets (n_triplets * anchors, 3) with those put in their place that `SmartBatches` looks for."""
+    """Return the random triplets (n_triplets * anchors, 3), replaced by those of `SmartBatches` where there are any."""
     device = embeddings.device
     y = y.to(device)
     triplets = triplets.view(n_triplets, -1, 3)
@@ -308,9 +308,9 @@ def _blocks(embeddings, rows):
 class SmartMiningEmbedder(BaseEmbedder):
     """Smart mining: triplets from neighbor lists of the whole training set, as hard as the training needs [1]_.
 
-    From the third epoch on, a negative is near its anchor, but by a factor kappa farther than the nearest positive. A
-    controller sets kappa by how many triplets were still active in the epochs before. The loss compares the two
-    distances of a triplet, and the distributions of all of them. Classes must have several samples.
+    From the third epoch on, a negative is near its anchor, but farther than the nearest positive by a factor kappa. A
+    controller sets kappa according to how many triplets were still active in the previous epochs. The loss compares the
+    two distances of a triplet, and the distributions of both over all triplets. Classes must have several samples.
 
     Read more in the :ref:`User Guide <smart_mining>`.
 

@@ -1,4 +1,4 @@
-"""SoftTriple: several learned centers a class, no triplets.
+"""SoftTriple: several learned centers per class, no triplets.
 
 Axes: B samples of a batch, D components, C classes, K centers of a class.
 """
@@ -32,7 +32,7 @@ class SoftTripleLoss(ProxyLoss):
         S'_{i, c} &= \sum_k \frac{e^{s_{ick} / \gamma}}{\sum_{k'} e^{s_{ick'} / \gamma}} s_{ick}, \qquad
         s_{ick} = x_i \cdot w_{ck}, \qquad w_{ck} = v_{ck} / |v_{ck}|
 
-    The second term draws the centers of a class together, so that those it does not need come to coincide.
+    The second term draws the centers of a class together, so that superfluous ones coincide.
 
     Parameters
     ----------
@@ -53,8 +53,8 @@ class SoftTripleLoss(ProxyLoss):
     Attributes
     ----------
     centers : Parameter of shape (n_classes, n_centers, n_components)
-        The v_ck, of any length: they are normalized in the formula, never in place. The shorter a center, the further
-        an optimizer step turns it.
+        The v_ck, of any length: the formula normalizes them, never in place. The shorter a center, the further an
+        optimizer step turns it.
 
     Raises
     ------
@@ -66,16 +66,17 @@ class SoftTripleLoss(ProxyLoss):
     Shape: embeddings (B, D) float, taken as they are (unit rows expected); y (B,) int64 in [0, n_classes); returns a
     scalar, the mean over the batch plus the second term. An empty batch gives 0 with zero gradient.
 
-    S' is the mean of the similarities under the softmax, without the entropy that a log-sum-exp would add to it, so a
+    S' is the mean of the similarities under the softmax, without the entropy that a log-sum-exp would add, so that a
     center whose similarity is more than gamma below S' is pushed away by its own class. The second term is half the
-    mean distance of two centers of a class: its sum runs over unordered pairs, its denominator counts ordered ones.
+    mean distance between two centers of a class: its sum runs over unordered pairs, whereas its denominator counts
+    ordered pairs.
 
     As in the authors' code, and not in the paper's formula: 1e-5 is added under the root, which bounds its slope where
     two centers coincide; centers start uniform in +-1/sqrt(C K), whatever D; the margin applies with one center, too.
-    Unlike that code, this makes no matrix of all centers by all centers and no second copy of them. A center of length
-    zero has similarity 0 to everything and receives no gradient.
+    Unlike that code, this creates no matrix of all centers by all centers and no second copy of them. A center of
+    length zero has similarity 0 to everything and receives no gradient.
 
-    Relations: ``n_centers=1, margin=0`` is the normalized softmax loss of temperature 1 / scale.
+    Relations: ``n_centers=1, margin=0`` is the normalized softmax loss with temperature 1 / scale.
 
     References
     ----------
@@ -141,8 +142,8 @@ class _Cosines(Function):
     """Dot products of embeddings with unit centers w = v / |v|, (B, C, K), and of a class's unit centers, (C, K, K).
 
     With g the gradient in w, that in v is (g - (g . w) w) / |v|. As g mixes embeddings and centers of the same class,
-    it takes one product with the embeddings and one of K by K numbers a class with v, and w is never stored. Where
-    classes are many, autograd's copies of the centers would fill the memory.
+    it takes one product with the embeddings and one of K by K numbers per class with v, and w is never stored. With
+    many classes, autograd's copies of the centers would fill the memory.
     """
 
     @staticmethod
@@ -174,11 +175,11 @@ class _Cosines(Function):
 @with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class SoftTripleEmbedder(BaseEmbedder):
-    """SoftTriple: several learned centers a class, no pairs and no sampling [1]_.
+    """SoftTriple: several learned centers per class, no pairs and no sampling [1]_.
 
-    Each class has ``n_centers`` learned centers; a softmax over the classes' relaxed similarities pulls a sample to the
-    nearer centers of its class, and ``tau`` merges the centers that a class does not need. The first choice where
-    classes are many-sided or have few samples: any batch will do.
+    Each class has ``n_centers`` learned centers; a softmax over the relaxed similarities of the classes pulls a sample
+    to the nearer centers of its class, and ``tau`` merges superfluous centers of a class. It is the first choice where
+    classes are diverse or have few samples: any batch will do.
 
     Read more in the :ref:`User Guide <soft_triple>`.
 
@@ -194,12 +195,12 @@ class SoftTripleEmbedder(BaseEmbedder):
     centers_ : ndarray of shape (n_classes, n_centers, n_components)
         The centers, unit rows.
     n_centers_per_class_ : ndarray of shape (n_classes,)
-        How many distinct centers tau left: centers closer than 0.1, directly or through others, count as one.
+        Number of distinct centers that tau left: centers closer than 0.1, directly or through others, count as one.
     {BASE_ATTRIBUTES}
 
     See Also
     --------
-    RAWEmbedder : Compares the pairs of a batch; needs several samples a class, and is often better where there are.
+    RAWEmbedder : Compares the pairs of a batch; needs several samples per class and is then often better.
     skdml.losses.SoftTripleLoss : The loss on its own, for a torch loop.
 
     References

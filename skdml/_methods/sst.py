@@ -19,14 +19,14 @@ from .._loss.terms import rows_at, weighted_mean
 
 @with_shared_docs
 class SSTLoss(PairLoss):
-    r"""Bring an anchor and its nearest positives closer to each other than either is to the negatives.
+    r"""Bring an anchor and its nearest positives closer to each other than both are to the negatives.
 
     .. math::
         \ell = \frac1T \sum_{(a, p, n)} \log(1 + e^{z_{apn}}), \qquad
         z_{apn} = d^2_{ap} - \tfrac12 (d^2_{an} + d^2_{pn})
 
     The d are Euclidean distances. The T triplets are all anchors a of the batch, times the ``n_targets`` nearest
-    positives p of each (all, where there are fewer), times all samples n of other classes.
+    positives p of each (all if there are fewer), times all samples n of other classes.
 
     Parameters
     ----------
@@ -43,15 +43,16 @@ class SSTLoss(PairLoss):
     Notes
     -----
     Shape: embeddings (B, D) float, taken as they are, of any norm; y (B,) integers; returns a scalar, the mean over the
-    triplets. Memory grows as B^2 n_targets. Without a triplet, in a batch of one class or of classes with one sample
-    each, the loss is 0 with zero gradient. A class with one sample gives no anchor, but a negative to all others.
+    triplets. Memory grows as B^2 n_targets. Without a triplet, as in a batch of one class or of classes with one sample
+    each, the loss is 0 with zero gradient. A class with a single sample provides no anchor, but a negative to all
+    others.
 
     A term is the negative log of :math:`e^{-d^2_{ap}} / (e^{-d^2_{ap}} + e^{-(d^2_{an} + d^2_{pn}) / 2})`, which is
     symmetric in a and p and has neither margin nor scale.
 
     Difference from the authors' code, which fixes the triplets for an epoch, from embeddings in evaluation mode at its
-    start: here the targets are nearest in the batch's own embeddings, which are never out of date and cost no second
-    pass over the data. No gradient flows through the choice.
+    start: here the targets are the nearest in the current embeddings of the batch, which are never out of date and cost
+    no second pass over the data. No gradient flows through the choice.
 
     Relations: with c = (a + p) / 2, :math:`z = \tfrac34 d^2_{ap} - |n - c|^2`, so this is the constraint of the angular
     loss, :math:`d^2_{ap} \le 4 \tan^2(\alpha) |n - c|^2`, at 30 degrees under a softplus.
@@ -119,8 +120,8 @@ def _nearest(distance, mask, k):
 class SSTEmbedder(PairMixin, BaseEmbedder):
     """SST: symmetric triplets inside the clusters of the embedding space [1]_.
 
-    Each epoch the training set is embedded and clustered by k-means, and each cluster is a batch (local sampling), so
-    that the negatives of a batch are the near ones.
+    In each epoch the training set is embedded and clustered by k-means, and each cluster is a batch (local sampling),
+    so that the negatives of a batch are near.
 
     Read more in the :ref:`User Guide <sst>`.
 
@@ -140,9 +141,9 @@ class SSTEmbedder(PairMixin, BaseEmbedder):
 
     Notes
     -----
-    Local sampling is the authors', with three differences: a cluster larger than ``batch_size`` is cut into several
-    batches that keep the rows of a class together, where theirs drops what is over; scikit-learn's minibatch k-means
-    stands for the full one; and the batches come in random order.
+    Local sampling is that of the authors, with three differences: a cluster larger than ``batch_size`` is split into
+    several batches that keep the rows of a class together, whereas theirs drops the surplus; scikit-learn's minibatch
+    k-means replaces the full one; and the batches come in random order.
 
     References
     ----------

@@ -16,7 +16,7 @@ from .._loss.terms import log_sum_exp, weighted_mean
 
 @with_shared_docs
 class SupConLoss(PairLoss):
-    r"""Tell each positive of an anchor from all other samples of the batch, by a softmax over them.
+    r"""Distinguish each positive of an anchor from all other samples of the batch, by a softmax over them.
 
     .. math::
         \ell = \frac{T}{T_0} \frac1B \sum_i \frac{-1}{|P_i|} \sum_{p \in P_i}
@@ -43,17 +43,17 @@ class SupConLoss(PairLoss):
     -----
     Shape: embeddings (B, D) float, taken as they are (unit rows expected); y (B,) integers; returns a scalar, the mean
     over all B anchors. An anchor without positives contributes 0 and counts in the mean. In a batch of one class the
-    softmax runs over positives alone, and the loss is least where they are all equally similar. A batch without a
+    softmax runs only over positives, and the loss is lowest where they are all equally similar. A batch without a
     positive pair gives 0 with zero gradient.
 
-    The other positives of an anchor stand in the denominator, so one whose share of the softmax exceeds
+    The other positives of an anchor are in the denominator, so that a positive whose share of the softmax exceeds
     :math:`1 / |P_i|` is pushed away: the weight of a positive pair may be negative. For the same reason the loss of an
     anchor is at least :math:`\log |P_i|`, where all positives are equally similar and all negatives far.
 
-    Differences from the authors' code, which is the same function: its views of an image are samples here, like any
-    others of one class; its ``base_temperature`` is 0.07, here it is T, which leaves Eq. (2) as printed.
+    Differences from the authors' code, which is the same function: its views of an image are samples of one class here,
+    like any others; its ``base_temperature`` is 0.07, whereas T here leaves Eq. (2) as printed.
 
-    Relations: in batches of two samples a class this is the N-pairs loss of similarities divided by T, with the
+    Relations: in batches with two samples per class this is the N-pairs loss of similarities divided by T, with the
     anchor's own class compared in both directions.
 
     References
@@ -97,10 +97,10 @@ class SupConLoss(PairLoss):
 @with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class SupConEmbedder(PairEmbedder):
-    """SupCon: supervised contrastive learning, a softmax of each positive among all samples of the batch [1]_.
+    """SupCon: supervised contrastive learning, a softmax of each positive over all samples of the batch [1]_.
 
-    All positives of an anchor and all its negatives take part, hard ones with most weight. The larger the batch, the
-    more negatives it compares. Batches hold several samples of each of several classes, so classes must have several
+    All positives and all negatives of an anchor take part, hard ones with the most weight. The larger the batch, the
+    more negatives are compared. Batches hold several samples of each of several classes, so classes must have several
     samples.
 
     Read more in the :ref:`User Guide <sup_con>`.
@@ -116,13 +116,14 @@ class SupConEmbedder(PairEmbedder):
 
     See Also
     --------
-    RAWEmbedder : Weighs positives and negatives apart, and mines them.
+    RAWEmbedder : Weights positives and negatives separately, and mines them.
     skdml.losses.SupConLoss : The loss on its own, for a torch loop.
 
     Notes
     -----
     The paper trains on two augmented views of each image, embeds them by a projection head that is dropped afterwards,
-    and fits a linear classifier. Here a batch's samples are as they come, and ``transform`` gives what the loss saw.
+    and fits a linear classifier. Here the samples of a batch are used as they are, and ``transform`` gives the
+    embeddings that the loss saw.
 
     References
     ----------

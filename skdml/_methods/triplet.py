@@ -27,8 +27,8 @@ class TripletLoss(PairLoss):
     .. math::
         \ell = \frac1T \sum_{(a, p, n)} [d^2_{ap} - d^2_{an} + m]_+
 
-    The d are Euclidean distances. The triplets are an anchor a of the batch, one of its positives p and one of its
-    negatives n; ``mining`` chooses which, and with it T:
+    The d are Euclidean distances. A triplet is an anchor a of the batch, one of its positives p and one of its
+    negatives n; ``mining`` chooses which, and thereby T:
 
     - None, "vthm", "distance_weighted" or a callable: all triplets of the pairs selected; T counts the active ones, of
       a term above 0.
@@ -60,17 +60,17 @@ class TripletLoss(PairLoss):
     as above. A batch without a triplet, or with T = 0, gives 0 with zero gradient. A hinge at exactly 0 is inactive.
     Plain distances have gradient 0 at d = 0.
 
-    "hard" with the default hinge may collapse: all embeddings in one point, at a loss of m. In [2]_ distances are plain
-    and the margin is soft.
+    "hard" with the default hinge may collapse, with all embeddings at one point and a loss of m. In
+    [2]_ distances are plain and the margin is soft.
 
     The mean over active triplets keeps its scale as training succeeds; the mean over all would fade with the share that
     is still active. No gradient flows through T or through the choice.
 
-    Which triplets of an anchor are active follows from its sorted distances, so all triplets cost O(B^2 log B) time and
-    O(B^2) memory, where an enumeration costs O(B^3). The soft margin has a term for every triplet: without "semihard"
-    or "hard" it costs O(B^3) time, in O(B^2) memory.
+    Which triplets of an anchor are active follows from its sorted distances, so that all triplets cost O(B^2 log B)
+    time and O(B^2) memory, whereas an enumeration costs O(B^3). The soft margin has a term for every triplet: without
+    "semihard" or "hard" it costs O(B^3) time and O(B^2) memory.
 
-    Differences from code in use: the semi-hard negative has no upper bound, :math:`d^2_{an} < d^2_{ap} + m` in [1]_,
+    Differences from other code: the semi-hard negative has no upper bound, :math:`d^2_{an} < d^2_{ap} + m` in [1]_,
     beyond which the hinge is 0 anyway; some codes take the mean over all triplets.
 
     Relations: in similarities of unit rows a term is :math:`2 [s_{an} - s_{ap} + m / 2]_+`.
@@ -170,10 +170,10 @@ class _SoftplusSums(Function):
 class TripletEmbedder(PairEmbedder):
     """Triplet: each positive nearer to the anchor than each negative, by a margin [1]_.
 
-    ``mining`` names the form: "semihard" takes a negative for each positive pair, None all triplets of the batch, and
-    "hard" the hardest triplet of each anchor [2]_. With the defaults that one may collapse, all embeddings in one point
-    at a loss of ``margin``; ``soft_margin=True, squared=False``, as in [2]_, is safer. Batches hold several samples of
-    each of several classes, so classes must have several samples.
+    ``mining`` chooses the form: "semihard" takes one negative for each positive pair, None all triplets of the batch,
+    and "hard" the hardest triplet of each anchor [2]_. With the other defaults, "hard" may collapse, with all
+    embeddings at one point and a loss of ``margin``; ``soft_margin=True, squared=False``, as in [2]_, is safer. Batches
+    hold several samples of each of several classes, so classes must have several samples.
 
     Read more in the :ref:`User Guide <triplet>`.
 
