@@ -61,7 +61,7 @@ def test_equal_centers_are_one(batch):
     torch.testing.assert_close(several(*batch), one(*batch))
 
 
-def test_without_margin_it_is_normalised_softmax(batch):
+def test_without_margin_it_is_normalized_softmax(batch):
     loss, softmax = ArcFaceLoss(C, D, scale=7.0, margin=0.0).double(), NormSoftmaxLoss(C, D, scale=7.0).double()
     softmax.proxies.data = loss.centers.data[:, 0]
     torch.testing.assert_close(loss(*batch), softmax(*batch))

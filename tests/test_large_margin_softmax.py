@@ -66,7 +66,7 @@ def test_psi_falls_from_1_to_1_minus_2m_without_a_jump(m):
     assert (psi <= torch.cos(theta) + 1e-12).all()
 
 
-def test_annealing_counts_the_steps_of_training_alone(batch):
+def test_annealing_counts_the_steps_of_training_only(batch):
     """Lambda at step t is max(3, 40 (1 + t)^-2): 40, 10, 40 / 9, 3, 3."""
     x, y = batch
     schedule = {"annealing_base": 40.0, "annealing_gamma": 1.0, "annealing_power": 2.0, "annealing_minimum": 3.0}

@@ -52,7 +52,7 @@ def test_rows_outside_the_pairs_get_no_gradient(batch):
 
 
 def test_further_rows_of_a_class_form_further_pairs(batch):
-    """They are compared with the pairs of other classes alone."""
+    """They are compared only with the pairs of other classes."""
     x, _ = batch
     y = torch.tensor([0, 1, 0, 1, 0, 0, 2, 0, 1])
     pairs = in_turn(y)

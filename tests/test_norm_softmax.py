@@ -1,4 +1,4 @@
-"""The normalised softmax against its formula in plain loops, and as a limit of other losses."""
+"""The normalized softmax against its formula in plain loops, and as a limit of other losses."""
 
 import pytest
 import torch

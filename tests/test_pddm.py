@@ -82,7 +82,7 @@ def test_score_depends_on_the_position_and_not_on_the_order(batch):
     assert (moved - loss.scores(x[:4], x[4:8])).abs().max() > 1e-3
 
 
-def test_without_distances_the_scores_alone_count(batch):
+def test_without_distances_only_the_scores_count(batch):
     x, y = batch
     values = [make_loss(distance_weight=0.0, distance_margin=margin)(x, y) for margin in (0.0, 5.0)]
     torch.testing.assert_close(*values)

@@ -59,7 +59,7 @@ def test_equals_the_formula(batch, settings):
     torch.testing.assert_close(torch.autograd.grad(value, inputs), torch.autograd.grad(expected, inputs))
 
 
-def test_one_center_without_margin_is_normalised_softmax(batch):
+def test_one_center_without_margin_is_normalized_softmax(batch):
     x, y = batch
     loss = make_loss(n_centers=1, scale=20.0, margin=0.0)
     logits = 20.0 * x @ normalize(loss.centers[:, 0]).T

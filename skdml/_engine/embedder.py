@@ -490,7 +490,7 @@ class BalancedEmbedder(BaseEmbedder):
         if self.batch_size < 2 * self.samples_per_class:
             raise ValueError(
                 f"The 'batch_size' parameter of {type(self).__name__} must be at least 2 * samples_per_class = "
-                f"{2 * self.samples_per_class}, two classes a batch. Got {self.batch_size} instead."
+                f"{2 * self.samples_per_class}, two classes per batch. Got {self.batch_size} instead."
             )
 
     def _make_batches(self, y):

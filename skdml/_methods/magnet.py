@@ -329,7 +329,7 @@ class MagnetEmbedder(BaseEmbedder):
         if self.batch_size < 2 * self.samples_per_cluster:
             raise ValueError(
                 f"The 'batch_size' parameter of {type(self).__name__} must be at least 2 * samples_per_cluster = "
-                f"{2 * self.samples_per_cluster}, two clusters a batch. Got {self.batch_size} instead."
+                f"{2 * self.samples_per_cluster}, two clusters per batch. Got {self.batch_size} instead."
             )
 
     def _make_batches(self, y):
