@@ -504,8 +504,8 @@ class PairMixin:
     Parameters
     ----------
     memory_size : int, default=0
-        Size of the cross-batch memory (Wang et al., CVPR 2020), the last embeddings that each batch is also compared
-        with; at least ``batch_size``, or 0: no memory. They are freed after the fit.
+        Size of the cross-batch memory (Wang et al., CVPR 2020), which holds the last embeddings; each batch is also
+        compared with them. At least ``batch_size``, or 0: no memory. It is freed after the fit.
     memory_start : int, default=100
         Number of batches before the memory takes part; >= 0. Early embeddings are soon out of date.
     """

@@ -186,8 +186,8 @@ def _check_fractions(owner):
     fractions = owner.hard_fractions
     if not fractions or not all(isinstance(h, Real) and 0 < h <= 1 for h in fractions):
         raise ValueError(
-            f"The 'hard_fractions' parameter of {type(owner).__name__} must hold one number in (0, 1] per level, and "
-            f"at least one. Got {fractions!r} instead."
+            f"The 'hard_fractions' parameter of {type(owner).__name__} must be a tuple of numbers in (0, 1], one per "
+            f"level. Got {fractions!r} instead."
         )
 
 

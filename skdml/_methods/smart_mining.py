@@ -32,12 +32,12 @@ class SmartMiningLoss(nn.Module):
     Parameters
     ----------
     margin : float, default=0.2
-        Margin m, which is added to d_ap; > 0, in distance (0 to 2 for unit rows).
+        Margin m, which is added to the distance d_ap of anchor and positive; > 0 (0 to 2 is the range for unit rows).
     mean_weight : float, default=0.8
         Lambda, the weight of the hinge over the means of the squared distances; >= 0.
     mean_margin : float, default=0.01
-        Margin t by which the mean over the negatives should exceed that over the positives; >= 0, in d^2 / 4 (0 to 1
-        for unit rows).
+        Margin t by which the mean of d^2 / 4 over the negatives should exceed that over the positives; >= 0 (0 to 1 is
+        the range for unit rows).
 
     Raises
     ------
