@@ -1,8 +1,8 @@
 """What the losses over pairs share.
 
 Axes: B samples of a batch, D components, M samples the anchors are compared with: the batch, followed by what a memory
-holds. Column j < B is sample j of the batch, so self pairs lie on the diagonal. The row of a (B, M) matrix is
-the anchor.
+holds. Column j < B is sample j of the batch, so self pairs lie on the diagonal. The row of a (B, M) matrix is the
+anchor.
 """
 
 from torch import nn

@@ -20,7 +20,7 @@ from .._loss.similarities import dot_products
 from .._loss.terms import check_batch, weighted_mean, zero_loss
 from .._network.networks import PartsNetwork, ResidualHead, build_network
 
-N_HIDDEN = 512  # of a regressor of A-BIER
+N_HIDDEN = 512  # hidden units of a regressor of A-BIER
 PENALTY = 100.0  # weight of the bounds on the regressors
 
 

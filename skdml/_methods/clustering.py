@@ -205,7 +205,7 @@ class _MedoidSearch:
         reach = self.distance[np.arange(len(self.y)), nearest] if len(medoids) else np.inf  # (B,)
         to_candidate = self.distance[:, candidates]  # (B, J)
         F = -self._total(np.minimum(to_candidate, np.reshape(reach, (-1, 1))))  # (J,)
-        # The error lies in [0, 1]: a candidate further behind cannot win. (No comparison with NaN holds.)
+        # The error lies in [0, 1]: a candidate further behind cannot win. (Comparisons with NaN are false: it stays.)
         hopeful = ~((F + gamma < F.max(initial=-np.inf)) | (F + gamma <= value))
         if not hopeful.any():
             return None, value

@@ -173,7 +173,7 @@ class PDDMLoss(nn.Module):
 
     def _compare(self, a, b):
         """Return the scores and the distances of pairs of rows (P, D)."""
-        return self.scores(a, b), torch.linalg.vector_norm(a - b, dim=1)  # whose gradient at 0 is 0
+        return self.scores(a, b), torch.linalg.vector_norm(a - b, dim=1)  # the gradient at 0 is 0
 
     @torch.no_grad()
     def _hardest(self, x, negative):

@@ -113,7 +113,7 @@ class SmartMiningLoss(nn.Module):
             positive, negative = (mask.to(S.dtype) for mask in pair_masks(y))
             positives = negatives = S
             ratios = torch.where(negative > 0, self._ratios(distances(S), positive > 0), 0)  # (B, B)
-            # The number of triplets with a pair: that of its anchor's pairs of the other sign.
+            # The number of triplets that a pair is in: as many as its anchor has pairs of the other sign.
             n_positive = positive * negative.sum(dim=1, keepdim=True)
             n_negative = negative * positive.sum(dim=1, keepdim=True)
         else:
@@ -184,7 +184,7 @@ class SmartBatches:
         self.target_error = target_error
         self.margin = margin
         self.history = []  # of (share of active triplets, kappa)
-        self.last = None  # the triplets of the epoch before, and their kappa
+        self.last = None  # the triplets of the previous epoch, and their kappa
 
     def __call__(self, generator, embed):
         embeddings = embed()
@@ -247,7 +247,7 @@ def random_triplets(y, n_triplets, generator):
     counts = y.bincount()
     starts = counts.cumsum(0) - counts
     place = torch.empty_like(order)
-    place[order] = torch.arange(len(y), device=device)  # of a row in the order by class
+    place[order] = torch.arange(len(y), device=device)  # the place of a row in the order by class
     anchor = (counts[y] > 1).nonzero().flatten().repeat(n_triplets)
     start, count = starts[y[anchor]], counts[y[anchor]]
     u, v = torch.rand(2, len(anchor), generator=generator, device=device, dtype=torch.float64)
