@@ -16,8 +16,6 @@ def with_shared_docs(cls):
     Descriptions are copied, with the default of this class. A method whose docstring is one line gets the rest from the
     method of the base class.
     """
-    if not cls.__doc__:  # python -OO
-        return cls
     doc = inspect.cleandoc(cls.__doc__)
     bases, loss = cls.__mro__[1:], getattr(cls, "_loss_class", None)
     own = _entries("Parameters", doc)
