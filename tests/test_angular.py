@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from skdml import AngularEmbedder
 from skdml._loss.pairs import pair_masks
 from skdml.losses import AngularLoss
 
@@ -103,10 +102,3 @@ def test_batch_without_triplets_gives_zero(batch, y):
 def test_angles_of_a_triangle_only(angle):
     with pytest.raises(ValueError, match=r"'angle' parameter of AngularLoss must be a float in the range \(0.*, 90"):
         AngularLoss(angle=angle)
-
-
-def test_embedder_hands_its_parameters_over(blobs):
-    X, y = blobs
-    fitted = AngularEmbedder(angle=36.0, mining="hard", batch_size=32, max_epochs=10, random_state=0).fit(X, y)
-    assert (fitted.criterion_.angle, fitted.criterion_.mining) == (36.0, "hard")
-    assert fitted.score(X, y) > 0.9

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from skdml import ArcFaceEmbedder
 from skdml.losses import ArcFaceLoss, NormSoftmaxLoss, SoftTripleLoss
 
 B, C, K, D = 6, 4, 3, 5
@@ -62,7 +61,7 @@ def test_equal_centers_are_one(batch):
     torch.testing.assert_close(several(*batch), one(*batch))
 
 
-def test_without_margin_it_is_normalised_softmax(batch):
+def test_without_margin_it_is_normalized_softmax(batch):
     loss, softmax = ArcFaceLoss(C, D, scale=7.0, margin=0.0).double(), NormSoftmaxLoss(C, D, scale=7.0).double()
     softmax.proxies.data = loss.centers.data[:, 0]
     torch.testing.assert_close(loss(*batch), softmax(*batch))
@@ -100,13 +99,6 @@ def test_logit_by_hand():
     x = torch.tensor([[0.5, math.sqrt(0.75)]], dtype=torch.float64)
     expected = math.log1p(math.exp(2 * math.cos(math.pi / 6)))
     assert loss(x, torch.tensor([0])).item() == pytest.approx(expected, rel=1e-12)
-
-
-def test_parameters_of_the_embedder_reach_the_loss(blobs):
-    params = {"n_centers": 3, "scale": 8.0, "margin": 0.2}
-    fitted = ArcFaceEmbedder(**params, batch_size=30, max_epochs=1).fit(*blobs)
-    assert {name: getattr(fitted.criterion_, name) for name in params} == params
-    assert fitted.criterion_.centers.shape == (4, 3, 64)
 
 
 def test_margin_is_an_angle_below_pi():

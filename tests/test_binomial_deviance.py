@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from skdml import BinomialDevianceEmbedder
 from skdml._loss.mining import vthm
 from skdml._loss.pairs import pair_masks
 from skdml.losses import BinomialDevianceLoss
@@ -83,20 +82,3 @@ def test_all_pairs_at_the_threshold():
     negatives = loss.pair_loss(S, *pair_masks(torch.arange(5)))
     values = [value.item() / math.log(2) for value in (both, single, positives, negatives)]
     assert values == pytest.approx([2, 8 / 5, 1, 1])
-
-
-def test_embedder_hands_on_its_parameters(blobs):
-    X, y = blobs
-    fitted = BinomialDevianceEmbedder(
-        alpha=3.0,
-        beta=20.0,
-        threshold=0.3,
-        mining="vthm",
-        mining_margin=0.4,
-        max_epochs=5,
-        batch_size=32,
-        random_state=0,
-    ).fit(X, y)
-    loss = fitted.criterion_
-    assert (loss.alpha, loss.beta, loss.threshold) == (3.0, 20.0, 0.3)
-    assert (loss.mining, loss.mining_margin) == ("vthm", 0.4)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from skdml import CircleEmbedder
 from skdml._loss.pairs import pair_masks
 from skdml.losses import CircleLoss
 
@@ -87,11 +86,3 @@ def test_batch_lacking_a_side_gives_zero(batch, y):
     value.backward()
     assert value == 0
     assert x.grad.equal(torch.zeros_like(x))
-
-
-def test_embedder_hands_its_parameters_on(blobs):
-    X, y = blobs
-    fitted = CircleEmbedder(margin=0.25, scale=64.0, mining="hard", max_epochs=10, batch_size=32).fit(X, y)
-    loss = fitted.criterion_
-    assert (loss.margin, loss.scale, loss.mining) == (0.25, 64.0, "hard")
-    assert fitted.score(X, y) > 0.9

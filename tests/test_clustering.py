@@ -8,7 +8,6 @@ import torch
 from scipy.spatial.distance import cdist
 from sklearn.metrics import normalized_mutual_info_score
 
-from skdml import ClusteringEmbedder
 from skdml._methods.clustering import _MedoidSearch
 from skdml.losses import ClusteringLoss
 
@@ -165,10 +164,3 @@ def test_margin_grows_with_gamma():
     values = [ClusteringLoss(gamma=gamma)(x, y).item() for gamma in (0.0, 0.5, 1.0, 5.0)]
     assert values == sorted(values)
     assert values[-1] > values[0]
-
-
-def test_embedder_passes_its_parameters_on(blobs):
-    X, y = blobs
-    fitted = ClusteringEmbedder(gamma=2.0, max_swap_rounds=1, batch_size=32, max_epochs=20, random_state=0).fit(X, y)
-    assert (fitted.criterion_.gamma, fitted.criterion_.max_swap_rounds) == (2.0, 1)
-    assert fitted.score(X, y) > 0.9

@@ -6,6 +6,7 @@ import io
 import pickle
 import random
 import re
+from types import SimpleNamespace
 
 import joblib
 import numpy as np
@@ -25,6 +26,7 @@ from torch import nn
 
 import skdml
 from skdml import ClassKFold, RecallAtK, RetrievalScorer, recall_at_k
+from skdml._constraints import check_constraints
 from skdml._engine.embedder import BaseEmbedder
 from skdml._network.networks import EmbeddingNetwork
 from skdml.datasets import load_kanji
@@ -371,6 +373,41 @@ def test_clone_and_set_params_reach_every_parameter(embedder):
         type(embedder)(n_component=3)
     with pytest.raises(TypeError, match="positional"):
         type(embedder)(3)
+
+
+def other_value(embedder, name):
+    """Return a value that the parameter may have, other than its default."""
+    for value in (3, 0.3, True, False, "hard", "cosine", "euclidean", "original", (1, 1)):
+        try:
+            check_constraints(embedder, {name: value})
+        except ValueError:
+            continue
+        if value != getattr(embedder, name):
+            return value
+    raise AssertionError(f"{name} may have none of these values.")
+
+
+@pytest.mark.parametrize("cls", [cls for cls in EMBEDDERS if cls._loss_class], ids=lambda cls: cls.__name__)
+def test_parameters_of_the_loss_are_those_of_the_embedder(cls):
+    sizes = {"n_classes": 4, "n_components": 8}
+    names = set(inspect.signature(cls._loss_class).parameters) - set(sizes)
+    if cls is skdml.HDCEmbedder:
+        names.remove("level_sizes")  # those of the network
+    values = {name: other_value(cls(), name) for name in names}
+    embedder = cls(**values)
+    embedder._check_params()
+    loss = embedder._make_loss(4, SimpleNamespace(n_components=8, sizes=[5, 3]))
+    assert type(loss) is cls._loss_class
+    assert {name: getattr(loss, name) for name in values} == values
+    assert {name: getattr(loss, name, size) for name, size in sizes.items()} == sizes
+
+
+def test_embedder_without_a_loss_says_so(blobs):
+    class Lossless(BaseEmbedder):
+        pass
+
+    with pytest.raises(NotImplementedError, match="Lossless must define _loss_class or _make_loss"):
+        Lossless().fit(*blobs)
 
 
 def test_pickle_and_joblib(embedder, blobs, tmp_path):

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from skdml import ContrastiveEmbedder
 from skdml._loss.pairs import pair_masks
 from skdml.losses import ContrastiveLoss
 
@@ -85,20 +84,3 @@ def test_squared_distances_are_eq_5(batch):
     expected = (squares[positive].sum() + (1.4 - squares[negative]).clamp(min=0).sum()) / len(y)
     value = 2 * ContrastiveLoss(threshold=0.3)(x, y) + 2 * positive.sum().item() / len(y)
     assert value.item() == pytest.approx(expected.item(), rel=1e-12)
-
-
-def test_embedder_hands_on_its_parameters(blobs):
-    X, y = blobs
-    fitted = ContrastiveEmbedder(
-        threshold=0.3,
-        metric="euclidean",
-        margin=1.2,
-        mining="vthm",
-        mining_margin=0.4,
-        max_epochs=5,
-        batch_size=32,
-        random_state=0,
-    ).fit(X, y)
-    loss = fitted.criterion_
-    assert (loss.threshold, loss.metric, loss.margin) == (0.3, "euclidean", 1.2)
-    assert (loss.mining, loss.mining_margin) == ("vthm", 0.4)

@@ -164,6 +164,17 @@ def test_shared_parameters_read_alike(name):
         assert this[field] == first[field], field
 
 
+@pytest.mark.parametrize("name", [name for name in EMBEDDERS if getattr(skdml, name)._loss_class])
+def test_loss_and_embedder_describe_a_parameter_alike(name):
+    embedder = getattr(skdml, name)
+    classes = embedder._loss_class, embedder
+    of_loss, of_embedder = ({p.name: p.desc for p in ClassDoc(cls)["Parameters"]} for cls in classes)
+    shared = (set(of_loss) & set(of_embedder)) - {"n_components"}  # of the loss a number, of the embedder also a choice
+    assert shared
+    for parameter in shared:
+        assert of_embedder[parameter] == of_loss[parameter], parameter
+
+
 @pytest.mark.parametrize("name", EMBEDDERS)
 def test_method_has_its_section_and_its_row(name):
     title = name.removesuffix("Embedder")

@@ -260,7 +260,7 @@ def check_margin(case):
     """Pair by pair, as the reference counts a pair once a triplet; then at once where no pair is counted twice."""
     hp = case.hp
     if hp["nu"] != 0:
-        pytest.skip("the regulariser is a mean over pairs, where the reference has a sum")
+        pytest.skip("the regularizer is a mean over pairs, where the reference has a sum")
     beta, y = case["beta"], case["labels"]
     anchor, target, impostor = case["triplets"]
     nobody = torch.zeros(len(y), len(y), dtype=torch.bool)
@@ -436,7 +436,7 @@ def check_lifted_original(case):
 
 
 def check_angular(case):
-    """The reference normalises all but the negatives, so columns of their own stand for the rows as negatives."""
+    """The reference normalizes all but the negatives, so columns of their own stand for the rows as negatives."""
     criterion = AngularLoss(angle=case.hp["alpha_deg"])
     raw, y = case["embeddings"].requires_grad_(), case["labels"]
     unit = torch.nn.functional.normalize(raw)

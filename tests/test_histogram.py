@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from skdml import HistogramEmbedder
 from skdml._loss.pairs import pair_masks
 from skdml.losses import HistogramLoss
 
@@ -94,10 +93,3 @@ def test_selected_pairs_count_by_anchor(batch):
     positive = torch.tensor([[0, 1, 0, 0, 0], [0, 0, 0, 0, 0]], dtype=torch.bool)
     negative = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 0, 0, 0]], dtype=torch.bool)
     assert HistogramLoss(n_bins=200).pair_loss(S, positive, negative).item() == pytest.approx(2 / 3, abs=1e-5)
-
-
-def test_embedder_hands_its_parameters_over(blobs):
-    X, y = blobs
-    fitted = HistogramEmbedder(n_bins=50, mining="semihard", batch_size=32, max_epochs=10, random_state=0).fit(X, y)
-    assert (fitted.criterion_.n_bins, fitted.criterion_.mining) == (50, "semihard")
-    assert fitted.score(X, y) > 0.9

@@ -66,7 +66,7 @@ def test_psi_falls_from_1_to_1_minus_2m_without_a_jump(m):
     assert (psi <= torch.cos(theta) + 1e-12).all()
 
 
-def test_annealing_counts_the_steps_of_training_alone(batch):
+def test_annealing_counts_the_steps_of_training_only(batch):
     """Lambda at step t is max(3, 40 (1 + t)^-2): 40, 10, 40 / 9, 3, 3."""
     x, y = batch
     schedule = {"annealing_base": 40.0, "annealing_gamma": 1.0, "annealing_power": 2.0, "annealing_minimum": 3.0}
@@ -117,11 +117,7 @@ def test_on_the_proxy_and_opposite_to_it(sign):
 
 def test_embedder_learns_lengths_and_counts_its_steps(blobs):
     X, y = blobs
-    params = {
-        "margin": 3, "annealing_base": 10.0, "annealing_gamma": 0.1, "annealing_power": 2.0, "annealing_minimum": 0.5,
-    }  # fmt: skip
-    embedder = LargeMarginSoftmaxEmbedder(**params, batch_size=30, max_epochs=4, warm_start=True).fit(X, y)
-    assert {name: getattr(embedder.criterion_, name) for name in params} == params
+    embedder = LargeMarginSoftmaxEmbedder(batch_size=30, max_epochs=4, warm_start=True).fit(X, y)
     assert embedder.criterion_.n_steps == 8
     assert np.ptp(np.linalg.norm(embedder.transform(X), axis=1)) > 0.1
     assert embedder.fit(X, y).criterion_.n_steps == 16

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from skdml import LiftedStructureEmbedder
 from skdml._loss.memory import CrossBatchMemory
 from skdml._loss.mining import vthm
 from skdml._loss.pairs import pair_masks
@@ -129,20 +128,3 @@ def test_memory_gives_negatives(batch, form):
     value = memory.memory_loss(x, y)
     assert value.item() == pytest.approx(expected.item(), rel=1e-12)
     torch.testing.assert_close(torch.autograd.grad(value, x), torch.autograd.grad(expected, x))
-
-
-def test_embedder_hands_on_its_parameters(blobs):
-    X, y = blobs
-    fitted = LiftedStructureEmbedder(
-        margin=0.4,
-        metric="cosine",
-        form="original",
-        mining="hard",
-        mining_margin=0.4,
-        max_epochs=5,
-        batch_size=32,
-        random_state=0,
-    ).fit(X, y)
-    loss = fitted.criterion_
-    assert (loss.margin, loss.metric, loss.form) == (0.4, "cosine", "original")
-    assert (loss.mining, loss.mining_margin) == ("hard", 0.4)

@@ -312,7 +312,7 @@ def test_no_step_waits_for_a_value(name, settings):
 
 @pytest.mark.parametrize(("name", "settings"), without(SCALE_FREE))
 def test_embeddings_are_taken_as_they_are(name, settings):
-    """Without a normalisation inside, the value changes with the length of the rows."""
+    """Without a normalization inside, the value changes with the length of the rows."""
     loss = make_loss(name, settings)
     x, y = make_batch()
     assert loss(2 * x, y).item() != pytest.approx(loss(x, y).item(), rel=1e-3)

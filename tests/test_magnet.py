@@ -155,11 +155,10 @@ def test_a_small_cluster_gives_what_it_has():
     assert all(np.bincount(y[index]).tolist() == [4, 1] for index, _ in batches)
 
 
-def test_embedder_hands_its_parameters_on(blobs):
+def test_parameters_of_the_embedder_reach_the_batches(blobs):
     X, y = blobs
     fitted = MagnetEmbedder(alpha=3.0, n_clusters=3, samples_per_cluster=2, batch_size=10, max_epochs=5, random_state=0)
     fitted.fit(X, y)
-    assert fitted.criterion_.alpha == 3.0
     rule = fitted._make_batches(y)
     assert (rule.alpha, rule.n_clusters, rule.samples_per_cluster, rule.clusters_per_batch) == (3.0, 3, 2, 5)
     assert fitted.score(X, y) > 0.9

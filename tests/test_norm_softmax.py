@@ -1,10 +1,9 @@
-"""The normalised softmax against its formula in plain loops, and as a limit of other losses."""
+"""The normalized softmax against its formula in plain loops, and as a limit of other losses."""
 
 import pytest
 import torch
 from torch.nn.functional import normalize
 
-from skdml import NormSoftmaxEmbedder
 from skdml.losses import NormSoftmaxLoss, ProxyNCALoss, SoftTripleLoss
 
 B, C, D = 6, 4, 5
@@ -60,9 +59,3 @@ def test_proxies_start_as_the_centers_of_soft_triple():
     proxies = NormSoftmaxLoss(100, 300).proxies
     assert 0.099 < proxies.abs().max() <= 0.1
     assert proxies.var().item() == pytest.approx(0.1**2 / 3, rel=0.05)
-
-
-def test_parameters_of_the_embedder_reach_the_loss(blobs):
-    fitted = NormSoftmaxEmbedder(scale=5.0, n_components=3, batch_size=30, max_epochs=1).fit(*blobs)
-    assert fitted.criterion_.scale == 5.0
-    assert fitted.criterion_.proxies.shape == (4, 3)

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from skdml import PDDMEmbedder
 from skdml.losses import PDDMLoss
 
 D = 4
@@ -83,7 +82,7 @@ def test_score_depends_on_the_position_and_not_on_the_order(batch):
     assert (moved - loss.scores(x[:4], x[4:8])).abs().max() > 1e-3
 
 
-def test_without_distances_the_scores_alone_count(batch):
+def test_without_distances_only_the_scores_count(batch):
     x, y = batch
     values = [make_loss(distance_weight=0.0, distance_margin=margin)(x, y) for margin in (0.0, 5.0)]
     torch.testing.assert_close(*values)
@@ -112,12 +111,3 @@ def test_batch_without_quadruplets_gives_zero(y):
 def test_hidden_units_default_to_the_components():
     assert PDDMLoss(5).joint_layer.weight.shape == (5, 10)
     assert PDDMLoss(5, n_hidden=3).joint_layer.weight.shape == (3, 6)
-
-
-def test_embedder_passes_its_parameters_on(blobs):
-    X, y = blobs
-    settings = {**SETTINGS, "n_quadruplets": 20}
-    fitted = PDDMEmbedder(**settings, batch_size=32, n_components=8, max_epochs=30, random_state=0).fit(X, y)
-    assert {name: getattr(fitted.criterion_, name) for name in settings} == settings
-    assert fitted.criterion_.n_components == 8
-    assert fitted.score(X, y) > 0.9

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from skdml import ProxyAnchorEmbedder
 from skdml.losses import ProxyAnchorLoss
 
 B, C, D = 7, 5, 4
@@ -84,9 +83,3 @@ def test_large_alpha_does_not_overflow_in_float32():
 def test_proxies_start_as_in_the_authors_code():
     torch.manual_seed(0)
     assert ProxyAnchorLoss(50, 200).proxies.std().item() == pytest.approx((2 / 50) ** 0.5, rel=0.05)
-
-
-def test_parameters_of_the_embedder_reach_the_loss(blobs):
-    params = {"alpha": 8.0, "margin": 0.2}
-    fitted = ProxyAnchorEmbedder(**params, batch_size=30, max_epochs=1).fit(*blobs)
-    assert {name: getattr(fitted.criterion_, name) for name in params} == params

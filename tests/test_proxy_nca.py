@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-from skdml import ProxyNCAEmbedder
 from skdml.losses import ProxyNCALoss
 
 B, C, D = 6, 4, 5
@@ -88,9 +87,3 @@ def test_published_form_does_not_fade():
 def test_proxies_start_with_an_eighth():
     torch.manual_seed(0)
     assert ProxyNCALoss(200, 64).proxies.std().item() == pytest.approx(1 / 8, rel=0.05)
-
-
-def test_parameters_of_the_embedder_reach_the_loss(blobs):
-    params = {"scale": 2.0, "positive_in_denominator": True, "label_smoothing": 0.2}
-    fitted = ProxyNCAEmbedder(**params, batch_size=30, max_epochs=1).fit(*blobs)
-    assert {name: getattr(fitted.criterion_, name) for name in params} == params

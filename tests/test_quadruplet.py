@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from skdml import QuadrupletEmbedder
 from skdml._loss.mining import hard
 from skdml._loss.pairs import pair_masks
 from skdml._loss.similarities import distance_similarities
@@ -69,11 +68,3 @@ def test_batch_without_quadruplets_gives_zero(y):
 
 def test_collapsed_batch_gives_the_margin():
     assert QuadrupletLoss(margin=0.7)(torch.ones(6, 3), torch.arange(6) % 2).item() == pytest.approx(0.7)
-
-
-def test_embedder_passes_its_parameters(blobs):
-    X, y = blobs
-    params = {"margin": 0.5, "mining": "vthm", "mining_margin": 0.2}
-    fitted = QuadrupletEmbedder(**params, batch_size=32, max_epochs=10, random_state=0).fit(X, y)
-    assert {name: getattr(fitted.criterion_, name) for name in params} == params
-    assert fitted.score(X, y) > 0.9

@@ -172,7 +172,6 @@ def test_gradient_in_the_similarities_is_that_of_the_value(batch):
 @pytest.mark.parametrize("mining", ["vthm", None, lambda S, positive, negative: (positive, negative & (S > 0))])
 def test_embedder_takes_every_kind_of_mining(blobs, mining):
     X, y = blobs
-    fitted = RAWEmbedder(mining=mining, alpha=3.0, beta=20.0, threshold=0.4, mining_margin=0.2, batch_size=32).fit(X, y)
-    loss = fitted.criterion_
-    assert (loss.mining, loss.alpha, loss.beta, loss.threshold, loss.mining_margin) == (mining, 3.0, 20.0, 0.4, 0.2)
+    fitted = RAWEmbedder(mining=mining, batch_size=32).fit(X, y)
+    assert fitted.criterion_.mining is mining
     assert fitted.score(X, y) > 0.9

@@ -250,7 +250,7 @@ def test_clustering_weighs_the_distances():
 
 
 def test_magnet_refuses_weights_as_clusters(x):
-    with pytest.raises(ValueError, match=r"need \(B,\) integers\. Weights go by name, sample_weight="):
+    with pytest.raises(ValueError, match=r"need \(B,\) integers\. Pass weights by name, sample_weight="):
         losses.MagnetLoss()(x, Y, W)
 
 

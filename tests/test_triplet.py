@@ -8,7 +8,6 @@ from torch.nn.functional import softplus
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from skdml import TripletEmbedder
 from skdml._loss.pairs import pair_masks
 from skdml._loss.similarities import distance_similarities
 from skdml.losses import TripletLoss
@@ -180,11 +179,3 @@ def test_soft_margin_keeps_memory_of_its_pairs():
     with Largest() as largest:
         TripletLoss(soft_margin=True, mining=None)(x, torch.arange(128) // 4).backward()
     assert largest.bytes <= 8 * 4 * 128**2
-
-
-def test_embedder_passes_its_parameters(blobs):
-    X, y = blobs
-    params = {"margin": 0.3, "squared": False, "soft_margin": True, "mining": "vthm", "mining_margin": 0.2}
-    fitted = TripletEmbedder(**params, batch_size=32, max_epochs=10, random_state=0).fit(X, y)
-    assert {name: getattr(fitted.criterion_, name) for name in params} == params
-    assert fitted.score(X, y) > 0.9

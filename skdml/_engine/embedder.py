@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
@@ -19,7 +18,7 @@ from .._constraints import POSITIVE, Interval
 from .._data.arrays import Rows, check_data, is_dispatched
 from .._data.targets import check_classes, check_sample_weight
 from .._loss.memory import CrossBatchMemory
-from .._loss.mining import MINING_CONSTRAINTS
+from .._loss.pairs import PairLoss
 from .._network.backbones import load_backbone
 from .._network.networks import ResidualHead, build_network
 from .._network.random import seeded
@@ -44,12 +43,13 @@ from .training import Task, embed, hold_out
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class BaseEmbedder(
-    EmbedderParameters, CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, ABC
+    EmbedderParameters, CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
 ):
     """Base of the embedders: a network trained so that samples of one class lie close together.
 
     A subclass is a keyword-only dataclass with the method's hyperparameters as fields, their allowed values in
-    ``_parameter_constraints``, and ``_make_loss``. It may give its own ``_make_batches``.
+    ``_parameter_constraints``, and the class of its loss in ``_loss_class``. It may give its own ``_make_loss`` and
+    ``_make_batches``.
     """
 
     # scikit-learn's HTML shows what parameters mean where there is a link to a manual; skdml's has no address.
@@ -62,9 +62,19 @@ class BaseEmbedder(
     # Whether the loss compares the samples of a batch, so that a class of one sample is nobody's positive.
     _pair_based = False
 
-    @abstractmethod
+    # The class of the loss, where `_make_loss` is that of this class.
+    _loss_class = None
+
     def _make_loss(self, n_classes, network):
-        """Return the loss module for labels 0..n_classes-1 and embeddings of network.n_components."""
+        """Return the loss module for labels 0..n_classes-1 and embeddings of network.n_components.
+
+        By default one of ``_loss_class``, with the embedder's values of the parameters that both have.
+        """
+        if self._loss_class is None:
+            raise NotImplementedError(f"{type(self).__name__} must define _loss_class or _make_loss.")
+        values = {**self.get_params(deep=False), "n_classes": n_classes, "n_components": network.n_components}
+        names = inspect.signature(self._loss_class).parameters
+        return self._loss_class(**{name: values[name] for name in names if name in values})
 
     def _make_batches(self, y):
         """Return the batch rule of ``batches.py`` for labels 0..C-1."""
@@ -483,7 +493,13 @@ def _start_at_features(network, train_set, seed, *, of_backbone):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class ProxyEmbedder(BaseEmbedder):
-    """Base of the embedders whose loss learns proxies of the classes: a learning rate of their own."""
+    """Base of the embedders whose loss learns proxies of the classes.
+
+    Parameters
+    ----------
+    proxy_learning_rate : float, default=3e-3
+        Peak learning rate of the loss's own parameters; > 0.
+    """
 
     proxy_learning_rate: float = 3e-3
 
@@ -495,7 +511,15 @@ class ProxyEmbedder(BaseEmbedder):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class BalancedEmbedder(BaseEmbedder):
-    """Base of the embedders that compare the samples of a batch: P x K batches."""
+    """Base of the embedders that compare the samples of a batch: P x K batches.
+
+    Parameters
+    ----------
+    samples_per_class : int, default=4
+        K of the P x K batches; >= 2. A batch holds this many samples of each of ``batch_size // samples_per_class``
+        classes. If there are fewer classes, a batch takes more samples of each and keeps its size. A class with fewer
+        samples contributes each of them once.
+    """
 
     samples_per_class: int = 4
 
@@ -507,10 +531,13 @@ class BalancedEmbedder(BaseEmbedder):
 
     def _check_params(self):
         super()._check_params()
+        self._check_batch_size()
+
+    def _check_batch_size(self):
         if self.batch_size < 2 * self.samples_per_class:
             raise ValueError(
                 f"The 'batch_size' parameter of {type(self).__name__} must be at least 2 * samples_per_class = "
-                f"{2 * self.samples_per_class}, two classes a batch. Got {self.batch_size} instead."
+                f"{2 * self.samples_per_class}, two classes per batch. Got {self.batch_size} instead."
             )
 
     def _make_batches(self, y):
@@ -519,7 +546,16 @@ class BalancedEmbedder(BaseEmbedder):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class PairMixin:
-    """What embedders with a `PairLoss` share: mining and a memory of earlier batches."""
+    """What embedders with a `PairLoss` share: mining, which the loss describes, and a memory of earlier batches.
+
+    Parameters
+    ----------
+    memory_size : int, default=0
+        Size of the cross-batch memory (Wang et al., CVPR 2020), which holds the last embeddings; each batch is also
+        compared with them. At least ``batch_size``, or 0: no memory. It is freed after the fit.
+    memory_start : int, default=100
+        Number of batches before the memory takes part; >= 0. Early embeddings are soon out of date.
+    """
 
     mining: str | Callable | None = None
     mining_margin: float = 0.1
@@ -527,7 +563,7 @@ class PairMixin:
     memory_start: int = 100
 
     _parameter_constraints = {
-        **MINING_CONSTRAINTS,
+        **PairLoss._parameter_constraints,
         "memory_size": [Interval(Integral, 0, None, closed="left")],
         "memory_start": [Interval(Integral, 0, None, closed="left")],
     }

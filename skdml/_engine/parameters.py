@@ -1,9 +1,7 @@
 """The parameters that all embedders share: what they mean, which values they take, and what follows from these."""
 
-import inspect
 import os
 import re
-import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -13,7 +11,6 @@ import torch
 from torch import nn
 
 from .._constraints import FRACTION, NON_NEGATIVE, POSITIVE, POSITIVE_INT, Interval, StrOptions, check_constraints
-from .._loss.mining import MINING_DOC
 from .callbacks import check_callbacks, has_lr_scheduler
 from .net import OPTIMIZERS
 
@@ -25,161 +22,140 @@ WIDTH_MOVE = 0.32  # learning rate times columns, since all columns move an outp
 FINE_TUNING_RATE = 1e-4
 LEARNING_RATE = 3e-3
 
-# Stand once here; every class docstring holds the markers in their place. {name} is the default of that parameter.
-_SHARED_DOCS = {
-    "PROXY_PARAMETERS": """\
-    proxy_learning_rate : float, default={proxy_learning_rate}
-        Learning rate of the loss's own parameters, at its highest; > 0.
-""",
-    "PAIR_PARAMETERS": f"""\
-{textwrap.indent(MINING_DOC, "    ")}\
-    memory_size : int, default=0
-        Embeddings of the last batches that each batch is compared with, too (cross-batch memory, Wang et al., CVPR
-        2020); at least ``batch_size``, or 0: none. They are freed after the fit.
-    memory_start : int, default=100
-        Batches before the memory takes part, >= 0: early embeddings are soon out of date.
-""",
-    "BALANCED_PARAMETERS": """\
-    samples_per_class : int, default={samples_per_class}
-        K of the P x K batches, >= 2: a batch holds ``batch_size // samples_per_class`` classes and this many samples of
-        each. With fewer classes than that, a batch takes more samples of each and keeps its size. A class with fewer
-        samples gives those it has, each once.
-""",
-    "SHARED_PARAMETERS": """\
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class EmbedderParameters:
+    """The parameters of `BaseEmbedder`.
+
+    Parameters
+    ----------
     n_components : int, "auto" or None, default="auto"
-        Dimension D of the embedding, >= 1. "auto": 64 over images without a backbone. Over vectors and the features of
-        a backbone, their own dimension, but at least 64; more than 2,048 columns become 512 principal components.
-        None: the dimension of the vectors or features; a backbone that is trained then gets no head.
+        D, the dimension of the embedding; >= 1. "auto": 64 for images without a backbone; for vectors and for the
+        features of a backbone their own dimension, but at least 64, and 512 principal components in place of more than
+        2,048 columns. None: the dimension of the vectors or features; a backbone that is trained then gets no head.
     backbone : torch.nn.Module, str or None, default=None
-        Maps a batch (B, ...) to features (B, f) or maps (B, f, h, w), which are pooled; a linear head to
-        ``n_components`` follows, which begins as the identity or at the principal components of the features. A module
-        is copied, never changed. "timm/resnet50" and the like: the network of that library without its classifier.
-        None: over images a small convolutional network (four times convolution, BatchNorm, ReLU of widths 32, 64, 128,
-        128, then average pooling). Vectors are their own features: the embedding begins at the vectors and adds what it
-        learns, see :ref:`start`.
+        Maps a batch (B, ...) to features (B, f), or to maps (B, f, h, w), which are pooled. A linear head to
+        ``n_components`` follows; it starts as the identity or at the principal components of the features. A module is
+        copied, never changed. A string such as "timm/resnet50" names a network of that library, which is used without
+        its classifier. None: for images a small convolutional network (four times convolution, BatchNorm and ReLU, of
+        widths 32, 64, 128 and 128, then average pooling); vectors are their own features: the embedding starts at the
+        vectors and adds what it learns, see :ref:`start`.
     backbone_weights : str, path or None, default="pretrained"
-        Of a backbone named by a str: "pretrained", those that the library has for it (it may fetch them); a file with
-        its state dict; a name of torchvision's weights; None: random.
+        Weights of a backbone given by name. "pretrained": those that the library offers for it, which it may download;
+        a path: a file with the state dict; another string: a name of torchvision's weights; None: random weights.
     pooling : {"avg", "max", "avg+max"}, default="avg"
-        Of the backbone's maps; "avg" is what a backbone named by a str does by itself.
+        How the maps of the backbone are pooled; "avg" is what a backbone given by name does by itself.
     freeze : {"none", "batchnorm", "backbone"}, default="none"
-        What is not trained: nothing; statistics, scales and shifts of the backbone's BatchNorm layers, as the papers
-        do for fine-tuning; or the whole backbone, which then runs over the data once, without augmentation, and its
-        features are treated as vectors are. For a given ``backbone`` only.
-    hidden_layer_sizes : tuple of int, default={hidden_layer_sizes}
-        Of the multilayer perceptron that learns over vectors and over the features of a frozen backbone, next to a
-        linear map; () is a linear embedding. Not used otherwise.
-    normalize : bool, default={normalize}
+        What is not trained. "none": everything is trained. "batchnorm": the statistics, scales and shifts of the
+        backbone's BatchNorm layers stay fixed, as the papers do for fine-tuning. "backbone": the whole backbone stays
+        fixed; it processes the data once, without augmentation, and its features are treated as vectors are. The last
+        two need a ``backbone``.
+    hidden_layer_sizes : tuple of int, default=(256,)
+        Hidden layers of the multilayer perceptron that learns over vectors and over the features of a frozen backbone,
+        next to a linear map; () gives a linear embedding. Not used otherwise.
+    normalize : bool, default=True
         Whether embeddings are scaled to unit length.
     max_epochs : int, default=50
-        Upper bound on the epochs, >= 1.
-    batch_size : int, default={batch_size}
-        Samples a step, >= 1.
+        Upper bound on the number of epochs; >= 1.
+    batch_size : int, default=64
+        Number of samples per step; >= 1.
     learning_rate : float or "auto", default="auto"
-        Of the network, at its highest; > 0. "auto": over vectors and the features of a frozen backbone, 5 over the
-        number of steps, so that long and short trainings move the weights equally far, at most 0.32 over the number of
-        columns (of 16 or more), and half of that where the rate is constant; 1e-4 for a pretrained backbone given by
-        name; else 3e-3. A lower rate stays nearer to the start, which serves unseen classes; a higher one serves new
-        samples of the training classes.
+        Peak learning rate of the network; > 0. "auto": over vectors and the features of a frozen backbone, 5 divided by
+        the number of steps, so that long and short trainings move the weights equally far, but at most 0.32 divided by
+        the number of columns (at least 16), and half of that where the rate is constant; 1e-4 for a pretrained backbone
+        given by name; otherwise 3e-3. A lower rate stays nearer to the start, which helps on unseen classes; a higher
+        one helps on new samples of the training classes.
     head_learning_rate : float or None, default=None
-        Of the head, at its highest; > 0. None: as the rest of the network.
+        Peak learning rate of the head; > 0. None: that of the rest of the network.
     warmup_epochs : int, default=0
-        First epochs in which only the head and the loss's own parameters are trained, >= 0; 0 over vectors, where
-        there is nothing else.
+        Number of first epochs in which only the head and the loss's own parameters are trained; >= 0, and 0 over
+        vectors, where there is nothing else.
     lr_schedule : {"auto", "one_cycle"} or None, default="auto"
-        "one_cycle": over the whole training, the learning rates rise to their highest in 15 % of it and fall to 0, on
-        cosines, and the momentum (first beta) of Adam's kin falls from 0.95 to 0.85 and rises again. None: constant.
-        "auto": "one_cycle", but None with early stopping, a warm start or an LRScheduler callback.
+        "one_cycle": over the whole training, the learning rates rise to their peak in 15 % of the steps and fall to 0,
+        along cosines, and the momentum (first beta) of Adam and its variants falls from 0.95 to 0.85 and rises again.
+        None: constant rates. "auto": "one_cycle", but None with early stopping, a warm start or an LRScheduler
+        callback.
     weight_decay : float, default=1e-4
-        Of all weights, the loss's own included; >= 0. Decoupled under "adamw".
+        Weight decay of all weights, the loss's own included; >= 0. Decoupled with "adamw".
     optimizer : {"adamw", "adam", "sgd"} or class, default="adamw"
         A class, such as ``torch.optim.RMSprop``, is called with parameter groups and ``weight_decay``.
     resize : int, None or "auto", default="auto"
-        Pixels of an image's shorter side after scaling (bilinear, antialiased), >= 1. None: as it is. "auto": 256 for
-        files, None for arrays.
+        Pixels of an image's shorter side after scaling (bilinear, antialiased); >= 1. None: images are not scaled.
+        "auto": 256 for files, None for arrays.
     crop_size : int, None or "auto", default="auto"
-        Pixels of the square that the network gets, >= 1: the middle of the image in transform, a random crop in
-        training with ``augment="standard"``. None: the whole image. "auto": 7/8 of ``resize`` for files (224 of 256),
-        None for arrays.
+        Side in pixels of the square that the network gets; >= 1: the center of the image in transform, a random crop
+        in training with ``augment="standard"``. None: the whole image. "auto": 7/8 of ``resize`` for files (224 for
+        256), None for arrays.
     augment : {"auto", "standard"}, callable or None, default="auto"
         What is done to the images of a training batch, on the device. "standard": a crop of random size and shape,
-        scaled to the size that the network gets, and mirrored half of the time. A callable, such as an augmentation of
+        scaled to the size that the network gets and mirrored half of the time. A callable, such as an augmentation of
         kornia, maps images (B, C, H, W), in [0, 1] if they come from uint8, resized and cropped as in transform, to
         images; it takes its random numbers from torch's generators. "auto": "standard" for files unless
         ``freeze="backbone"``, None for arrays.
     crop_scale : tuple of float, default=(0.08, 1.0)
-        Range of the random crop's share of the area, in (0, 1].
+        Range of the share of the image's area that a random crop covers, in (0, 1].
     crop_ratio : tuple of float, default=(3 / 4, 4 / 3)
-        Range of the random crop's width over its height, > 0.
+        Range of the width of a random crop divided by its height, > 0.
     image_mean : float, sequence of float or None, default=None
-        What is subtracted from the pixels: one number or one a channel, for uint8 images and files in [0, 1]. None:
-        that of a backbone named by a str, else 127 / 255; float images are taken as they are.
+        What is subtracted from the pixels: one number, or one per channel, for uint8 images and files in [0, 1]. None:
+        the mean of a backbone given by name, otherwise 127 / 255; float images are taken as they are.
     image_std : float, sequence of float or None, default=None
-        What the pixels are then divided by, > 0. None: that of a backbone named by a str, else 128 / 255.
+        What the pixels are then divided by; > 0. None: the value of a backbone given by name, otherwise 128 / 255.
     cache : str, path or None, default=None
-        Folder that keeps the decoded images of files, resized, so that each file is decoded once; it may serve several
-        fits at a time. None: files are decoded each time.
+        Folder that keeps the decoded images of files, resized, so that each file is decoded once; several fits may
+        share it at the same time. None: files are decoded each time.
     n_jobs : int or None, default=None
-        Processes that decode files. None or 1: this one; -1: as many as there are cores.
+        Number of processes that decode files. None or 1: only this one; -1: as many as there are cores.
     on_error : {"raise", "skip"}, default="raise"
-        What fit does about files that cannot be used. "skip": decodes all files before the training, leaves out those
-        that fail and warns once. transform never leaves a row out.
+        What fit does about files that cannot be used. "skip": it decodes all files before the training, leaves out
+        those that fail and warns once. transform never leaves out a row.
     early_stopping : bool, default=False
-        Whether to hold out a part of the training data, stop when Recall@1 in it (MAP@R where that is equal) has not
-        risen for ``n_iter_no_change`` epochs, and go back to the best weights. Those before the training take part, and
-        over vectors and frozen features a quarter, a half, three quarters and all of what was learned. A warning says
-        where no epoch is better than the start, and on held-out classes where a network that does not begin at its
-        input is worse than that.
+        Whether to hold out a part of the training data, to stop when Recall@1 in it (MAP@R where that is equal) has not
+        risen for ``n_iter_no_change`` epochs, and to go back to the best weights. The weights before the training take
+        part, and over vectors and frozen features also a quarter, a half and three quarters of what was learned. A
+        warning says where no epoch is better than the start, and on held-out classes where a network that does not
+        begin at its input is worse than that input.
     validation_split : {"samples", "classes"}, default="samples"
-        What early stopping holds out: samples of all classes, at least two of a class or none, or whole classes, two
-        or more, so that the choice is made for classes that were not trained.
+        What early stopping holds out: samples of all classes, at least two of a class or none; or whole classes, at
+        least two, so that the choice is made for classes that were not trained.
     validation_fraction : float, default=0.1
-        Share of the samples or of the classes that early stopping holds out, in (0, 1).
+        Share of the samples or of the classes that early stopping holds out; in (0, 1).
     n_iter_no_change : int, default=10
-        Epochs without a better result before early stopping ends the training, >= 1.
+        Epochs without a better result before early stopping ends the training; >= 1.
     callbacks : list of skorch callbacks or None, default=None
         Shallow copies of them are added to the skorch net. They see "train_loss" in its history, and
         "valid_recall_at_1" and "valid_map_at_r" with ``early_stopping``.
     device : str or torch.device, default="auto"
         Where to train and transform. "auto": "cuda" where there is one, else "mps", else "cpu".
     precision : {"float32", "bfloat16"}, default="float32"
-        "bfloat16": autocast of the network up to the normalisation. Similarities and losses stay float32.
+        "bfloat16": autocast of the network up to the normalization. Similarities and losses stay in float32.
     warm_start : bool, default=False
-        Whether fit goes on from the weights of the fit before. The classes must be the same; parameters of the network
-        and of the loss keep the values of the first fit.
+        Whether fit continues from the weights of the previous fit. The classes must be the same; parameters of the
+        network and of the loss keep the values of the first fit.
     random_state : int, RandomState instance or None, default=None
-        Seeds the weights, the batches and the held-out samples. None: other ones in each fit, from NumPy's generator.
-        No other global state is changed.
+        Seeds the weights, the batches and the held-out samples. None: a different seed in each fit, from NumPy's
+        generator. No other global state is changed.
     verbose : int, default=0
-        1: a progress bar over the epochs, where the output is a terminal or a notebook. 2: a line an epoch.
-""",
-    "SHARED_ATTRIBUTES": """\
+        1: a progress bar over the epochs, where the output is a terminal or a notebook. 2: one line per epoch.
+
+    Attributes
+    ----------
     classes_ : ndarray of shape (n_classes,)
         The class labels, sorted.
     network_ : torch.nn.Module
-        Maps a batch to embeddings, normalisation included; on the CPU, in eval mode.
+        Maps a batch to embeddings, normalization included; on the CPU, in eval mode.
     criterion_ : torch.nn.Module
         The loss, with its learned tensors; on the CPU.
     history_ : list of dict
-        One an epoch: "epoch", "loss" (mean over the samples, by their weights), "duration" in seconds,
+        One per epoch: "epoch", "loss" (mean over the samples, by their weights), "duration" in seconds,
         "validation_recall_at_1" and "validation_map_at_r" with ``early_stopping``, and what callbacks recorded.
     n_iter_ : int
-        Epochs run.
+        Number of epochs run.
     n_features_in_ : int
-        Numbers in a sample; of files, in what the network gets.
+        Numbers per sample; for files, those in what the network gets.
     feature_names_in_ : ndarray of shape (n_features,)
         Only where X has string column names.
-""",
-}
-
-
-def _shown(default):
-    return f'"{default}"' if isinstance(default, str) else repr(default)
-
-
-@dataclass(kw_only=True, eq=False, repr=False)
-class EmbedderParameters:
-    """The parameters of `BaseEmbedder`, and the docstrings of its subclasses."""
+    """
 
     n_components: int | str | None = "auto"
     backbone: nn.Module | str | None = None
@@ -254,15 +230,6 @@ class EmbedderParameters:
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        if cls.__doc__:
-            cls.__doc__ = inspect.cleandoc(cls.__doc__)
-            for marker, text in _SHARED_DOCS.items():
-                if marker in cls.__doc__:
-                    text = re.sub(r"\{(\w+)\}", lambda match: _shown(getattr(cls, match[1])), textwrap.dedent(text))
-                    cls.__doc__ = cls.__doc__.replace(marker, text.strip())
 
     def _check_params(self):
         check_constraints(self, self.get_params(deep=False))

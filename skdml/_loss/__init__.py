@@ -1,1 +1,1 @@
-"""What losses are made of: pairs, proxies, mining, memory, similarities."""
+"""What losses are made of: pairs, proxies, mining, memory, similarities, terms."""

@@ -1,4 +1,4 @@
-"""Cross-batch memory: the pairs of a batch with what earlier batches gave.
+"""Cross-batch memory: the pairs of a batch with the embeddings of earlier batches.
 
 Axes: B samples of a batch, D components, M samples the anchors are compared with.
 """
@@ -10,21 +10,21 @@ from torch import nn
 class CrossBatchMemory(nn.Module):
     r"""Add to a loss over pairs the same loss between the batch and a memory of the last embeddings.
 
-    The memory is a ring that holds the batch itself and the embeddings of earlier batches, without their gradient. A
-    sample's own copy is left out by index.
+    The memory is a ring that holds the batch itself and the embeddings of earlier batches, without their gradient. The
+    copy of a sample of the batch is left out by index.
 
     Parameters
     ----------
     loss : PairLoss
     memory_size : int
-        Embeddings that the memory holds, the batch's own included.
+        Number of embeddings in the memory, those of the batch included.
     memory_start : int
-        Batches before the memory takes part.
+        Number of batches before the memory takes part.
 
     Notes
     -----
-    Differences from the authors' code: a ring, where theirs overwrites the last rows; the own copy is left out by
-    index, where theirs drops positives more similar than 1 - 1e-5.
+    Differences from the authors' code: the memory is a ring, whereas theirs overwrites the last rows; the copy of a
+    sample is left out by index, whereas theirs drops positives more similar than 1 - 1e-5.
 
     References
     ----------
@@ -38,7 +38,7 @@ class CrossBatchMemory(nn.Module):
         self.memory_size = memory_size
         self.memory_start = memory_start
         self.n_batches = 0
-        self.n_rows = 0  # seen in all; the ring's next place is this modulo its size
+        self.n_rows = 0  # seen in total; the next place in the ring is this modulo its size
         self.embeddings = self.y = None
 
     def forward(self, embeddings, y, sample_weight=None):
@@ -52,7 +52,7 @@ class CrossBatchMemory(nn.Module):
     def memory_loss(self, embeddings, y, sample_weight=None):
         """Return the loss between a batch and the memory, which is the batch and what earlier ones left.
 
-        Weights are those of the batch, whose samples are the anchors.
+        The weights are those of the batch, whose samples are the anchors.
         """
         n_kept = min(self.n_rows, max(0, self.memory_size - len(y)))
         columns, columns_y = embeddings.detach(), y

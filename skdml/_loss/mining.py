@@ -5,33 +5,14 @@ Axes: B anchors, M samples they are compared with, D components.
 
 import torch
 
-from .._constraints import NON_NEGATIVE, StrOptions
 from .similarities import squared_distances
 from .terms import log_sum_exp, most
 
-MINING_CONSTRAINTS = {
-    "mining": [StrOptions({"vthm", "semihard", "hard", "distance_weighted"}), callable, None],
-    "mining_margin": [NON_NEGATIVE],
-}
-
-# Stands once here; the docstrings of losses and embedders hold the marker MINING_PARAMETERS in its place.
-MINING_DOC = """\
-mining : {"vthm", "semihard", "hard", "distance_weighted"}, callable or None, default={mining}
-    Which pairs of a batch count. "vthm": for each anchor the negatives more similar than its hardest positive less
-    ``mining_margin``, and the positives less similar than its hardest negative plus it. "semihard": all positives, and
-    for each of them the hardest negative that is still less similar, or the easiest where none is. "hard": the least
-    similar positive and the most similar negative of each anchor. "distance_weighted": all positives, and as many
-    negatives, drawn evenly over the distances (of unit rows). None: all pairs. A callable maps ``(S, positive,
-    negative)``, the similarities (B, M) and two boolean masks with a row for each anchor, to the two masks thinned.
-mining_margin : float, default=0.1
-    Epsilon of "vthm", which alone uses it; >= 0, on the scale of the similarities.
-"""
-
 
 def vthm(S, positive, negative, margin=0.1):
-    """Keep the pairs that break the order of a triplet, or would within a margin: valid triplet based hard mining.
+    """Keep the pairs that violate the order of a triplet, or nearly do: valid triplet based hard mining.
 
-    A negative counts if it is more similar to the anchor than the least similar positive less the margin, a positive
+    A negative counts if it is more similar to the anchor than the least similar positive minus the margin, a positive
     if it is less similar than the most similar negative plus the margin. Both inequalities are strict. An anchor
     without positives or without negatives selects nothing.
 
@@ -75,7 +56,7 @@ def semihard(S, positive, negative):
 
     Notes
     -----
-    The batch form in general use of [1]_, which wants 0 < d_an - d_ap < margin: see `semihard_negatives`.
+    The usual form of [1]_ for batches; [1]_ requires 0 < d_an - d_ap < margin. See `semihard_negatives`.
 
     References
     ----------
@@ -91,7 +72,7 @@ def semihard(S, positive, negative):
 def semihard_negatives(s, S, negative):
     """Return for similarities s (B, K) the index of the hardest negative of the row that is less similar, (B, K).
 
-    Strictly less; where there is none, the index of the easiest negative, and in a row without negatives any index.
+    Strictly less similar. Where there is none, it is the index of the easiest negative, in a row without negatives any.
     """
     distance, index = torch.where(negative, -S, torch.inf).sort(dim=1)  # nearest negative first
     place = torch.searchsorted(distance, -s, right=True)
@@ -112,7 +93,7 @@ def hard(S, positive, negative):
     Returns
     -------
     positive, negative : bool tensor of shape (B, M)
-        One pair a row in each, of equals that of lowest index; none for an anchor without positives or without
+        One pair per row in each, the one of lowest index among equals; none for an anchor without positives or without
         negatives.
 
     References
@@ -128,7 +109,7 @@ def hard(S, positive, negative):
 
 
 def distance_weighted(S, positive, negative, n_components, *, cutoff=0.5, max_distance=1.4):
-    """Keep all positives of an anchor, and draw as many of its negatives by `distance_log_probabilities` [1]_.
+    """Keep all positives of an anchor, and draw as many negatives by `distance_log_probabilities` [1]_.
 
     The draws come from torch's generator of the device, without replacement.
 
@@ -159,7 +140,7 @@ def distance_weighted(S, positive, negative, n_components, *, cutoff=0.5, max_di
     """
     positive = positive & negative.any(dim=1, keepdim=True)
     log_p = distance_log_probabilities(S, negative, n_components, cutoff=cutoff, max_distance=max_distance)
-    # The largest of log p plus Gumbel noise are a draw without replacement.
+    # The largest values of log p plus Gumbel noise are a draw without replacement.
     key = log_p - torch.empty_like(S).exponential_().log()
     n_drawn = positive.sum(dim=1, keepdim=True)
     least = key.topk(most(n_drawn, S.shape[1]), dim=1).values.gather(1, (n_drawn - 1).clamp_(min=0))  # (B, 1)
@@ -167,7 +148,7 @@ def distance_weighted(S, positive, negative, n_components, *, cutoff=0.5, max_di
 
 
 def distance_log_probabilities(S, negative, n_components, *, cutoff=0.5, max_distance=1.4):
-    r"""Return the log probability to draw each negative of an anchor, so that all distances are drawn alike.
+    r"""Return the log probability of drawing each negative of an anchor, so that all distances are equally likely.
 
     Proportional to :math:`1 / q(d)`, the density of the distance of two random points on the sphere,
     :math:`q(d) = d^{D-2} (1 - d^2 / 4)^{(D-3)/2}`.
@@ -181,10 +162,10 @@ def distance_log_probabilities(S, negative, n_components, *, cutoff=0.5, max_dis
     n_components : int
         D.
     cutoff : float, default=0.5
-        Distances below count as this one, which bounds the weight of the nearest.
+        Distances below this one count as this one, which bounds the weight of the nearest.
     max_distance : float, default=1.4
-        Negatives this far or farther are not drawn, unless an anchor has no nearer one: then all its negatives are
-        drawn alike.
+        Negatives at this distance or farther are not drawn unless an anchor has no nearer one: then all its negatives
+        are equally likely.
 
     Returns
     -------

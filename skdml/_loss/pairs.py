@@ -1,46 +1,49 @@
 """What the losses over pairs share.
 
-Axes: B samples of a batch, D components, M samples the anchors are compared with: the batch, and behind it what a
-memory holds. Column j < B is sample j of the batch, so self pairs lie on the diagonal. The row of a (B, M) matrix is
-the anchor.
+Axes: B samples of a batch, D components, M samples the anchors are compared with: the batch, followed by what a memory
+holds. Column j < B is sample j of the batch, so self pairs lie on the diagonal. The row of a (B, M) matrix is the
+anchor.
 """
-
-import inspect
-import textwrap
 
 from torch import nn
 
-from .mining import MINING_DOC, distance_weighted, hard, semihard, vthm
+from .._constraints import NON_NEGATIVE, StrOptions
+from .mining import distance_weighted, hard, semihard, vthm
 from .similarities import dot_products
-from .terms import check_batch
+from .terms import check_batch, zero_loss
 
 
 class PairLoss(nn.Module):
-    """A loss that sees the embeddings through their similarities alone.
+    """A loss that depends on the embeddings only through their similarities.
 
     A subclass writes its formula once, as ``pair_loss(S, positive, negative)``, a scalar that autograd differentiates
-    in S. This class makes S and the two masks and lets ``mining`` thin the masks, so that every mining rule goes with
-    every loss, and with a memory of earlier batches. A batch without a pair that counts must give 0, connected to the
-    graph, with a zero gradient. To be trained with weights it also takes ``sample_weight`` (B,), or None, by name.
+    in S. This class computes S and the two masks and lets ``mining`` thin the masks, so that every mining rule works
+    with every loss, and with a memory of earlier batches. A batch without a pair that counts must give 0, connected to
+    the graph, with zero gradient. To be trained with weights it also takes ``sample_weight`` (B,), or None, by name.
 
     Parameters
     ----------
-    mining : str, callable or None
+    mining : {"vthm", "semihard", "hard", "distance_weighted"}, callable or None
+        Which pairs of a batch count. "vthm": for each anchor, the negatives more similar than its hardest positive
+        minus ``mining_margin``, and the positives less similar than its hardest negative plus ``mining_margin``.
+        "semihard": all positives, and for each of them the hardest negative that is still less similar, or the easiest
+        negative where there is none. "hard": the least similar positive and the most similar negative of each anchor.
+        "distance_weighted": all positives and as many negatives, drawn evenly over the distances (of unit rows). None:
+        all pairs. A callable maps ``(S, positive, negative)``, the similarities (B, M) and two boolean masks with one
+        row per anchor, to the two masks of the pairs to keep.
     mining_margin : float
+        Epsilon of "vthm", the only rule that uses it; >= 0, on the scale of the similarities.
     """
+
+    _parameter_constraints = {
+        "mining": [StrOptions({"vthm", "semihard", "hard", "distance_weighted"}), callable, None],
+        "mining_margin": [NON_NEGATIVE],
+    }
 
     def __init__(self, mining, mining_margin):
         super().__init__()
         self.mining = mining
         self.mining_margin = mining_margin
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        default = inspect.signature(cls).parameters.get("mining")
-        if default is not None and cls.__doc__:
-            shown = f'"{default.default}"' if isinstance(default.default, str) else repr(default.default)
-            text = textwrap.indent(MINING_DOC.replace("{mining}", shown), "    ").strip()
-            cls.__doc__ = cls.__doc__.replace("MINING_PARAMETERS", text)
 
     def forward(self, embeddings, y, sample_weight=None):
         """Return the loss of a batch.
@@ -48,11 +51,11 @@ class PairLoss(nn.Module):
         Parameters
         ----------
         embeddings : tensor of shape (B, D)
-            Taken as they are, never normalised here.
+            Taken as they are, never normalized here.
         y : int tensor of shape (B,)
             The class of each row.
         sample_weight : tensor of shape (B,) or None, default=None
-            Weight of each row's terms as an anchor, >= 0: as if its row of similarities stood there so often, and its
+            Weight of each row's terms as an anchor, >= 0: as if its row of similarities occurred that often, and its
             column once. None: ones.
 
         Returns
@@ -62,7 +65,7 @@ class PairLoss(nn.Module):
         """
         check_batch(embeddings, y, sample_weight)
         if len(y) == 0:
-            return embeddings.sum() + sum(0 * p.sum() for p in self.parameters())
+            return zero_loss(self, embeddings)
         return self._compare(self._similarities(embeddings), y, y, embeddings.shape[1], sample_weight)
 
     def _compare(self, S, y, columns_y, n_components, sample_weight=None):
@@ -108,9 +111,9 @@ class PairLoss(nn.Module):
         Parameters
         ----------
         S : tensor of shape (B, M), M >= B
-            Similarities, see ``_similarities``. Of a batch alone M is B.
+            Similarities: dot products, or 1 - d^2 / 2 for a loss of Euclidean distances d. M is B without a memory.
         positive, negative : bool tensor of shape (B, M)
-            Which pairs count, the row being the anchor. No self pairs.
+            Which pairs count; the row is the anchor. There are no self pairs.
         sample_weight : tensor of shape (B,) or None, default=None
             Weight of each anchor, >= 0. None: ones.
 
@@ -130,11 +133,11 @@ class PairLoss(nn.Module):
 
 
 def pair_masks(y, columns_y=None):
-    """Return two boolean masks (B, M): pairs of one class without the self pairs, and pairs of two classes.
+    """Return two boolean masks (B, M): pairs from one class, without the self pairs, and pairs from two classes.
 
-    ``columns_y`` are the classes (M,) of the columns, the batch's own first; by default they are y. Self pairs are left
-    out by index. To tell them by a similarity of 1 would drop duplicates too, and keep those self pairs that rounding
-    puts below 1.
+    ``columns_y`` are the classes (M,) of the columns, those of the batch first; by default they are y. Self pairs are
+    left out by index. Identifying them by a similarity of 1 would also drop duplicates, and keep the self pairs that
+    rounding puts below 1.
     """
     same = y[:, None] == (y if columns_y is None else columns_y)  # (B, M)
     negative = ~same

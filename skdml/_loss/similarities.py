@@ -18,7 +18,7 @@ def distance_similarities(embeddings, columns=None):
 
     So a loss of distances is a function of similarities, for rows of any length: d^2 = 2 - 2 s.
     """
-    # Distances do not depend on the origin; with one among the samples, cancellation costs fewer of their digits.
+    # Distances do not depend on the origin; an origin among the samples loses fewer digits to cancellation.
     origin = embeddings[0].detach()
     rows = embeddings - origin  # (B, D)
     if columns is None:
@@ -43,7 +43,7 @@ def distances(S):
 
 
 class _Gram(Function):
-    """X X^T, whose backward pass is one product; autograd, not knowing that the factors are one, takes two."""
+    """X X^T with one product in the backward pass; autograd, not knowing that the factors are equal, takes two."""
 
     @staticmethod
     def forward(ctx, X):
@@ -54,5 +54,5 @@ class _Gram(Function):
     @once_differentiable
     def backward(ctx, G):
         (X,) = ctx.saved_tensors
-        # A transposed copy first: the plain sum G + G.T walks along the columns and takes three times as long.
+        # A transposed copy first: the plain sum G + G.T reads along the columns and takes three times as long.
         return G.T.contiguous().add_(G) @ X

@@ -16,12 +16,17 @@ def check_batch(embeddings, y, sample_weight=None):
     if embeddings.ndim != 2 or y.shape != embeddings.shape[:1]:
         raise ValueError(
             f"Got embeddings of shape {tuple(embeddings.shape)} and y of shape {tuple(y.shape)}; need (B, D) and (B,). "
-            "Give one row of embeddings a sample; flatten y with y.flatten()."
+            "Give one row of embeddings per sample; flatten y with y.flatten()."
         )
     if sample_weight is not None and sample_weight.shape != y.shape:
         raise ValueError(
-            f"Got sample_weight of shape {tuple(sample_weight.shape)} for {len(y)} rows; need (B,), one weight a row."
+            f"Got sample_weight of shape {tuple(sample_weight.shape)} for {len(y)} rows; need (B,), one weight per row."
         )
+
+
+def zero_loss(loss, embeddings):
+    """Return 0 that backward takes to zero gradients, in the embeddings and in the parameters of the loss."""
+    return sum(tensor.flatten()[:0].sum() for tensor in (embeddings, *loss.parameters()))
 
 
 def weighted_mean(terms, sample_weight=None, counted=None):
@@ -34,8 +39,8 @@ def weighted_mean(terms, sample_weight=None, counted=None):
     sample_weight : tensor of shape (B,) or None, default=None
         None: ones.
     counted : bool or int tensor of shape (B, ...) or None, default=None
-        Which terms count, or how many of an anchor; not necessarily of the shape of the terms. None: the terms are one
-        an anchor, (B,), and all count.
+        Which terms count, or how many of an anchor; not necessarily of the shape of the terms. None: there is one term
+        per anchor, (B,), and all count.
 
     Returns
     -------
@@ -97,7 +102,7 @@ def log1p_sum_exp(S, mask, scale, threshold):
 
 
 class _Log1pSumExp(Function):
-    """A log-softmax over each row in which the self pair, never in the mask, takes the place of the 1 = e^0."""
+    """A log-softmax over each row, in which the self pair, never in the mask, represents the 1 = e^0."""
 
     @staticmethod
     def forward(ctx, S, mask, scale, threshold):
@@ -115,7 +120,7 @@ class _Log1pSumExp(Function):
 
 
 def rows_at(x, index):
-    """Return x[index], with a gradient that adds in a fixed order: that of an index in brackets does not on the CPU."""
+    """Return x[index], with a gradient that adds in a fixed order, which that of x[index] does not on the CPU."""
     rows = F.embedding(index, x.reshape(len(x), math.prod(x.shape[1:])))
     return rows.reshape(*index.shape, *x.shape[1:])
 
@@ -130,5 +135,75 @@ def sums_at(index, values, size):
 
 
 def most(counts, bound):
-    """Return the largest of the counts, at least 1, where it can be read without waiting for a device; else a bound."""
+    """Return the largest count, at least 1, where reading it does not wait for a device; otherwise the bound."""
     return max(1, int(counts.max())) if counts.device.type == "cpu" else bound
+
+
+def sums_above(values, keys, mask, thresholds):
+    """Count, for every entry of a row, the keys of the row above it, and sum their values.
+
+    Parameters
+    ----------
+    values : tensor of shape (B, M)
+        What is summed; the gradient flows through it.
+    keys : tensor of shape (B, M)
+        Detached.
+    mask : bool tensor of shape (B, M)
+        Which keys of a row count.
+    thresholds : tensor of shape (B, M)
+        Detached.
+
+    Returns
+    -------
+    number, total : tensors of shape (B, M)
+        Over j in row i of the mask with ``keys[i, j] > thresholds[i, k]``: how many there are, and the sum of their
+        values, by one sort of each row and the sums along it.
+    """
+    keys, index = torch.where(mask, keys, -torch.inf).sort(dim=1, descending=True)
+    number = torch.searchsorted(-keys, -thresholds)
+    sums = torch.where(mask, values, 0).gather(1, index).cumsum(dim=1)
+    return number, F.pad(sums, (1, 0)).gather(1, number)
+
+
+def mean_active_hinge(distance, positive, negative, margin):
+    r"""Return the mean of :math:`d_p - d_n + m` over the pairs (p, n) of a row where it is above 0.
+
+    A row's p and n are its positives and negatives, and the mean is one over all rows.
+
+    Parameters
+    ----------
+    distance : tensor of shape (R, M)
+    positive, negative : tensor of shape (R, M)
+        Boolean masks, or weights >= 0: a term has the weight of its p times that of its n.
+    margin : float
+
+    Returns
+    -------
+    tensor of shape ()
+        0 with zero gradient where nothing is active.
+    """
+    counts, n_active = active_counts(distance.detach(), positive, negative, margin)
+    # The sum of the active terms: each distance times how often it occurs, which is also its gradient.
+    shares = counts / n_active.where(n_active > 0, 1)
+    return (shares * distance).sum() + margin * (n_active > 0).to(distance.dtype)
+
+
+def active_counts(distance, positive, negative, margin):
+    """Count the active terms of each positive and, with minus, of each negative (R, M), and of all ().
+
+    A term, of p and n of one row, is active if d_p > d_n - margin; given weights, it counts with those of p and n
+    multiplied. By sorting the positives, as they are few, in O(R M log M).
+    """
+    is_positive = positive > 0
+    K = most(is_positive.sum(dim=1), distance.shape[1])
+    ranked, index = torch.where(is_positive, distance, torch.inf).topk(K, dim=1, largest=False)  # (R, K), rising
+    n_inactive = torch.searchsorted(ranked, distance - margin, right=True)  # (R, M), of a negative's positives
+    positive, negative = positive.to(distance.dtype), negative.to(distance.dtype)
+    # Sums from the active end, small where few are active, so that weights lose no digits to a difference.
+    sums = positive.gather(1, index).flip(1).cumsum(dim=1).flip(1)  # (R, K), over the ranks from r on
+    farther = F.pad(sums, (0, 1)).gather(1, n_inactive) * negative  # (R, M)
+    first = (K + 1) * torch.arange(len(distance), device=distance.device)[:, None]
+    histogram = sums_at(first + n_inactive, negative, len(distance) * (K + 1)).view(-1, K + 1)
+    # The positive of rank r, from 0, is active with the negatives that have at most r inactive positives.
+    nearer = torch.zeros_like(distance).scatter_(1, index, histogram.cumsum(dim=1)[:, :-1]) * positive
+    return nearer - farther, farther.sum()

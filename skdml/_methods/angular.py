@@ -11,12 +11,13 @@ import torch
 from torch.nn import functional as F
 
 from .._constraints import Interval, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import PairEmbedder
-from .._loss.mining import MINING_CONSTRAINTS
 from .._loss.pairs import PairLoss
 from .._loss.terms import weighted_mean
 
 
+@with_shared_docs
 class AngularLoss(PairLoss):
     r"""Keep the angle at which a negative sees a positive pair below a bound.
 
@@ -29,8 +30,8 @@ class AngularLoss(PairLoss):
     Parameters
     ----------
     angle : float, default=45.0
-        Alpha, the largest angle at the negative, in degrees; in (0, 90). The paper tries 36 to 55.
-    MINING_PARAMETERS
+        Alpha, the upper bound on the angle at the negative, in degrees; in (0, 90). The paper tries 36 to 55.
+    {BASE_PARAMETERS}
 
     Raises
     ------
@@ -41,20 +42,20 @@ class AngularLoss(PairLoss):
     -----
     Shape: embeddings (B, D) float, taken as they are (unit rows expected); y (B,) integers; returns a scalar, the mean
     over the ordered positive pairs, of which those whose anchor has no negatives are 0. Without positives or without
-    negatives the loss is 0 with zero gradient. With a memory, negatives may be of earlier batches; positives are of
-    the batch.
+    negatives the loss is 0 with zero gradient. With a memory, negatives may come from earlier batches; positives come
+    from the batch.
 
-    For unit rows f is :math:`d^2_{ap} - 4 \tan^2(\alpha) |x_n - c|^2` with c = (x_a + x_p) / 2, less the constant
+    For unit rows f is :math:`d^2_{ap} - 4 \tan^2(\alpha) |x_n - c|^2` with c = (x_a + x_p) / 2, minus the constant
     :math:`2 - 6 \tan^2(\alpha)`, which the paper drops. A scale of the rows scales f.
 
-    The sum over n splits into factors of (a, n) and of (p, n), so all pairs take one matrix product, where the triplets
-    would take B^3 exponentials. In float32 a factor e^70 times smaller than the largest of its row counts as e^-70 of
-    it, which unit rows do not come near for an angle up to 65 degrees. Long rows may: there a pair whose two rows agree
-    on no near negative has too large a value.
+    The sum over n splits into factors of (a, n) and of (p, n), so that all pairs take one matrix product; the triplets
+    would take B^3 exponentials. In float32 a factor more than e^70 times smaller than the largest of its row counts as
+    e^-70 of it, which unit rows do not come near for angles up to 65 degrees. Long rows may: a pair whose two rows have
+    no near negative in common then gets too large a value.
 
-    Differences from pytorch-metric-learning: the negatives are taken as the anchors are, where it normalises anchors
-    and positives alone; the angle is 45, not 40. The TensorFlow and Chainer ports take two samples a class, and
-    the partners alone as negatives. The paper adds the N-pairs loss, for which a torch loop sums the two.
+    Differences from pytorch-metric-learning: it normalizes only anchors and positives, whereas negatives are treated
+    alike here; the angle is 45, not 40. The TensorFlow and Chainer ports take two samples per class, and only the
+    partners as negatives. The paper adds the N-pairs loss; a torch loop can sum the two.
 
     Relations: :class:`~skdml.losses.SSTLoss` is the same bound at 30 degrees, on distances, one triplet at a time.
 
@@ -73,7 +74,7 @@ class AngularLoss(PairLoss):
     0.0181
     """
 
-    _parameter_constraints = {"angle": [Interval(Real, 0, 90, closed="neither")], **MINING_CONSTRAINTS}
+    _parameter_constraints = {"angle": [Interval(Real, 0, 90, closed="neither")], **PairLoss._parameter_constraints}
 
     def __init__(self, *, angle=45.0, mining=None, mining_margin=0.1):
         super().__init__(mining, mining_margin)
@@ -120,33 +121,31 @@ def _exponentials(z, mask):
     return torch.where(mask, (z - top).clamp(min=least, max=0), -torch.inf).exp(), top
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class AngularEmbedder(PairEmbedder):
     """Angular: bounds the angle at the negative of each triplet [1]_.
 
-    An angle does not change with the scale, so one value fits classes of any spread where a margin does not, and the
-    loss looks at three sides of a triplet instead of two. As in the paper batches are of pairs: more classes, and so
-    more negatives, do better than more positives.
+    An angle does not change with the scale, so that one value fits classes of any spread, which a margin does not, and
+    the loss uses three sides of a triplet instead of two. As in the paper, a batch holds two samples per class: more
+    classes, and thus more negatives, work better than more positives.
 
     Read more in the :ref:`User Guide <angular>`.
 
     Parameters
     ----------
-    angle : float, default=45.0
-        Alpha, the largest angle at the negative, in degrees; in (0, 90). The paper tries 36 to 55.
-    PAIR_PARAMETERS
-    BALANCED_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
     NPairsEmbedder : The loss that the paper combines with this one.
     SSTEmbedder : The same bound at 30 degrees, within local batches.
-    skdml.losses.AngularLoss : The loss alone, for a torch loop.
+    skdml.losses.AngularLoss : The loss on its own, for a torch loop.
 
     References
     ----------
@@ -163,10 +162,9 @@ class AngularEmbedder(PairEmbedder):
     True
     """
 
+    _loss_class = AngularLoss
+
     angle: float = 45.0
     samples_per_class: int = 2
 
-    _parameter_constraints = {**PairEmbedder._parameter_constraints, **AngularLoss._parameter_constraints}
-
-    def _make_loss(self, n_classes, network):
-        return AngularLoss(angle=self.angle, mining=self.mining, mining_margin=self.mining_margin)
+    _parameter_constraints = {**AngularLoss._parameter_constraints, **PairEmbedder._parameter_constraints}

@@ -12,13 +12,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from .._constraints import POSITIVE, POSITIVE_INT, Interval, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import ProxyEmbedder
-from .._loss.terms import check_batch, rows_at, weighted_mean
+from .._loss.proxies import ProxyLoss
+from .._loss.terms import rows_at
 from .._network.networks import unit_rows
 
 
-class ArcFaceLoss(nn.Module):
-    r"""A softmax over the cosines to the nearest centers of the classes, with a margin added to the own class's angle.
+@with_shared_docs
+class ArcFaceLoss(ProxyLoss):
+    r"""A softmax over the cosines to the nearest centers of the classes, with a margin in the angle to the own class.
 
     .. math::
         \ell &= -\frac1B \sum_i \log \frac{e^{\lambda \psi(\theta_{i, y_i})}}
@@ -29,22 +32,21 @@ class ArcFaceLoss(nn.Module):
 
     Parameters
     ----------
-    n_classes : int
-        C; >= 1.
-    n_components : int
-        D, the dimension of the embeddings; >= 1.
+    {BASE_PARAMETERS}
     n_centers : int, default=1
-        K, the centers of a class; >= 1. 1 is ArcFace [1]_, more is sub-center ArcFace [2]_, where 3 is usual.
+        K, the number of centers per class; >= 1. 1 is ArcFace [1]_, more is sub-center ArcFace [2]_, where 3 is usual.
     scale : float, default=32.0
-        Lambda; > 0, unitless (multiplies a cosine in [-1, 1]). The paper has 64.
+        Lambda, the factor of the cosines in the softmax over the classes; > 0, unitless. The paper uses 64, for many
+        thousand classes.
     margin : float, default=0.5
-        Added to the angle to the own class, m; in [0, pi), in radians.
+        Margin m, which is added to the angle between a sample and the nearest center of its class; in [0, pi), in
+        radians.
 
     Attributes
     ----------
     centers : Parameter of shape (n_classes, n_centers, n_components)
-        The v_ck, of any length: they are normalised in the formula, never in place. The shorter a center, the further
-        an optimiser step turns it.
+        The v_ck, of any length: the formula normalizes them, never in place. The shorter a center, the further an
+        optimizer step turns it.
 
     Raises
     ------
@@ -54,22 +56,22 @@ class ArcFaceLoss(nn.Module):
     Notes
     -----
     Shape: embeddings (B, D) float, taken as they are (unit rows expected); y (B,) int64 in [0, n_classes); returns a
-    scalar, the mean over the batch. An empty batch gives 0 with zero gradient; with one class the loss is 0. Of the
-    centers of a class the nearest alone gets a gradient from a sample, one of them where several are equally near. A
-    center of length zero has similarity 0 to everything and receives no gradient.
+    scalar, the mean over the batch. An empty batch gives 0 with zero gradient; with one class the loss is 0. Within a
+    class only the nearest center gets a gradient from a sample, one of them where several are equally near. A center of
+    length zero has similarity 0 to everything and receives no gradient.
 
-    For rows of another length cosines become dot products, and psi is multiplied by the length of the row: the margin
-    stays one of the angle.
+    For rows of another length, cosines become dot products and psi is multiplied by the length of the row: the margin
+    remains one of the angle.
 
-    No arccosine is taken. With c the dot product and r the length of x - c w, what the sample has beside its center,
-    cos(theta + m) is c cos(m) - r sin(m). The gradient of r is a unit vector, where the slopes of the arccosine
-    and of sqrt(1 - c^2), of other codes, are unbounded near a center.
+    No arccosine is taken. With c the dot product and r the length of x - c w, the part of the sample orthogonal to its
+    center, cos(theta + m) is c cos(m) - r sin(m). The gradient of r is a unit vector, whereas the slopes of the
+    arccosine and of sqrt(1 - c^2), which other implementations use, are unbounded near a center.
 
-    Centers start uniform in +-1/sqrt(C K), as those of `SoftTripleLoss`. To clean the training set by the dominant
-    centers, as [2]_ does after a training, is no part of the loss.
+    Centers start uniform in +-1/sqrt(C K), as those of `SoftTripleLoss` do. Cleaning the training set by the dominant
+    centers, as [2]_ does after training, is not part of the loss.
 
-    The scale is half that of [1]_, whose classes are many thousand. On characters held out from the training classes 16
-    and 32 did alike, for 15 and for 100 classes, and 64 slightly worse: it saturates the softmax over few classes.
+    The scale is half that of [1]_, which has many thousand classes. On held-out classes of characters, 16 and 32
+    performed alike, for 15 and for 100 classes, and 64 slightly worse: it saturates the softmax over few classes.
 
     Relations: ``margin=0`` with ``n_centers=1`` is `NormSoftmaxLoss`; with more centers it is `SoftTripleLoss` towards
     ``gamma=0``, without margin and tau.
@@ -94,17 +96,14 @@ class ArcFaceLoss(nn.Module):
     """
 
     _parameter_constraints = {
-        "n_classes": [POSITIVE_INT],
-        "n_components": [POSITIVE_INT],
+        **ProxyLoss._parameter_constraints,
         "n_centers": [POSITIVE_INT],
         "scale": [POSITIVE],
         "margin": [Interval(Real, 0, math.pi, closed="left")],
     }
 
     def __init__(self, n_classes, n_components, *, n_centers=1, scale=32.0, margin=0.5):
-        super().__init__()
-        self.n_classes = n_classes
-        self.n_components = n_components
+        super().__init__(n_classes, n_components)
         self.n_centers = n_centers
         self.scale = scale
         self.margin = margin
@@ -112,33 +111,14 @@ class ArcFaceLoss(nn.Module):
         bound = (n_classes * n_centers) ** -0.5
         self.centers = nn.Parameter(torch.empty(n_classes, n_centers, n_components).uniform_(-bound, bound))
 
-    def forward(self, embeddings, y, sample_weight=None):
-        """Return the loss of a batch.
-
-        Parameters
-        ----------
-        embeddings : tensor of shape (B, D)
-            Taken as they are, never normalised here.
-        y : int64 tensor of shape (B,)
-            The class of each row, in [0, n_classes).
-        sample_weight : tensor of shape (B,) or None, default=None
-            Weight of each row's term in the mean, >= 0: an integer equals repeated rows. None: ones.
-
-        Returns
-        -------
-        tensor of shape ()
-            The loss; 0 for an empty batch.
-        """
-        check_batch(embeddings, y, sample_weight)
-        if len(y) == 0:
-            return embeddings.sum() + 0 * self.centers.sum()
+    def _sample_losses(self, embeddings, y):
         w = unit_rows(self.centers)  # (C, K, D)
         s, nearest = (embeddings @ w.flatten(0, 1).T).unflatten(1, w.shape[:2]).max(dim=2)  # (B, C)
         own_center = rows_at(w.flatten(0, 1), y * w.shape[1] + nearest.gather(1, y[:, None])[:, 0])  # (B, D)
         own = _psi(embeddings, own_center, self.margin)  # (B,)
-        is_own = y[:, None] == torch.arange(self.n_classes, device=y.device)  # (B, C)
+        is_own = self._is_own(y)  # (B, C)
         logits = self.scale * torch.where(is_own, own[:, None], s)  # (B, C)
-        return weighted_mean(F.cross_entropy(logits, y, reduction="none"), sample_weight)
+        return F.cross_entropy(logits, y, reduction="none")
 
 
 def _psi(x, w, margin):
@@ -153,35 +133,30 @@ def _psi(x, w, margin):
     )
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class ArcFaceEmbedder(ProxyEmbedder):
     """ArcFace: a softmax over the angles to learned centers, with a margin in the angle to the own class [1]_.
 
     With ``n_centers`` above 1 this is sub-center ArcFace [2]_: a sample counts for the nearest center of its class, so
-    that odd and wrongly labelled samples gather around centers of their own.
+    that unusual and wrongly labeled samples gather around centers of their own.
 
     Read more in the :ref:`User Guide <arcface>`.
 
     Parameters
     ----------
-    n_centers : int, default=1
-        Centers a class, K; >= 1. More than 1 is sub-center ArcFace.
-    scale : float, default=32.0
-        Lambda, the factor of the cosines in the softmax over classes; > 0. The paper has 64, for many thousand classes.
-    margin : float, default=0.5
-        Added to the angle between a sample and the nearest center of its class, m; in [0, pi), in radians.
-    PROXY_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
     NormSoftmaxEmbedder : Without a margin.
     SoftTripleEmbedder : A soft choice among the centers of a class, and a margin in the cosine.
-    skdml.losses.ArcFaceLoss : The loss alone, for a torch loop.
+    skdml.losses.ArcFaceLoss : The loss on its own, for a torch loop.
 
     References
     ----------
@@ -200,18 +175,11 @@ class ArcFaceEmbedder(ProxyEmbedder):
     True
     """
 
+    _loss_class = ArcFaceLoss
+
     n_centers: int = 1
     scale: float = 32.0
     margin: float = 0.5
     proxy_learning_rate: float = 3e-2
 
-    _parameter_constraints = {
-        **ProxyEmbedder._parameter_constraints,
-        **ArcFaceLoss._parameter_constraints,
-        "n_components": ProxyEmbedder._parameter_constraints["n_components"],
-    }
-
-    def _make_loss(self, n_classes, network):
-        return ArcFaceLoss(
-            n_classes, network.n_components, n_centers=self.n_centers, scale=self.scale, margin=self.margin
-        )
+    _parameter_constraints = {**ArcFaceLoss._parameter_constraints, **ProxyEmbedder._parameter_constraints}

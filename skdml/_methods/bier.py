@@ -13,18 +13,19 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from .._constraints import FINITE, NON_NEGATIVE, POSITIVE, POSITIVE_INT, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import BalancedEmbedder
 from .._loss.pairs import pair_masks, pair_shares
 from .._loss.similarities import dot_products
-from .._loss.terms import check_batch, weighted_mean
+from .._loss.terms import check_batch, weighted_mean, zero_loss
 from .._network.networks import PartsNetwork, ResidualHead, build_network
 
-N_HIDDEN = 512  # of a regressor of A-BIER
+N_HIDDEN = 512  # hidden units of a regressor of A-BIER
 PENALTY = 100.0  # weight of the bounds on the regressors
 
 
 class BIERLoss(nn.Module):
-    r"""Binomial deviances of several groups of components, each group made to learn what those before it do not know.
+    r"""Binomial deviances of several groups of components, each trained on what the groups before it have not learned.
 
     .. math::
         \ell &= \frac1M \sum_{m=1}^M \Bigl\{ \frac{1}{|\mathcal P|} \sum_{(i, j) \in \mathcal P} b_{mij} \,
@@ -37,11 +38,11 @@ class BIERLoss(nn.Module):
             r_m = (1 - \eta_m) \, r_{m-1} + \eta_m z_m, \qquad \eta_m = \frac{2}{m + 1}
 
     The components of an embedding x_i are those of M groups, one after the other: x_mi is the part of group m. P and N
-    are the pairs of the batch of one class and of two. The boosting weight b is the slope of the deviance at r, what
-    the groups so far say of the pair together; it is a constant of the step.
+    are the pairs of the batch from one class and from two. The boosting weight b is the slope of the deviance at r, the
+    joint score of the pair under the groups so far; it is a constant of the step.
 
-    With ``adversarial=True``, A-BIER [2]_, a regressor g_ij for each two groups i < j, of one hidden layer, tries to
-    tell the smaller group from the larger one, and the groups try to prevent it: to the loss is added
+    With ``adversarial=True``, A-BIER [2]_, a regressor g_ij with one hidden layer, for each two groups i < j, tries to
+    predict the smaller group from the larger one, and the groups try to prevent it. The term added to the loss is
 
     .. math::
         w \sum_{i < j} \Bigl\{ - \frac{1}{B d_i} \sum_{b=1}^{B} \bigl| f_{ib} \circ g_{ij}(f_{jb}) \bigr|^2
@@ -55,18 +56,19 @@ class BIERLoss(nn.Module):
     n_components : int
         D, the dimension of the embeddings; >= 1.
     group_shares : tuple of float, default=(3, 5, 8)
-        The sizes of the groups to one another, > 0; their number is M. D is cut at the rounded multiples, and a group
-        that would be empty is left out.
+        Relative sizes of the M groups, each > 0: by default 64 components form groups of 12, 20 and 32. D is cut at the
+        rounded multiples; a group that would be empty is left out.
     alpha : float, default=2.0
-        Sharpness of the deviance; > 0, unitless (multiplies a cosine in [-1, 1]).
+        Alpha, the sharpness of the deviance; > 0, unitless (multiplies a cosine in [-1, 1]).
     threshold : float, default=0.5
-        Lambda, the similarity that parts positive from negative pairs. Beta in [1]_.
+        Lambda, the cosine that separates positive from negative pairs; beta in [1]_.
     negative_cost : float, default=5.0
-        The sharpness C over negative pairs against that over positive ones; > 0. 25 in [1]_, see Notes.
+        C, the sharpness over negative pairs relative to that over positive pairs; > 0. The authors use 25, for a
+        pretrained network; if a small network is trained from scratch on images, Recall@1 is far higher with 5.
     adversarial : bool, default=False
-        Whether regressors drive the groups apart.
+        Whether regressors drive the groups apart: A-BIER [2]_.
     diversity_weight : float, default=0.01
-        The weight w of the adversarial term, which alone uses it; >= 0.
+        Weight w of the adversarial term; >= 0. Used only with ``adversarial=True``.
 
     Attributes
     ----------
@@ -81,29 +83,31 @@ class BIERLoss(nn.Module):
     Notes
     -----
     Shape: embeddings (B, D) float, taken as they are; y (B,) integers; returns a scalar, the mean over the groups of
-    the mean over the positive pairs plus the mean over the negative pairs. A side without pairs gives 0; without
-    any pair the loss is 0 with zero gradient, but for the adversarial term, which needs no pairs.
+    the mean over the positive pairs plus the mean over the negative pairs. A side without pairs gives 0; without any
+    pair the loss is 0 with zero gradient, except for the adversarial term, which needs no pairs.
 
-    The factor D / d_m belongs to embeddings whose group m has the length sqrt(d_m / D): s_m then is the cosine in the
+    The factor D / d_m suits embeddings whose group m has the length sqrt(d_m / D): s_m is then the cosine within the
     group, and the dot product of two embeddings, of unit length, is the mean of the groups' cosines weighted by their
-    size. It applies to any rows alike.
+    sizes. It applies to any rows.
 
-    As the boosting weights are constants, the gradient is not that of the value, and no other value has it: a group
-    depends on those before it and not the reverse. So it is with the adversarial term.
+    As the boosting weights are constants, the gradient is not that of the value, nor that of any other value: a group
+    depends on those before it and not the reverse. The same holds for the adversarial term.
 
-    This is the recursion of the paper ("eta" in the authors' code), not the default of that code, which adds
-    0.06 z_m to a score that starts at 0.5 and doubles the weights of negative pairs. Other differences from that code:
-    C is 5, not 25, which costs much of Recall@1 where a small network is trained from scratch; self pairs do not count
-    in the means; a batch without pairs of a kind gives no 0/0; the combined similarity weighs a group by its share, not
-    by the share's square. Without ``adversarial`` there is no term for diversity, as by default there: the squared
-    products of the activations of two groups, which it offers, are constant for groups of fixed length. Its adversary
-    sees the outputs of the linear heads before the normalisation, and its gradient stops at the feature that the groups
-    share; here the adversary sees the normalised groups, and its gradient goes through the whole network.
+    This is the recursion of the paper ("eta" in the authors' code), not the default of that code, which adds 0.06 z_m
+    to a score that starts at 0.5 and doubles the weights of negative pairs. Other differences from that code: C is 5,
+    not 25, which lowers Recall@1 much where a small network is trained from scratch; self pairs do not count in the
+    means; a batch without positive or without negative pairs does not give 0/0; the combined similarity weights a group
+    by its share, not by the square of its share. Without ``adversarial`` there is no term for diversity, as is the
+    default there: the squared products of the activations of two groups, which that code offers, are constant for
+    groups of fixed length. Its adversary sees the outputs of the linear heads before the normalization, and its
+    gradient stops at the feature that the groups share; here the adversary sees the normalized groups, and its gradient
+    goes through the whole network.
 
     Q is the mean of :math:`(|v|^2 - 1)^2` over the weight vectors v that leave a unit, plus :math:`[|c|^2 - 1]_+` for
     the biases c, summed over the two layers. The hidden layer has 512 units. The regressors start with Q = 0.
 
-    Relations: one group, ``group_shares=(1,)``, is the binomial deviance with a mean over each kind of pair.
+    Relations: one group, ``group_shares=(1,)``, is the binomial deviance with one mean over positive and one over
+    negative pairs.
 
     References
     ----------
@@ -165,7 +169,7 @@ class BIERLoss(nn.Module):
         Parameters
         ----------
         embeddings : tensor of shape (B, D)
-            Taken as they are, never normalised here.
+            Taken as they are, never normalized here.
         y : int tensor of shape (B,)
             The class of each row.
         sample_weight : tensor of shape (B,) or None, default=None
@@ -178,7 +182,7 @@ class BIERLoss(nn.Module):
         """
         check_batch(embeddings, y, sample_weight)
         if len(y) == 0:
-            return embeddings.sum() + sum(0 * p.sum() for p in self.parameters())
+            return zero_loss(self, embeddings)
         groups = [
             (self.n_components / size) ** 0.5 * x
             for x, size in zip(embeddings.split(self._sizes, dim=1), self._sizes, strict=True)
@@ -213,7 +217,7 @@ class BIERLoss(nn.Module):
 
 
 class _Reverse(Function):
-    """The identity, with the gradient's sign turned."""
+    """The identity, with a gradient of opposite sign."""
 
     @staticmethod
     def forward(ctx, x):
@@ -225,7 +229,7 @@ class _Reverse(Function):
 
 
 def _regressor(n_in, n_out):
-    """Return a network of one hidden layer whose weights meet the bounds."""
+    """Return a network with one hidden layer, whose weights meet the bounds."""
     regressor = nn.Sequential(nn.Linear(n_in, N_HIDDEN), nn.ReLU(), nn.Linear(N_HIDDEN, n_out))
     for layer in (regressor[0], regressor[2]):
         layer.weight.data = F.normalize(layer.weight.data, dim=0)
@@ -244,49 +248,36 @@ def _check_shares(owner):
     shares = owner.group_shares
     if not shares or not all(isinstance(share, Real) and 0 < share < float("inf") for share in shares):
         raise ValueError(
-            f"The 'group_shares' parameter of {type(owner).__name__} must be a tuple of numbers > 0, one a group. Got "
-            f"{shares!r} instead."
+            f"The 'group_shares' parameter of {type(owner).__name__} must be a tuple of numbers > 0, one per group. "
+            f"Got {shares!r} instead."
         )
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class BIEREmbedder(BalancedEmbedder):
     """BIER: an ensemble of groups of components, each boosted on what the groups before it get wrong [1]_.
 
     The groups are linear heads on one feature. Each has a binomial deviance of its own cosines, in which a pair weighs
-    the more the worse the groups before it do on it. With ``adversarial=True``, A-BIER [2]_, regressors keep the groups
-    different. The embedding is the groups side by side, each with the length sqrt(d_m / D), so that a dot product is
-    the mean of the groups' cosines weighted by their size.
+    more where the groups before do worse on it. With ``adversarial=True``, A-BIER [2]_, regressors keep the groups
+    different. The embedding is the concatenation of the groups, each with the length sqrt(d_m / D), so that a dot
+    product is the mean of the groups' cosines weighted by their sizes.
 
     Read more in the :ref:`User Guide <bier>`.
 
     Parameters
     ----------
-    group_shares : tuple of float, default=(3, 5, 8)
-        The sizes of the groups to one another, > 0, with 64 components 12, 20 and 32. A group that would be empty is
-        left out.
-    alpha : float, default=2.0
-        Sharpness of the deviance; > 0.
-    threshold : float, default=0.5
-        The cosine that parts positive from negative pairs.
-    negative_cost : float, default=5.0
-        Sharpness over negative pairs against that over positive ones; > 0. The authors' 25 is for a network trained
-        before; from scratch on small images Recall@1 is far higher with 5.
-    adversarial : bool, default=False
-        Whether regressors drive the groups apart: A-BIER.
-    diversity_weight : float, default=0.01
-        Weight of the adversarial term, which alone uses it; >= 0.
-    BALANCED_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
-    HDCEmbedder : An ensemble too, of heads at several depths of the network.
-    skdml.losses.BIERLoss : The loss alone, for a torch loop.
+    HDCEmbedder : An ensemble of heads at several depths of the network.
+    skdml.losses.BIERLoss : The loss on its own, for a torch loop.
 
     References
     ----------
@@ -305,6 +296,8 @@ class BIEREmbedder(BalancedEmbedder):
     True
     """
 
+    _loss_class = BIERLoss
+
     group_shares: tuple[float, ...] = (3, 5, 8)
     alpha: float = 2.0
     threshold: float = 0.5
@@ -312,11 +305,7 @@ class BIEREmbedder(BalancedEmbedder):
     adversarial: bool = False
     diversity_weight: float = 0.01
 
-    _parameter_constraints = {
-        **BalancedEmbedder._parameter_constraints,
-        **BIERLoss._parameter_constraints,
-        "n_components": BalancedEmbedder._parameter_constraints["n_components"],
-    }
+    _parameter_constraints = {**BIERLoss._parameter_constraints, **BalancedEmbedder._parameter_constraints}
 
     def _check_params(self):
         super()._check_params()
@@ -341,14 +330,3 @@ class BIEREmbedder(BalancedEmbedder):
         sizes = group_sizes(network.n_components, self.group_shares)
         lengths = [(size / network.n_components) ** 0.5 for size in sizes]
         return PartsNetwork(network.backbone, network.head, sizes, lengths, self.normalize, self.precision)
-
-    def _make_loss(self, n_classes, network):
-        return BIERLoss(
-            network.n_components,
-            group_shares=self.group_shares,
-            alpha=self.alpha,
-            threshold=self.threshold,
-            negative_cost=self.negative_cost,
-            adversarial=self.adversarial,
-            diversity_weight=self.diversity_weight,
-        )

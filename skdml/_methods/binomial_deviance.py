@@ -9,12 +9,13 @@ import torch
 from torch.nn import functional as F
 
 from .._constraints import FINITE, POSITIVE, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import PairEmbedder
-from .._loss.mining import MINING_CONSTRAINTS
 from .._loss.pairs import PairLoss
 from .._loss.terms import weighted_mean
 
 
+@with_shared_docs
 class BinomialDevianceLoss(PairLoss):
     r"""Pull an anchor's positives and push its negatives, each by how far it is on the wrong side of a threshold.
 
@@ -24,17 +25,17 @@ class BinomialDevianceLoss(PairLoss):
           + \frac1{|N_i|} \sum_{k \in N_i} \log\bigl[1 + e^{\beta (s_{ik} - \lambda)}\bigr] \Bigr\}
 
     This is Eq. (12) of [1]_, divided by B. P_i and N_i are the positives and the negatives of anchor i that ``mining``
-    selects; their sizes count what it selected.
+    selects, so that their sizes count the selected pairs.
 
     Parameters
     ----------
     alpha : float, default=2.0
-        Alpha in Eq. (12), the sharpness over positives; > 0, unitless (multiplies a cosine in [-1, 1]).
+        Alpha in Eq. (12) of [1]_, the sharpness over positive pairs; > 0, unitless (multiplies a cosine in [-1, 1]).
     beta : float, default=50.0
-        Beta in Eq. (12), the sharpness over negatives; > 0, unitless.
+        Beta in Eq. (12) of [1]_, the sharpness over negative pairs; > 0, unitless. It also scales their weight.
     threshold : float, default=0.5
-        Lambda in Eq. (12), the similarity that every pair is compared with.
-    MINING_PARAMETERS
+        Lambda in Eq. (12) of [1]_, the similarity that every pair is compared with.
+    {BASE_PARAMETERS}
 
     Raises
     ------
@@ -45,17 +46,17 @@ class BinomialDevianceLoss(PairLoss):
     -----
     Shape: embeddings (B, D) float, taken as they are (unit rows expected); y (B,) integers; returns a scalar: the mean
     over an anchor's pairs on either side, then the mean over all B anchors. A side without pairs gives 0; an anchor
-    without either counts in the mean. A batch without pairs gives 0 with zero gradient.
+    without any pair counts in the mean. A batch without pairs gives 0 with zero gradient.
 
     The gradient in s_ij times B is :math:`-\alpha / (|P_i| (1 + e^{\alpha (s_{ij} - \lambda)}))` for a positive pair
     and :math:`\beta / (|N_i| (1 + e^{-\beta (s_{ij} - \lambda)}))` for a negative one, the weights of Eqs. (13), (14).
-    A pair's weight depends on its own similarity, not on those of the others. As the formula has no 1 / beta, a hard
-    negative weighs beta / alpha times as much as a hard positive.
+    The weight of a pair depends only on its own similarity. As the formula has no 1 / beta, a hard negative weighs beta
+    / alpha times as much as a hard positive.
 
     Differences: Eq. (12) has no 1 / B. The original [2]_ takes one mean over all positive and one over all negative
-    pairs of the batch, and has the factor beta / alpha as a cost of negatives. The code of the first author of [1]_ has
-    beta = 40, leaves out self pairs by ``s < 1``, which keeps many of them in float32, gives NaN for an anchor without
-    positives, and with its mining multiplies the sides by 2 / alpha and 2 / beta.
+    pairs of the batch, and uses the factor beta / alpha as the cost of negatives. The code of the first author of [1]_
+    has beta = 40, leaves out self pairs by ``s < 1``, which keeps many of them in float32, gives NaN for an anchor
+    without positives, and with its mining multiplies the sides by 2 / alpha and 2 / beta.
 
     References
     ----------
@@ -73,7 +74,12 @@ class BinomialDevianceLoss(PairLoss):
     2.795
     """
 
-    _parameter_constraints = {"alpha": [POSITIVE], "beta": [POSITIVE], "threshold": [FINITE], **MINING_CONSTRAINTS}
+    _parameter_constraints = {
+        "alpha": [POSITIVE],
+        "beta": [POSITIVE],
+        "threshold": [FINITE],
+        **PairLoss._parameter_constraints,
+    }
 
     def __init__(self, *, alpha=2.0, beta=50.0, threshold=0.5, mining=None, mining_margin=0.1):
         super().__init__(mining, mining_margin)
@@ -83,22 +89,7 @@ class BinomialDevianceLoss(PairLoss):
         check_constraints(self, vars(self))
 
     def pair_loss(self, S, positive, negative, sample_weight=None):
-        """Return Eq. (12) / B over the pairs in two masks.
-
-        Parameters
-        ----------
-        S : tensor of shape (B, M)
-            Similarities, dot products.
-        positive, negative : bool tensor of shape (B, M)
-            P_i and N_i as rows.
-        sample_weight : tensor of shape (B,) or None, default=None
-            Weight of each anchor's terms, >= 0. None: ones.
-
-        Returns
-        -------
-        tensor of shape ()
-            The loss.
-        """
+        """Return Eq. (12) / B over the pairs in two masks."""
         pull = _row_means(F.softplus(self.alpha * (self.threshold - S)), positive)  # (B,)
         push = _row_means(F.softplus(self.beta * (S - self.threshold)), negative)  # (B,)
         return weighted_mean(pull + push, sample_weight)
@@ -109,35 +100,29 @@ def _row_means(values, mask):
     return torch.where(mask, values, 0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class BinomialDevianceEmbedder(PairEmbedder):
     """Binomial deviance: a logistic cost for every pair of a batch [1]_ [2]_.
 
-    Positive and negative pairs are averaged apart for each anchor, so that the many negatives do not drown the few
-    positives. Batches hold several samples of each of several classes, so classes must have several samples.
+    Positive and negative pairs are averaged separately for each anchor, so that the many negatives do not drown out the
+    few positives. Batches hold several samples of each of several classes, so classes must have several samples.
 
     Read more in the :ref:`User Guide <binomial_deviance>`.
 
     Parameters
     ----------
-    alpha : float, default=2.0
-        Steepness over positive pairs, Eq. (12) of [1]_; > 0.
-    beta : float, default=50.0
-        Steepness over negative pairs, Eq. (12) of [1]_; > 0. It also scales their weight.
-    threshold : float, default=0.5
-        Lambda, the similarity that pairs are compared with, Eq. (12) of [1]_.
-    PAIR_PARAMETERS
-    BALANCED_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
-    RAWEmbedder : Weighs a pair also by how hard it is beside the anchor's others.
-    skdml.losses.BinomialDevianceLoss : The loss alone, for a torch loop.
+    RAWEmbedder : Weights a pair also by its hardness relative to the other pairs of its anchor.
+    skdml.losses.BinomialDevianceLoss : The loss on its own, for a torch loop.
 
     References
     ----------
@@ -154,17 +139,10 @@ class BinomialDevianceEmbedder(PairEmbedder):
     True
     """
 
+    _loss_class = BinomialDevianceLoss
+
     alpha: float = 2.0
     beta: float = 50.0
     threshold: float = 0.5
 
-    _parameter_constraints = {**PairEmbedder._parameter_constraints, **BinomialDevianceLoss._parameter_constraints}
-
-    def _make_loss(self, n_classes, network):
-        return BinomialDevianceLoss(
-            alpha=self.alpha,
-            beta=self.beta,
-            threshold=self.threshold,
-            mining=self.mining,
-            mining_margin=self.mining_margin,
-        )
+    _parameter_constraints = {**BinomialDevianceLoss._parameter_constraints, **PairEmbedder._parameter_constraints}

@@ -1,4 +1,4 @@
-"""Circle loss: each pair paced by how far it is from its optimum.
+"""Circle loss: each pair is weighted by its distance from its optimum.
 
 Axes: B samples of a batch, M samples the anchors are compared with.
 """
@@ -9,12 +9,13 @@ import torch
 from torch.nn import functional as F
 
 from .._constraints import NON_NEGATIVE, POSITIVE, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import PairEmbedder
-from .._loss.mining import MINING_CONSTRAINTS
 from .._loss.pairs import PairLoss
 from .._loss.terms import log_sum_exp, weighted_mean
 
 
+@with_shared_docs
 class CircleLoss(PairLoss):
     r"""Pull an anchor's positives and push its negatives, each with a weight that falls as it nears its optimum.
 
@@ -29,11 +30,12 @@ class CircleLoss(PairLoss):
     Parameters
     ----------
     margin : float, default=0.4
-        The m of the formula; >= 0, on the scale of a cosine. Positives strive for 1 + m and negatives for -m. Wanted
-        are s_p > 1 - m and s_n < m.
+        Margin m; >= 0, on the scale of a cosine. The optimum of a similarity is 1 + m for positives and -m for
+        negatives; the aim is s_p > 1 - m and s_n < m.
     scale : float, default=80.0
-        Gamma; > 0, unitless.
-    MINING_PARAMETERS
+        Gamma, the factor of the similarities; > 0, unitless. With a large value only the hardest pairs of an anchor
+        count.
+    {BASE_PARAMETERS}
 
     Raises
     ------
@@ -46,14 +48,14 @@ class CircleLoss(PairLoss):
     over all B anchors. An anchor without positives or without negatives contributes 0 and counts in the mean. A batch
     of one class, or without two samples of a class, gives 0 with zero gradient.
 
-    As the weights are held constant, the gradient is that of the formula with the weights as numbers, not that of the
-    value as a function of the embeddings: finite differences of the loss give something else.
+    As the weights are held constant, the gradient is not that of the value as a function of the embeddings: finite
+    differences of the loss differ from it.
 
-    The defaults are the paper's for fine-grained retrieval; it takes m = 0.25 with gamma = 256 for faces, 128 for
-    persons.
+    The defaults are the paper's for fine-grained retrieval; for faces it uses m = 0.25 with gamma = 256, for persons
+    gamma = 128.
 
-    Differences from code in general use, which sums over all unordered pairs of a batch under one logarithm: here, as
-    in the text of the paper, over the pairs of one anchor.
+    Code in general use sums over all unordered pairs of a batch under one logarithm; here, as in the text of the paper,
+    the sum runs over the pairs of one anchor.
 
     References
     ----------
@@ -71,7 +73,7 @@ class CircleLoss(PairLoss):
     28.86
     """
 
-    _parameter_constraints = {"margin": [NON_NEGATIVE], "scale": [POSITIVE], **MINING_CONSTRAINTS}
+    _parameter_constraints = {"margin": [NON_NEGATIVE], "scale": [POSITIVE], **PairLoss._parameter_constraints}
 
     def __init__(self, *, margin=0.4, scale=80.0, mining=None, mining_margin=0.1):
         super().__init__(mining, mining_margin)
@@ -80,22 +82,7 @@ class CircleLoss(PairLoss):
         check_constraints(self, vars(self))
 
     def pair_loss(self, S, positive, negative, sample_weight=None):
-        """Return the loss over the pairs in two masks.
-
-        Parameters
-        ----------
-        S : tensor of shape (B, M)
-            Similarities, dot products.
-        positive, negative : bool tensor of shape (B, M)
-            P_i and N_i as rows.
-        sample_weight : tensor of shape (B,) or None, default=None
-            Weight of each anchor's terms, >= 0. None: ones.
-
-        Returns
-        -------
-        tensor of shape ()
-            The loss.
-        """
+        """Return the loss over the pairs in two masks."""
         m = self.margin
         a_p = (1 + m - S.detach()).clamp(min=0)  # (B, M)
         a_n = (S.detach() + m).clamp(min=0)  # (B, M)
@@ -104,38 +91,34 @@ class CircleLoss(PairLoss):
         return weighted_mean(torch.where(has_positive & has_negative, F.softplus(push + pull), 0), sample_weight)
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class CircleEmbedder(PairEmbedder):
-    """Circle loss: all pairs of an anchor under one logarithm, each paced by its distance from its optimum [1]_.
+    """Circle loss: all pairs of an anchor under one logarithm, each weighted by its distance from its optimum [1]_.
 
-    A positive that is already similar, and a negative that is already dissimilar, gets a small gradient; the one that
-    lags behind gets a large one. Batches hold several samples of each of several classes, so classes must have several
+    Positives that are already similar and negatives that are already dissimilar get small gradients; pairs that lag
+    behind get large ones. Batches hold several samples of each of several classes, so classes must have several
     samples.
 
     Read more in the :ref:`User Guide <circle>`.
 
     Parameters
     ----------
-    margin : float, default=0.4
-        Positives strive for 1 + margin, negatives for -margin; >= 0, in units of the cosine.
-    scale : float, default=80.0
-        Gamma, the factor of the similarities; > 0. Large: the hardest pairs of an anchor alone count.
-    PAIR_PARAMETERS
-    BALANCED_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
-    RAWEmbedder : Weighs the positives and the negatives of an anchor apart from each other.
-    skdml.losses.CircleLoss : The loss alone, for a torch loop.
+    RAWEmbedder : Weights the positives and the negatives of an anchor separately.
+    skdml.losses.CircleLoss : The loss on its own, for a torch loop.
 
     Notes
     -----
-    The paper takes ``margin=0.25, scale=256`` for faces and ``scale=128`` for persons; the defaults are its values for
+    The paper uses ``margin=0.25, scale=256`` for faces and ``scale=128`` for persons; the defaults are its values for
     fine-grained retrieval.
 
     References
@@ -153,10 +136,9 @@ class CircleEmbedder(PairEmbedder):
     True
     """
 
+    _loss_class = CircleLoss
+
     margin: float = 0.4
     scale: float = 80.0
 
-    _parameter_constraints = {**PairEmbedder._parameter_constraints, **CircleLoss._parameter_constraints}
-
-    def _make_loss(self, n_classes, network):
-        return CircleLoss(margin=self.margin, scale=self.scale, mining=self.mining, mining_margin=self.mining_margin)
+    _parameter_constraints = {**CircleLoss._parameter_constraints, **PairEmbedder._parameter_constraints}

@@ -12,12 +12,13 @@ from scipy.spatial.distance import cdist
 from torch import nn
 
 from .._constraints import NON_NEGATIVE, Interval, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import BalancedEmbedder
-from .._loss.terms import check_batch, rows_at
+from .._loss.terms import check_batch, rows_at, zero_loss
 
 
 class ClusteringLoss(nn.Module):
-    r"""Make the classes the best clustering of the batch, by a margin that grows with the error of the others.
+    r"""Make the classes the best clustering of the batch, by a margin that grows with the error of another one.
 
     .. math::
         \ell &= \Bigl[ \max_{|S| = C} \{ F(S) + \gamma \Delta(S) \} - \tilde F \Bigr]_+, \qquad
@@ -32,9 +33,11 @@ class ClusteringLoss(nn.Module):
     Parameters
     ----------
     gamma : float, default=1.0
-        Gamma, the factor of the margin; >= 0, on the scale of F, a sum of distances over the batch.
+        Gamma, the factor of the margin, which is 1 minus the normalized mutual information of clusters and classes; >=
+        0, on the scale of a sum of distances over the batch.
     max_swap_rounds : int, default=5
-        Rounds of swapping medoids after the greedy choice, at most; >= 0. A round without a swap is the last.
+        Maximum number of rounds that swap medoids (PAM) after the greedy choice; >= 0. A round without a swap is the
+        last.
 
     Raises
     ------
@@ -44,23 +47,23 @@ class ClusteringLoss(nn.Module):
     Notes
     -----
     Shape: embeddings (B, D) float, taken as they are, of any norm; y (B,) integers; returns a scalar, a sum over the
-    batch, not a mean. Batches of one class, or of classes with one sample each, give 0 with zero gradient.
+    batch, not a mean. A batch of one class, or of classes with one sample each, gives 0 with zero gradient.
 
-    The maximum is approached as in [1]_: medoids are added one at a time, each the sample of the highest
-    :math:`F + \gamma \Delta`, of equal ones that of lowest index; then each is swapped for the best member of its
-    cluster (PAM), if that is better. So the loss is never above that of the exact maximum. No gradient flows through
-    the choice: it reaches the distances to the chosen medoids and to those of the classes. A sample at distance 0 of
-    its medoid gets none.
+    The maximum is approximated as in [1]_: medoids are added one at a time, each the sample with the highest :math:`F +
+    \gamma \Delta` (the lowest index among equals); then each is swapped for the best member of its cluster (PAM), if
+    that is better. The loss is therefore never above that of the exact maximum. No gradient flows through the choice:
+    it reaches the distances to the chosen medoids and to those of the classes. A sample at distance 0 from its medoid
+    gets none.
 
-    The choice is made on the CPU in float64, so that a step on another device waits for it. It takes :math:`O(B^2 D +
-    C B^3)` time at most: all candidates are compared at once, through the cells of the table of clusters and classes,
-    of which no more than B are not empty. :math:`\Delta` is computed only for the candidates that it can save, whose F
-    is within gamma of the best.
+    The choice is made on the CPU in float64, so that a step on another device waits for it. It takes at most
+    :math:`O(B^2 D + C B^3)` time: all candidates are compared at once, through the cells of the table of clusters and
+    classes, at most B of which are not empty. :math:`\Delta` is computed only where it can change the choice, for
+    candidates whose F is within gamma of the best.
 
-    Differences from [1]_: a swap is judged by F of the batch with every sample at its nearest medoid, where the paper
-    takes the sum over the cluster as it was, a bound on it; and samples move to their nearest medoid after every swap,
-    not after every round. A medoid belongs to its own cluster, whatever is at distance 0 of it. The geometric mean
-    under the mutual information is that of the paper; scikit-learn takes the arithmetic one since 0.22 (its
+    Differences from [1]_: a swap is judged by the F of the batch with every sample at its nearest medoid, whereas the
+    paper uses the sum over the old cluster, a bound on it; and samples move to their nearest medoid after every swap,
+    not after every round. A medoid belongs to its own cluster, whatever lies at distance 0 from it. Mutual information
+    is divided by the geometric mean, as in the paper; scikit-learn uses the arithmetic mean since 0.22 (its
     ``average_method="geometric"`` gives this one). A port for Chainer squares the distances.
 
     References
@@ -95,12 +98,12 @@ class ClusteringLoss(nn.Module):
         Parameters
         ----------
         embeddings : tensor of shape (B, D)
-            Taken as they are, never normalised here.
+            Taken as they are, never normalized here.
         y : int tensor of shape (B,)
             The class of each row.
         sample_weight : tensor of shape (B,) or None, default=None
-            Factor of each row's distances, >= 0; what counts is its ratio to the batch's mean weight. The mutual
-            information is that of the rows alike. None: ones.
+            Factor of each row's distances, >= 0; what counts is its ratio to the mean weight of the batch. All rows
+            count equally in the mutual information. None: ones.
 
         Returns
         -------
@@ -110,7 +113,7 @@ class ClusteringLoss(nn.Module):
         check_batch(embeddings, y, sample_weight)
         w = embeddings.new_ones(len(y)) if sample_weight is None else sample_weight.to(embeddings.dtype)  # (B,)
         if not w.any():
-            return 0 * embeddings.sum()
+            return zero_loss(self, embeddings)
         w = w / w.mean()
         x = embeddings.detach().cpu().double().numpy()
         labels = np.unique(y.cpu().numpy(), return_inverse=True)[1]
@@ -154,14 +157,14 @@ class _MedoidSearch:
         return (distance if self.w is None else self.w[:, None] * distance).sum(axis=0)
 
     def class_medoids(self):
-        """Return for each sample the medoid of its class, (B,)."""
+        """Return the medoid of the class of each sample, (B,)."""
         same = self.y[:, None] == self.y
         total = self._total(np.where(same, self.distance, 0))  # (B,)
-        medoid = np.where(self.of_class > 0, total[:, None], np.inf).argmin(axis=0)  # (C,), of equals the first
+        medoid = np.where(self.of_class > 0, total[:, None], np.inf).argmin(axis=0)  # (C,), the first of equals
         return medoid[self.y]
 
     def assign(self, medoids):
-        """Return for each sample its nearest medoid, (B,), of equally near ones the first; of a medoid itself."""
+        """Return the nearest medoid of each sample, (B,), the first of equally near ones; a medoid has itself."""
         medoid = medoids[self.distance[:, medoids].argmin(axis=1)]
         medoid[medoids] = medoids
         return medoid
@@ -196,13 +199,13 @@ class _MedoidSearch:
     def _best_addition(self, medoids, candidates, gamma, value):
         """Return the candidate whose addition gives the highest F + gamma * error, if above ``value``, and this.
 
-        Else None and ``value``.
+        Otherwise None and ``value``.
         """
         nearest = self.assign(medoids) if len(medoids) else np.zeros(len(self.y), dtype=np.int64)
         reach = self.distance[np.arange(len(self.y)), nearest] if len(medoids) else np.inf  # (B,)
         to_candidate = self.distance[:, candidates]  # (B, J)
         F = -self._total(np.minimum(to_candidate, np.reshape(reach, (-1, 1))))  # (J,)
-        # The error lies in [0, 1]: a candidate further behind cannot win. (Of NaN nothing is behind.)
+        # The error lies in [0, 1]: a candidate further behind cannot win. (Comparisons with NaN are false: it stays.)
         hopeful = ~((F + gamma < F.max(initial=-np.inf)) | (F + gamma <= value))
         if not hopeful.any():
             return None, value
@@ -216,7 +219,7 @@ class _MedoidSearch:
     def _errors(self, nearest, moves):
         """Return 1 - NMI, (J,), where samples leave the cluster ``nearest`` (B,) for a new one.
 
-        ``moves`` (B, J) says which do. Of the table of clusters and classes only nonempty cells are counted.
+        ``moves`` (B, J) says which do. Only nonempty cells of the table of clusters and classes are counted.
         """
         moves = moves.astype(np.float64)
         _, cell, n_cell = np.unique(nearest * self.n_classes + self.y, return_inverse=True, return_counts=True)
@@ -244,33 +247,30 @@ class _MedoidSearch:
         return 1 - np.divide(information, scale, out=np.zeros_like(information), where=scale > 1e-12)
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class ClusteringEmbedder(BalancedEmbedder):
     """Clustering: a structured loss that makes the classes the best clustering of the batch [1]_.
 
-    The loss looks at the batch as a whole: the clusters around the best medoids shall be the classes, by a margin that
+    The loss looks at the batch as a whole: the clusters around the best medoids should be the classes, by a margin that
     grows with their disagreement.
 
     Read more in the :ref:`User Guide <clustering>`.
 
     Parameters
     ----------
-    gamma : float, default=1.0
-        Factor of the margin, which is 1 less the normalized mutual information of clusters and classes; >= 0.
-    max_swap_rounds : int, default=5
-        Rounds of swapping medoids (PAM) after their greedy choice, at most; >= 0.
-    BALANCED_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
-    RAWEmbedder : Compares pairs; a step costs less.
+    RAWEmbedder : Compares pairs; a step is cheaper.
     SSTEmbedder : Batches that are clusters of the embeddings.
-    skdml.losses.ClusteringLoss : The loss alone, for a torch loop.
+    skdml.losses.ClusteringLoss : The loss on its own, for a torch loop.
 
     References
     ----------
@@ -286,10 +286,9 @@ class ClusteringEmbedder(BalancedEmbedder):
     True
     """
 
+    _loss_class = ClusteringLoss
+
     gamma: float = 1.0
     max_swap_rounds: int = 5
 
-    _parameter_constraints = {**BalancedEmbedder._parameter_constraints, **ClusteringLoss._parameter_constraints}
-
-    def _make_loss(self, n_classes, network):
-        return ClusteringLoss(gamma=self.gamma, max_swap_rounds=self.max_swap_rounds)
+    _parameter_constraints = {**ClusteringLoss._parameter_constraints, **BalancedEmbedder._parameter_constraints}

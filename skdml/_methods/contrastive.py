@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 
 from .._constraints import FINITE, POSITIVE, StrOptions, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import PairEmbedder
-from .._loss.mining import MINING_CONSTRAINTS
 from .._loss.pairs import PairLoss
 from .._loss.similarities import distance_similarities, distances, squared_distances
 from .._loss.terms import weighted_mean
 
 
+@with_shared_docs
 class ContrastiveLoss(PairLoss):
     r"""Pull every positive of an anchor, and push every negative that is more similar than a threshold.
 
@@ -32,13 +33,13 @@ class ContrastiveLoss(PairLoss):
     Parameters
     ----------
     threshold : float, default=0.5
-        Lambda in Eq. (5), the similarity above which a negative is pushed. Used with ``metric="cosine"`` alone.
+        Lambda in Eq. (5) of [1]_, the similarity above which a negative is pushed. Used only with ``metric="cosine"``.
     metric : {"cosine", "euclidean"}, default="cosine"
-        Which of the two, on dot products or on distances.
+        "cosine": Eq. (5) of [1]_, on dot products. "euclidean": the original loss [2]_, on Euclidean distances.
     margin : float, default=1.0
-        Distance m below which a negative is pushed; > 0, in the units of the embeddings. Used with
-        ``metric="euclidean"`` alone.
-    MINING_PARAMETERS
+        Distance m below which a negative is pushed; > 0, in the units of the embeddings (unit rows lie at most 2
+        apart). Used only with ``metric="euclidean"``.
+    {BASE_PARAMETERS}
 
     Raises
     ------
@@ -49,9 +50,9 @@ class ContrastiveLoss(PairLoss):
     -----
     Shape: embeddings (B, D) float, taken as they are (unit rows expected with "cosine", any with "euclidean"); y (B,)
     integers; returns a scalar: the sum over an anchor's pairs, the mean over all B anchors. A pair of the batch counts
-    twice, once from either end. An anchor without positives keeps its negative terms, and the other way round. A batch
-    without pairs gives 0 with zero gradient. With "cosine" the value may be negative. At s = lambda or d = m a pair
-    is inactive; a negative at d = 0, where d has no slope, gets no push.
+    twice, once from each end. An anchor without positives keeps its negative terms, and vice versa. A batch without
+    pairs gives 0 with zero gradient. With "cosine" the value may be negative. At s = lambda or d = m a pair is
+    inactive; a negative at d = 0, where d has no slope, gets no push.
 
     With "cosine" the gradient in s_ij times B is -1 for a positive pair, and 1 for a negative pair with s > lambda,
     the weights of Eq. (6).
@@ -60,10 +61,10 @@ class ContrastiveLoss(PairLoss):
 
     - The code of the first author of [1]_, and that of [3]_, sum 1 - s over positives and s over negatives with
       s > lambda, and divide by B. The gradient is that of Eq. (5); the value jumps by lambda where a pair becomes
-      active, and lies higher by the number of positives per anchor. Both leave out self pairs by value, here it is
+      active, and lies higher by the number of positives per anchor. Both leave out self pairs by value; here it is done
       by index.
     - The deepml code hinges squared distances, :math:`[m - d^2]_+`, without the halves. For unit rows this is twice Eq.
-      (5) with lambda = 1 - m / 2, but for a constant.
+    (5) with lambda = 1 - m / 2, up to a constant.
     - pytorch-metric-learning hinges plain distances, and averages each side over its terms that are not 0.
     - The original has the two squares of the second formula, for one pair; here their mean is taken over anchors.
 
@@ -88,7 +89,7 @@ class ContrastiveLoss(PairLoss):
         "threshold": [FINITE],
         "metric": [StrOptions({"cosine", "euclidean"})],
         "margin": [POSITIVE],
-        **MINING_CONSTRAINTS,
+        **PairLoss._parameter_constraints,
     }
 
     def __init__(self, *, threshold=0.5, metric="cosine", margin=1.0, mining=None, mining_margin=0.1):
@@ -99,22 +100,7 @@ class ContrastiveLoss(PairLoss):
         check_constraints(self, vars(self))
 
     def pair_loss(self, S, positive, negative, sample_weight=None):
-        """Return the loss over the pairs in two masks.
-
-        Parameters
-        ----------
-        S : tensor of shape (B, M)
-            Dot products, or 1 - d^2 / 2 with ``metric="euclidean"``.
-        positive, negative : bool tensor of shape (B, M)
-            P_i and N_i as rows.
-        sample_weight : tensor of shape (B,) or None, default=None
-            Weight of each anchor's terms, >= 0. None: ones.
-
-        Returns
-        -------
-        tensor of shape ()
-            The loss.
-        """
+        """Return the loss over the pairs in two masks."""
         if self.metric == "cosine":
             pull, push = -S, (S - self.threshold).relu()  # (B, M)
         else:
@@ -128,36 +114,29 @@ class ContrastiveLoss(PairLoss):
         return distance_similarities(embeddings, columns)
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class ContrastiveEmbedder(PairEmbedder):
-    """Contrastive: every positive pair pulled, every negative pair beyond a threshold pushed, all alike [1]_ [2]_.
+    """Contrastive: positive pairs are pulled, negative pairs beyond a threshold pushed, with equal weights [1]_ [2]_.
 
-    The plainest loss over pairs, and the one a cross-batch memory was made for (``memory_size``). Batches hold several
-    samples of each of several classes, so classes must have several samples.
+    The simplest loss over pairs, and the one that the cross-batch memory was designed for (``memory_size``). Batches
+    hold several samples of each of several classes, so classes must have several samples.
 
     Read more in the :ref:`User Guide <contrastive>`.
 
     Parameters
     ----------
-    threshold : float, default=0.5
-        Lambda, the similarity above which a negative is pushed, Eq. (5) of [1]_; with ``metric="cosine"`` alone.
-    metric : {"cosine", "euclidean"}, default="cosine"
-        "cosine": Eq. (5) of [1]_, on similarities. "euclidean": the original [2]_, on squares of distances.
-    margin : float, default=1.0
-        Distance below which a negative is pushed, with ``metric="euclidean"`` alone; > 0. Unit rows lie at most 2
-        apart.
-    PAIR_PARAMETERS
-    BALANCED_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
-    RAWEmbedder : Weighs pairs by how hard they are.
-    skdml.losses.ContrastiveLoss : The loss alone, for a torch loop.
+    RAWEmbedder : Weights pairs by their hardness.
+    skdml.losses.ContrastiveLoss : The loss on its own, for a torch loop.
 
     References
     ----------
@@ -174,17 +153,10 @@ class ContrastiveEmbedder(PairEmbedder):
     True
     """
 
+    _loss_class = ContrastiveLoss
+
     threshold: float = 0.5
     metric: str = "cosine"
     margin: float = 1.0
 
-    _parameter_constraints = {**PairEmbedder._parameter_constraints, **ContrastiveLoss._parameter_constraints}
-
-    def _make_loss(self, n_classes, network):
-        return ContrastiveLoss(
-            threshold=self.threshold,
-            metric=self.metric,
-            margin=self.margin,
-            mining=self.mining,
-            mining_margin=self.mining_margin,
-        )
+    _parameter_constraints = {**ContrastiveLoss._parameter_constraints, **PairEmbedder._parameter_constraints}

@@ -1,4 +1,4 @@
-"""FoldEnsembleEmbedder: one embedder a fold of the classes, their embeddings side by side."""
+"""FoldEnsembleEmbedder: one embedder per fold of the classes, their embeddings concatenated."""
 
 from numbers import Integral
 
@@ -16,25 +16,25 @@ from ..model_selection import ClassKFold
 class FoldEnsembleEmbedder(ClassNamePrefixFeaturesOutMixin, MetaEstimatorMixin, TransformerMixin, BaseEstimator):
     """Embedders trained on the folds of a cross-validation, their embeddings concatenated [1]_.
 
-    Cross-validation over classes trains one model a fold. Concatenated, they make one embedding that has seen all
-    training classes, and none of the folds' validation data is lost.
+    Cross-validation over classes trains one model per fold. Concatenated, they form one embedding that has seen all
+    training classes, so that no validation data of the folds is lost.
 
     Parameters
     ----------
     estimator : embedder
         Cloned for each fold: an embedder, or a Pipeline that ends in one.
     cv : int, splitter or None, default=None
-        The folds; each model is trained on a fold's training part. An int: so many folds of `ClassKFold`, disjoint in
-        classes. None: four.
+        The folds; each model is trained on the training part of a fold. An int: this number of folds of `ClassKFold`,
+        which are disjoint in classes. None: four.
     n_jobs : int or None, default=None
-        Folds that are trained at a time, in processes of their own.
+        Number of folds that are trained at the same time, each in a process of its own.
 
     Attributes
     ----------
     estimators_ : list
         The fitted clones, in the order of the folds.
     n_features_in_ : int
-        Numbers in a sample, if the estimators know it.
+        Numbers per sample, if the estimators know it.
     feature_names_in_ : ndarray of shape (n_features,)
         Only where X has string column names.
 
@@ -81,12 +81,12 @@ class FoldEnsembleEmbedder(ClassNamePrefixFeaturesOutMixin, MetaEstimatorMixin, 
         Raises
         ------
         ValueError
-            If y has fewer classes than there are folds, and what the estimator raises.
+            If y has fewer classes than there are folds; also what the estimator raises.
         """
         if y is None:
             raise ValueError(
-                "FoldEnsembleEmbedder requires y to be passed, but the target y is None. Pass fit(X, y) with a class "
-                "label a sample."
+                "FoldEnsembleEmbedder requires y to be passed, but the target y is None. Pass fit(X, y) with one "
+                "class label per sample."
             )
         X, y = indexable(X, y)
         check_consistent_length(X, y)
@@ -138,8 +138,8 @@ class FoldEnsembleEmbedder(ClassNamePrefixFeaturesOutMixin, MetaEstimatorMixin, 
         Returns
         -------
         ndarray of shape (n_samples, n_folds * n_components), float32
-            The embeddings, side by side, over the square root of their number: rows of unit length stay so, and a
-            similarity is the mean of the estimators'.
+            The concatenated embeddings, divided by the square root of the number of folds: rows of unit length remain
+            so, and a similarity is the mean of those of the estimators.
         """
         check_is_fitted(self)
         parts = [np.asarray(estimator.transform(X)) for estimator in self.estimators_]

@@ -13,10 +13,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from .._constraints import POSITIVE, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import BalancedEmbedder
 from .._loss.pairs import pair_masks
 from .._loss.similarities import distance_similarities, squared_distances
-from .._loss.terms import check_batch, weighted_mean
+from .._loss.terms import check_batch, weighted_mean, zero_loss
 from .._network.networks import (
     IMAGE_COMPONENTS,
     STRENGTH,
@@ -30,7 +31,7 @@ from .._network.networks import (
 
 
 class HDCLoss(nn.Module):
-    r"""Contrastive losses of several embeddings, where each embedding sees the hardest pairs of the one before.
+    r"""Contrastive losses of several embeddings, where each embedding sees the hardest pairs of the previous one.
 
     .. math::
         \ell &= \sum_{k=1}^L \frac{1}{n_k} \Bigl\{ \sum_{(i, j) \in \mathcal P_k} d_{kij}^2
@@ -40,20 +41,22 @@ class HDCLoss(nn.Module):
             \text{ pairs of } \mathcal P_{k-1} \text{ with the largest terms, likewise } \mathcal N_k
 
     The components of an embedding x_i are those of L levels, one after the other: x_ki is the part of level k. P_0 and
-    N_0 are the unordered pairs of the batch of one class and of two, and n_k is the number of terms above 0.
+    N_0 are the unordered pairs of the batch from one class and from two, and n_k is the number of terms above 0.
 
     Parameters
     ----------
     hard_fractions : tuple of float, default=(1.0, 0.5, 0.2)
-        The shares h_k in (0, 1], one a level: of the pairs that reach the level, what it keeps and hands on. Their
-        number is L.
+        Shares h_k, one per level and each in (0, 1]: the part of the pairs that reach the level which it keeps and
+        passes on.
     margin : float, default=1.0
-        The squared distance m from which on a negative pair counts no more; > 0. Of unit rows it is at most 4.
+        Squared distance m from which on a negative pair no longer counts; > 0. Squared distances of unit rows are at
+        most 4.
     negative_factor : float, default=1.0
-        The weight f of a negative pair against a positive one; > 0. 10 in the released layer, see Notes.
+        Weight f of a negative pair relative to a positive pair; > 0. The authors use 10, for a pretrained network; if a
+        small network is trained from scratch on images, Recall@1 is far higher with 1.
     level_sizes : tuple of int or None, default=None
-        The components of each level, L integers >= 1 that add up to D. None: D is split as evenly as possible, and the
-        first levels get what is over.
+        The components of each level, L integers >= 1 that add up to D. None: D is split as evenly as possible; the
+        first levels get the remainder.
 
     Raises
     ------
@@ -63,21 +66,21 @@ class HDCLoss(nn.Module):
     Notes
     -----
     Shape: embeddings (B, D) float with D >= L, taken as they are; y (B,) integers; returns a scalar, the sum over the
-    levels, each divided by the number of its kept pairs with a term above 0. Where there is none the level gives 0, and
-    so does a batch without pairs, with zero gradient. A batch without positive pairs, or without negative ones, keeps
-    the other term.
+    levels, each divided by the number of its kept pairs with a term above 0. Where there is none, the level gives 0,
+    and so does a batch without pairs, with zero gradient. A batch without positive or without negative pairs keeps the
+    other term.
 
-    The factor sqrt(L) belongs to an embedding of unit rows: its levels then have the length 1 / sqrt(L), and
-    ``sqrt(L) * x_ki`` is a unit row again. It applies to any rows alike.
+    The factor sqrt(L) suits embeddings of unit length: their levels have the length 1 / sqrt(L), so that ``sqrt(L) *
+    x_ki`` is a unit row again. It applies to any rows.
 
-    Pairs are ranked by their distance. That is ranking by their terms, and ranks those of 0, too. At least one pair of
-    each kind is kept, if there is one, and all that are as hard as the last one kept, so that the order of the batch
-    does not matter. The choice carries no gradient.
+    Pairs are ranked by their distance, which ranks them by their terms and also ranks terms of 0. At least one positive
+    and one negative pair are kept, if there are any, and all that are as hard as the last one kept, so that the order
+    of the batch does not matter. No gradient flows through the choice.
 
     Differences from the released layer: there each level selects from all pairs of the batch; here, as in the text of
-    [1]_, from those that the level before has kept, so that of 100 pairs the default leaves 100, 50 and 10. There a
-    negative pair counts twice, a positive one once, and the gradient of a squared distance is half of the true one. Its
-    factor of 10 is for a network trained before: from scratch on small images Recall@1 is far higher with 1.
+    [1]_, it selects from those that the previous level has kept, so that the default keeps 100, 50 and 10 of 100 pairs.
+    There a negative pair counts twice, a positive pair once, and the gradient of a squared distance is half the true
+    one. The layer weights negative pairs with 10.
 
     Relations: with ``hard_fractions=(1.0,)`` this is the contrastive loss of squared distances.
 
@@ -125,7 +128,7 @@ class HDCLoss(nn.Module):
         Parameters
         ----------
         embeddings : tensor of shape (B, D)
-            Taken as they are, never normalised here.
+            Taken as they are, never normalized here.
         y : int tensor of shape (B,)
             The class of each row.
         sample_weight : tensor of shape (B,) or None, default=None
@@ -145,7 +148,7 @@ class HDCLoss(nn.Module):
                 f"{sizes} components. Give fewer hard_fractions, or level_sizes that add up."
             )
         if len(y) == 0:
-            return embeddings.sum()
+            return zero_loss(self, embeddings)
         positive, negative = (mask.triu(diagonal=1) for mask in pair_masks(y))  # (B, B), each pair once
         pair_weight = None if sample_weight is None else ((sample_weight[:, None] + sample_weight) / 2).flatten()
         loss = 0
@@ -162,12 +165,12 @@ class HDCLoss(nn.Module):
 
 
 def hardest(hardness, mask, fraction):
-    """Keep the pairs of the mask whose hardness is among the highest: this fraction of them, rounded up, and ties."""
+    """Keep this fraction of the pairs in the mask, rounded up: those with the highest hardness, and ties."""
     if fraction == 1:
         return mask
-    share = Fraction(fraction).limit_denominator(10**4)  # of 0.2 and 15 pairs exactly 3, not 3.0000001
+    share = Fraction(fraction).limit_denominator(10**4)  # 0.2 of 15 pairs is exactly 3, not 3.0000001
     n_kept = -(-mask.sum() * share.numerator // share.denominator)
-    if hardness.device.type == "cpu":  # where a value can be read without waiting for the device, select, do not sort
+    if hardness.device.type == "cpu":  # where a value can be read without waiting, select instead of sorting
         candidates = hardness[mask]
         return mask & (hardness >= candidates.kthvalue(len(candidates) - int(n_kept) + 1).values) if n_kept else mask
     ranked = torch.where(mask, hardness, -torch.inf).flatten().sort(descending=True).values
@@ -175,7 +178,7 @@ def hardest(hardness, mask, fraction):
 
 
 def level_sizes(n_components, n_levels):
-    """Split D as evenly as possible, as ``tensor_split`` does; 0 for the last levels where D < L."""
+    """Split D as evenly as possible, as ``tensor_split`` does; the last levels get 0 where D < L."""
     return [n_components // n_levels + (k < n_components % n_levels) for k in range(n_levels)]
 
 
@@ -183,16 +186,16 @@ def _check_fractions(owner):
     fractions = owner.hard_fractions
     if not fractions or not all(isinstance(h, Real) and 0 < h <= 1 for h in fractions):
         raise ValueError(
-            f"The 'hard_fractions' parameter of {type(owner).__name__} must be one number in (0, 1] a level, and one "
-            f"at least. Got {fractions!r} instead."
+            f"The 'hard_fractions' parameter of {type(owner).__name__} must be a tuple of numbers in (0, 1], one per "
+            f"level. Got {fractions!r} instead."
         )
 
 
 class Levels(nn.Module):
     """The features of a sequential network after each of its ReLUs, a list of (B, f_k).
 
-    Maps are averaged over a grid of 4 x 4 fields and flattened: shallow ones, each of a small part of the image, say
-    little without the place.
+    Maps are averaged over a grid of 4 x 4 fields and flattened: the values of shallow maps, each of a small part of the
+    image, say little without their place.
 
     Parameters
     ----------
@@ -215,7 +218,7 @@ class Levels(nn.Module):
 
 
 class LevelHeads(nn.Module):
-    """A head on each of the last features, and their outputs side by side, (B, D)."""
+    """A head on each of the last features; their outputs are concatenated, (B, D)."""
 
     def __init__(self, heads):
         super().__init__()
@@ -227,7 +230,7 @@ class LevelHeads(nn.Module):
 
 
 class _OneLevel(nn.Module):
-    """The backbone, for the features of one level alone."""
+    """The backbone, for the features of a single level."""
 
     def __init__(self, backbone, level):
         super().__init__()
@@ -303,41 +306,35 @@ def build_level_network(
     return network
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class HDCEmbedder(BalancedEmbedder):
     """HDC: embeddings at several depths of the network, the deeper ones trained on the harder pairs [1]_.
 
-    Each level is a linear head with a contrastive loss of its own. A level hands the hardest of its pairs on to the
-    next, so that easy pairs train the shallow layers and hard pairs the deep ones. The embedding is the heads' outputs
-    side by side, each a unit row over the square root of the number of levels.
+    Each level is a linear head with a contrastive loss of its own. A level passes the hardest of its pairs on to the
+    next, so that easy pairs train the shallow layers and hard pairs the deep ones. The embedding concatenates the
+    outputs of the heads, each a unit row divided by the square root of the number of levels.
 
     The levels are the hidden layers of the multilayer perceptron; the blocks of the convolutional network, averaged
     over a grid of 4 x 4 fields; or what a ``backbone`` returns: a tuple or list of features (B, f_k), from shallow to
-    deep. One tensor is one level. There are as many levels as ``hard_fractions``, but not more than features or
-    components: the deepest features are taken, with the first fractions.
+    deep. A single tensor is one level. There are as many levels as ``hard_fractions``, but not more than features or
+    components: the deepest features are used, with the first fractions.
 
     Read more in the :ref:`User Guide <hdc>`.
 
     Parameters
     ----------
-    hard_fractions : tuple of float, default=(1.0, 0.5, 0.2)
-        One a level, each in (0, 1]: of the pairs that reach the level, the share that it keeps and hands on.
-    margin : float, default=1.0
-        Squared distance from which on a negative pair counts no more; > 0. Of unit rows it is at most 4.
-    negative_factor : float, default=1.0
-        Weight of a negative pair against a positive one; > 0. The authors' 10 spreads the classes of small networks
-        trained from scratch at the cost of their unity.
-    BALANCED_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
-    BIEREmbedder : An ensemble too, of heads on one feature, made different by boosting.
-    skdml.losses.HDCLoss : The loss alone, for a torch loop.
+    BIEREmbedder : An ensemble of heads on one feature, made different by boosting.
+    skdml.losses.HDCLoss : The loss on its own, for a torch loop.
 
     Notes
     -----
@@ -357,12 +354,14 @@ class HDCEmbedder(BalancedEmbedder):
     True
     """
 
+    _loss_class = HDCLoss
+
     hidden_layer_sizes: tuple[int, ...] = (256, 256, 256)
     hard_fractions: tuple[float, ...] = (1.0, 0.5, 0.2)
     margin: float = 1.0
     negative_factor: float = 1.0
 
-    _parameter_constraints = {**BalancedEmbedder._parameter_constraints, **HDCLoss._parameter_constraints}
+    _parameter_constraints = {**HDCLoss._parameter_constraints, **BalancedEmbedder._parameter_constraints}
 
     def _check_params(self):
         super()._check_params()
@@ -392,7 +391,7 @@ class HDCEmbedder(BalancedEmbedder):
         return network
 
     def _make_loss(self, n_classes, network):
-        sizes = tuple(network.sizes)  # how many levels there are, the backbone alone tells
+        sizes = tuple(network.sizes)  # only the backbone tells how many levels there are
         return HDCLoss(
             hard_fractions=self.hard_fractions[: len(sizes)],
             margin=self.margin,

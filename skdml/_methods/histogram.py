@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from torch.nn import functional as F
 
 from .._constraints import POSITIVE_INT, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import PairEmbedder
-from .._loss.mining import MINING_CONSTRAINTS
 from .._loss.pairs import PairLoss, pair_shares
 from .._loss.terms import sums_at
 
 
+@with_shared_docs
 class HistogramLoss(PairLoss):
     r"""Lower the probability that a random negative pair is more similar than a random positive pair.
 
@@ -22,13 +23,14 @@ class HistogramLoss(PairLoss):
         h_r = \frac1n \sum_{(i, j)} \Bigl[1 - \frac{|s_{ij} - t_r|}{\Delta}\Bigr]_+, \qquad t_r = -1 + (r - 1) \Delta
 
     The histograms of the n+ positive and the n- negative pairs have R = ``n_bins`` + 1 nodes, Delta = 2 / ``n_bins``
-    apart; a pair counts at the two nodes around it, by its nearness to them, which gives the histograms a slope.
+    apart; a pair counts at the two nodes around it, in proportion to its nearness, which makes the histograms
+    differentiable.
 
     Parameters
     ----------
     n_bins : int, default=100
-        R - 1, the bins that the range [-1, 1] is cut into; >= 1.
-    MINING_PARAMETERS
+        R - 1, the number of bins that the range [-1, 1] is cut into; >= 1. The result depends little on it.
+    {BASE_PARAMETERS}
 
     Raises
     ------
@@ -38,18 +40,19 @@ class HistogramLoss(PairLoss):
     Notes
     -----
     Shape: embeddings (B, D) float, taken as they are (unit rows expected); y (B,) integers; returns a scalar in [0, 1],
-    a sum over pairs of one positive and one negative pair, not only those with an anchor in common. Each pair stands in
-    S twice, which leaves a histogram as it is; with weights, mining or a memory the pairs (anchor, sample) count.
-    Without positives or without negatives the loss is 0 with zero gradient, and so when all positives are a bin and
-    more above all negatives.
+    a sum over all combinations of a positive and a negative pair, not only those with a common anchor. Each pair occurs
+    twice in S, which does not change a histogram; with weights, mining or a memory the pairs (anchor, sample) count.
+    Without positives or without negatives the loss is 0 with zero gradient, as it is when all positives are at least
+    one bin above all negatives.
 
     Similarities beyond [-1, 1] count as -1 or 1, without gradient. The loss is linear in a similarity between two
-    nodes. A pair's gradient is the difference of two nodes, which for one in a thin part of the other kind is 0.
+    nodes. The gradient of a pair is the difference between two nodes of the other histogram, which is 0 where that
+    histogram is empty.
 
-    Differences from pytorch-metric-learning: equal unit rows (s = 1) fall in the last bin, where it fails; bins are
-    found in the precision of the input, not always in float32; no list of triplets is made for the pairs.
+    Differences from pytorch-metric-learning: equal unit rows (s = 1) fall into the last bin, whereas they make it fail;
+    bins are found in the precision of the input, not always in float32; no list of triplets is made for the pairs.
 
-    Relations: with R large the loss is 1 less the area under the ROC curve of the pairs.
+    Relations: for large R the loss is 1 minus the area under the ROC curve of the pairs.
 
     References
     ----------
@@ -66,7 +69,7 @@ class HistogramLoss(PairLoss):
     0.5
     """
 
-    _parameter_constraints = {"n_bins": [POSITIVE_INT], **MINING_CONSTRAINTS}
+    _parameter_constraints = {"n_bins": [POSITIVE_INT], **PairLoss._parameter_constraints}
 
     def __init__(self, *, n_bins=100, mining=None, mining_margin=0.1):
         super().__init__(mining, mining_margin)
@@ -74,22 +77,7 @@ class HistogramLoss(PairLoss):
         check_constraints(self, vars(self))
 
     def pair_loss(self, S, positive, negative, sample_weight=None):
-        """Return the overlap of the histograms of two sets of pairs.
-
-        Parameters
-        ----------
-        S : tensor of shape (B, M)
-            Similarities, cosines.
-        positive, negative : bool tensor of shape (B, M)
-            The pairs of either histogram.
-        sample_weight : tensor of shape (B,) or None, default=None
-            Weight of each anchor's pairs in both histograms, >= 0. None: ones.
-
-        Returns
-        -------
-        tensor of shape ()
-            The loss.
-        """
+        """Return the overlap of the histograms of two sets of pairs."""
         place = (S.clamp(min=-1, max=1) + 1) * (self.n_bins / 2)  # (B, M), from 0 to R - 1
         node = place.detach().long().clamp(max=self.n_bins - 1)  # (B, M), the node below; s = 1 is in the last bin
         share = place - node  # (B, M), of the node above
@@ -103,6 +91,7 @@ class HistogramLoss(PairLoss):
         return (h_negative * h_positive.cumsum(dim=0)).sum()
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class HistogramEmbedder(PairEmbedder):
     """Histogram: separates the similarities of positive pairs from those of negative pairs, with nothing to tune [1]_.
@@ -114,20 +103,17 @@ class HistogramEmbedder(PairEmbedder):
 
     Parameters
     ----------
-    n_bins : int, default=100
-        Bins of the histograms over [-1, 1]; >= 1. The result depends little on it.
-    PAIR_PARAMETERS
-    BALANCED_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
-    RAWEmbedder : Compares the pairs of one anchor, which is what a nearest neighbor search does.
-    skdml.losses.HistogramLoss : The loss alone, for a torch loop.
+    RAWEmbedder : Compares the pairs of one anchor, as a nearest neighbor search does.
+    skdml.losses.HistogramLoss : The loss on its own, for a torch loop.
 
     References
     ----------
@@ -143,9 +129,8 @@ class HistogramEmbedder(PairEmbedder):
     True
     """
 
+    _loss_class = HistogramLoss
+
     n_bins: int = 100
 
-    _parameter_constraints = {**PairEmbedder._parameter_constraints, **HistogramLoss._parameter_constraints}
-
-    def _make_loss(self, n_classes, network):
-        return HistogramLoss(n_bins=self.n_bins, mining=self.mining, mining_margin=self.mining_margin)
+    _parameter_constraints = {**HistogramLoss._parameter_constraints, **PairEmbedder._parameter_constraints}

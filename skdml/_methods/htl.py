@@ -10,28 +10,30 @@ import torch
 from scipy.cluster.hierarchy import average, cophenet
 from scipy.spatial.distance import squareform
 from torch import nn
-from torch.nn import functional as F
 
 from .._constraints import NON_NEGATIVE, POSITIVE_INT, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.batches import BalancedBatches
 from .._engine.embedder import BalancedEmbedder
 from .._loss.pairs import pair_masks
 from .._loss.similarities import distance_similarities, squared_distances
-from .._loss.terms import check_batch, weighted_mean
+from .._loss.terms import check_batch, sums_above, weighted_mean, zero_loss
 
 
 class HTLLoss(nn.Module):
-    r"""Triplets of a batch under a hinge, with a margin for every pair of anchor and negative.
+    r"""Triplets of a batch under a hinge, with a margin for every pair of an anchor and a negative.
 
     .. math::
         \ell = \frac{1}{2Z} \sum_{(a, p, n)} \bigl[d^2_{ap} - d^2_{an} + \alpha_{an}\bigr]_+
 
-    The d are Euclidean distances. The Z triplets are all of the batch: two samples of a class and one of another.
+    The d are Euclidean distances. The Z triplets are all triplets of the batch: two samples of one class and one of
+    another.
 
     Parameters
     ----------
     margin : float, default=0.1
-        Beta, the margin of all triplets where none are given; >= 0, in squared distance (0 to 4 for unit rows).
+        Beta, the constant part of the margins; >= 0, in squared distance (0 to 4 for unit rows). Where no margins are
+        given, as in the first epoch of the embedder, it is the margin of all triplets.
 
     Raises
     ------
@@ -42,14 +44,15 @@ class HTLLoss(nn.Module):
     -----
     Shape: embeddings (B, D) float, taken as they are, of any norm; y (B,) integers; margins (B, B) or None; returns a
     scalar, half the mean over all triplets, the inactive ones included. A batch without a triplet, and one without an
-    active triplet, give 0 with zero gradient. A class with one sample gives no anchor, but a negative to all others.
+    active triplet, give 0 with zero gradient. A class with a single sample provides no anchor, but a negative to all
+    others.
 
-    Of an anchor and a negative the sum over positives is that over those farther than :math:`d_{an}^2 - \alpha_{an}`,
-    which the sums along the sorted row give: all triplets cost :math:`O(B^2 \log B)` time and :math:`O(B^2)` memory.
+    For an anchor and a negative, only positives farther than :math:`d_{an}^2 - \alpha_{an}` contribute, and sums along
+    the sorted row give their total: all triplets cost :math:`O(B^2 \log B)` time and :math:`O(B^2)` memory.
 
-    Relations: with one margin for all this is half the plain triplet loss over squared distances. `HTLEmbedder` gives
-    the margins of the hierarchical triplet loss, :math:`\alpha_{an} = \beta + d_{H(y_a, y_n)} - s_{y_a}`. No code of
-    the authors is public.
+    Relations: with one margin for all, this is half the plain triplet loss over squared distances. `HTLEmbedder`
+    provides the margins of the hierarchical triplet loss, :math:`\alpha_{an} = \beta + d_{H(y_a, y_n)} - s_{y_a}`. No
+    code of the authors is public.
 
     References
     ----------
@@ -83,7 +86,7 @@ class HTLLoss(nn.Module):
         Parameters
         ----------
         embeddings : tensor of shape (B, D)
-            Taken as they are, never normalised here.
+            Taken as they are, never normalized here.
         y : int tensor of shape (B,)
             The class of each row.
         margins : tensor of shape (B, B) or None, default=None
@@ -101,7 +104,7 @@ class HTLLoss(nn.Module):
         if margins is not None and margins.shape != (len(y), len(y)):
             raise ValueError(f"Got margins of shape {tuple(margins.shape)} for {len(y)} rows; need (B, B).")
         if len(y) == 0:
-            return embeddings.sum()
+            return zero_loss(self, embeddings)
         distance = squared_distances(distance_similarities(embeddings))  # (B, B)
         positive, negative = pair_masks(y)
         threshold = distance - (self.margin if margins is None else margins)
@@ -110,44 +113,18 @@ class HTLLoss(nn.Module):
         return weighted_mean(torch.where(negative, total - number * threshold, 0), sample_weight, n_triplets) / 2
 
 
-def sums_above(values, keys, mask, thresholds):
-    """Count, for every entry of a row, the keys of the row above it, and sum their values.
-
-    Parameters
-    ----------
-    values : tensor of shape (B, M)
-        What is summed; the gradient flows through it.
-    keys : tensor of shape (B, M)
-        Detached.
-    mask : bool tensor of shape (B, M)
-        Which keys of a row count.
-    thresholds : tensor of shape (B, M)
-        Detached.
-
-    Returns
-    -------
-    number, total : tensors of shape (B, M)
-        Over j in row i of the mask with ``keys[i, j] > thresholds[i, k]``: how many there are, and the sum of their
-        values, by one sort of each row and the sums along it.
-    """
-    keys, index = torch.where(mask, keys, -torch.inf).sort(dim=1, descending=True)
-    number = torch.searchsorted(-keys, -thresholds)
-    sums = torch.where(mask, values, 0).gather(1, index).cumsum(dim=1)
-    return number, F.pad(sums, (1, 0)).gather(1, number)
-
-
 class NeighborhoodBatches:
     """Anchor neighborhoods of HTL [1]_: a batch holds random classes, each with its nearest, and their margins.
 
-    The first epoch has P x K batches without margins, for the plain triplet loss. Every later one measures the
-    distances of the classes anew, by the embeddings at its start, and builds the class tree (`class_levels`); its
+    The first epoch has P x K batches without margins, for the plain triplet loss. Every later epoch measures the
+    distances between the classes again, by the embeddings at its start, and builds the class tree (`class_levels`); its
     batches are tuples of the row indices and the margins (B, B).
 
     A batch has ``batch_size // samples_per_class`` classes, or all if there are fewer; it then takes more samples of
-    each. Classes in random order become anchors, all before one does again, and bring their ``n_neighbors`` nearest
-    that the batch does not hold yet. The rows of a class are dealt in random order, all before one comes again. A class
-    with fewer than ``samples_per_class`` gives those it has. An epoch has as many batches as P x K batches without
-    repetition.
+    each. Classes become anchors in random order, each once before any is repeated, and bring along their
+    ``n_neighbors`` nearest classes that the batch does not hold yet. The rows of a class are dealt in random order,
+    each once before any is repeated. A class with fewer than ``samples_per_class`` samples contributes all it has. An
+    epoch has as many batches as P x K batches without repetition.
 
     Parameters
     ----------
@@ -234,8 +211,8 @@ def class_distances(embeddings, y):
     distance : ndarray of shape (C, C), float64
         Mean over the pairs across two classes.
     within : ndarray of shape (C,), float64
-        Mean over the pairs of two samples of a class; for a class of one sample, which is no anchor, the mean of the
-        others.
+        Mean over the pairs of two samples of a class; for a class of one sample, which is not an anchor, the mean of
+        the others.
     """
     counts = np.bincount(y)[:, None]
     rows = embeddings[y.argsort(kind="stable")].astype(np.float64)
@@ -262,42 +239,42 @@ def class_levels(distance, within, n_levels):
     return np.searchsorted(thresholds, merged).clip(max=n_levels), thresholds
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class HTLEmbedder(BalancedEmbedder):
-    """Hierarchical triplet loss: similar classes share batches, and margins follow a tree of the classes [1]_.
+    """Hierarchical triplet loss: similar classes share batches, and margins follow a tree of classes [1]_.
 
-    From the second epoch on, each epoch measures how far the classes lie apart, merges near ones level by level, and
-    asks of a triplet a margin that grows with the level at which its two classes meet. A batch holds random classes,
-    each with its nearest. Classes must have several samples.
+    From the second epoch on, each epoch measures the distances between the classes, merges near classes level by level,
+    and requires a margin of a triplet that grows with the level at which its two classes meet. A batch holds random
+    classes, each with its nearest ones. Classes must have several samples.
 
     Read more in the :ref:`User Guide <htl>`.
 
     Parameters
     ----------
-    margin : float, default=0.1
-        Beta, the constant part of the margins, and the margin of the first epoch; >= 0, in squared distance.
+    {LOSS_PARAMETERS}
     n_levels : int, default=16
-        L, steps of the class tree; >= 1.
+        L, the number of steps of the class tree; >= 1.
     n_neighbors : int, default=3
-        Classes that each random class of a batch brings, its nearest; >= 1.
-    BALANCED_PARAMETERS
-    SHARED_PARAMETERS
+        How many of its nearest classes each random class of a batch brings along; >= 1.
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
     SSTEmbedder : Batches are clusters of the samples.
-    skdml.losses.HTLLoss : The loss alone, for a torch loop.
+    skdml.losses.HTLLoss : The loss on its own, for a torch loop.
 
     Notes
     -----
-    The loss of an epoch is measured with its own margins, so it may rise while the embedding gets better. The tree is
-    made from the embeddings in evaluation mode at the start of an epoch. Every fit, a warm start too, begins with an
-    epoch of the plain triplet loss. A margin asks for a little more distance between two classes than there is, so with
-    a handful of classes, which are as far apart as they can be, it is never met: the method needs many.
+    The loss of an epoch is measured with its own margins, so that it may rise while the embedding improves. The tree is
+    built from the embeddings in evaluation mode at the start of an epoch. Every fit, including a warm start, begins
+    with an epoch of the plain triplet loss. A margin requires a little more distance between two classes than there is,
+    so that with a handful of classes, which are as far apart as they can be, it is never met: the method needs many
+    classes.
 
     References
     ----------
@@ -314,19 +291,18 @@ class HTLEmbedder(BalancedEmbedder):
     True
     """
 
+    _loss_class = HTLLoss
+
     margin: float = 0.1
     n_levels: int = 16
     n_neighbors: int = 3
 
     _parameter_constraints = {
-        **BalancedEmbedder._parameter_constraints,
         **HTLLoss._parameter_constraints,
+        **BalancedEmbedder._parameter_constraints,
         "n_levels": [POSITIVE_INT],
         "n_neighbors": [POSITIVE_INT],
     }
-
-    def _make_loss(self, n_classes, network):
-        return HTLLoss(margin=self.margin)
 
     def _make_batches(self, y):
         return NeighborhoodBatches(

@@ -11,12 +11,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from .._constraints import NON_NEGATIVE, POSITIVE_INT, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import ProxyEmbedder
-from .._loss.terms import check_batch, rows_at, weighted_mean
+from .._loss.proxies import ProxyLoss
+from .._loss.terms import rows_at
 from .._network.networks import unit_rows
 
 
-class LargeMarginSoftmaxLoss(nn.Module):
+@with_shared_docs
+class LargeMarginSoftmaxLoss(ProxyLoss):
     r"""A softmax over dot products in which the angle to the own class's proxy is multiplied by an integer.
 
     .. math::
@@ -27,32 +30,31 @@ class LargeMarginSoftmaxLoss(nn.Module):
             \theta \in \Bigl[\frac{k \pi}{m}, \frac{(k + 1) \pi}{m}\Bigr] \\
         \lambda &= \max\bigl(\lambda_{\min},\, \lambda_0 (1 + \gamma t)^{-p}\bigr)
 
-    Here t counts the training steps. So training begins with the plain softmax, from which the margin is reached.
+    Here t counts the training steps: training begins with the plain softmax and moves to the margin gradually.
 
     Parameters
     ----------
-    n_classes : int
-        C; >= 1.
-    n_components : int
-        D, the dimension of the embeddings; >= 1.
+    {BASE_PARAMETERS}
     margin : int, default=4
-        Factor of the angle, m; >= 1. 1 is the plain softmax.
+        Factor m of the angle between a sample and the proxy of its class; >= 1. 1 is the plain softmax.
     annealing_base : float, default=1000.0
-        Lambda_0, the weight of the plain logit at the first step; >= 0. With 0, and ``annealing_minimum=0``, there is
-        no annealing.
+        Lambda_0, the weight of the plain logit relative to the one with the margin, at the first step; >= 0. With 0,
+        and ``annealing_minimum=0``, there is no annealing.
     annealing_gamma : float, default=1e-3
-        Gamma, how soon lambda falls; >= 0, per training step.
+        Gamma, how soon lambda falls; >= 0, per training step: at step t it is lambda_0 (1 + gamma t)^-p. The default
+        brings it below 1 in about 220 steps; for much longer training a smaller value is usual, such as the authors'
+        2.5e-5.
     annealing_power : float, default=35.0
-        Power p, how fast lambda falls; >= 0.
+        Power p with which lambda falls; >= 0.
     annealing_minimum : float, default=0.0
-        Lambda_min, which lambda does not fall below; >= 0. 5 to 10 is usual where the full margin does not train.
+        Lambda_min, the lower bound on lambda; >= 0. 5 to 10 is usual where the full margin does not train.
 
     Attributes
     ----------
     proxies : Parameter of shape (n_classes, n_components)
         The w_c, taken as they are: their length is learned.
     n_steps : int64 tensor of shape ()
-        t, a buffer: how often the loss of a batch was computed in training mode. In eval mode it stands still.
+        t, a buffer: how often the loss of a batch was computed in training mode. It does not change in eval mode.
 
     Raises
     ------
@@ -62,15 +64,14 @@ class LargeMarginSoftmaxLoss(nn.Module):
     Notes
     -----
     Shape: embeddings (B, D) float, of any length, which scales the logits; y (B,) int64 in [0, n_classes); returns a
-    scalar, the mean over the batch. An empty batch gives 0 with zero gradient and is no step; with one class the loss
-    is 0. A row or a proxy of zeros has logits 0.
+    scalar, the mean over the batch. An empty batch gives 0 with zero gradient and does not count as a step; with one
+    class the loss is 0. A row or a proxy of zeros has logits of 0.
 
     cos(m theta) is taken from cos(theta) by its polynomial, without an arccosine. Psi and its slope are continuous
     where k changes, so k needs no gradient.
 
-    The annealing is that of the authors' layer, not of the formula in the paper. Their gamma is 2.5e-5, for some ten
-    thousand steps; the default here brings lambda below 1 in about 220 steps. Proxies start uniform in +-1/sqrt(D), as
-    a linear layer's weights in torch.
+    The annealing is that of the authors' layer, not of the formula in the paper. Proxies start uniform in +-1/sqrt(D),
+    as the weights of a linear layer in torch.
 
     Relations: ``margin=1`` is the softmax of a linear layer without bias.
 
@@ -93,8 +94,7 @@ class LargeMarginSoftmaxLoss(nn.Module):
     """
 
     _parameter_constraints = {
-        "n_classes": [POSITIVE_INT],
-        "n_components": [POSITIVE_INT],
+        **ProxyLoss._parameter_constraints,
         "margin": [POSITIVE_INT],
         "annealing_base": [NON_NEGATIVE],
         "annealing_gamma": [NON_NEGATIVE],
@@ -113,9 +113,7 @@ class LargeMarginSoftmaxLoss(nn.Module):
         annealing_power=35.0,
         annealing_minimum=0.0,
     ):
-        super().__init__()
-        self.n_classes = n_classes
-        self.n_components = n_components
+        super().__init__(n_classes, n_components)
         self.margin = margin
         self.annealing_base = annealing_base
         self.annealing_gamma = annealing_gamma
@@ -126,26 +124,7 @@ class LargeMarginSoftmaxLoss(nn.Module):
         self.proxies = nn.Parameter(torch.empty(n_classes, n_components).uniform_(-bound, bound))
         self.register_buffer("n_steps", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, embeddings, y, sample_weight=None):
-        """Return the loss of a batch, and in training mode count a step.
-
-        Parameters
-        ----------
-        embeddings : tensor of shape (B, D)
-            Taken as they are, never normalised here.
-        y : int64 tensor of shape (B,)
-            The class of each row, in [0, n_classes).
-        sample_weight : tensor of shape (B,) or None, default=None
-            Weight of each row's term in the mean, >= 0: an integer equals repeated rows. None: ones.
-
-        Returns
-        -------
-        tensor of shape ()
-            The loss; 0 for an empty batch.
-        """
-        check_batch(embeddings, y, sample_weight)
-        if len(y) == 0:
-            return embeddings.sum() + 0 * self.proxies.sum()
+    def _sample_losses(self, embeddings, y):
         w = rows_at(self.proxies, y)  # (B, D)
         cosine = (unit_rows(embeddings) * unit_rows(w)).sum(dim=1)  # (B,)
         length = torch.linalg.vector_norm(embeddings, dim=1) * torch.linalg.vector_norm(w, dim=1)  # (B,)
@@ -153,9 +132,9 @@ class LargeMarginSoftmaxLoss(nn.Module):
         phi = (annealing * cosine + _psi(cosine, self.margin)) / (annealing + 1)  # (B,)
         if self.training:
             self.n_steps = self.n_steps + 1
-        is_own = y[:, None] == torch.arange(self.n_classes, device=y.device)  # (B, C)
+        is_own = self._is_own(y)  # (B, C)
         logits = torch.where(is_own, (length * phi)[:, None], embeddings @ self.proxies.T)  # (B, C)
-        return weighted_mean(F.cross_entropy(logits, y, reduction="none"), sample_weight)
+        return F.cross_entropy(logits, y, reduction="none")
 
     def _annealing(self, dtype):
         """Return lambda at the present step, a tensor of shape ()."""
@@ -173,39 +152,29 @@ def _psi(cosine, m):
     return (1 - 2 * (k % 2)) * cos_m - 2 * k
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class LargeMarginSoftmaxEmbedder(ProxyEmbedder):
-    """Large-margin softmax: classification in which the angle to the own class counts several times [1]_.
+    """Large-margin softmax: classification in which the angle to the own class is multiplied by an integer [1]_.
 
-    Lengths are learned, of embeddings and of proxies: by default ``transform`` gives rows of different lengths, to be
+    The lengths of embeddings and proxies are learned: by default ``transform`` gives rows of different lengths, to be
     compared by their cosines, as ``score`` does.
 
     Read more in the :ref:`User Guide <large_margin_softmax>`.
 
     Parameters
     ----------
-    margin : int, default=4
-        Factor m of the angle between a sample and the proxy of its class; >= 1. 1 is the plain softmax.
-    annealing_base : float, default=1000.0
-        Weight lambda of the plain logit beside the one with the margin, at the first step; >= 0. 0: no annealing.
-    annealing_gamma : float, default=1e-3
-        Gamma: at step t lambda is its base times (1 + gamma t)^-power; >= 0. The default brings it below 1 in about 220
-        steps; for much longer trainings a smaller one is usual, such as the authors' 2.5e-5.
-    annealing_power : float, default=35.0
-        The power of the annealing; >= 0.
-    annealing_minimum : float, default=0.0
-        Lowest lambda; >= 0. 5 to 10 where the full margin does not train.
-    PROXY_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
     ArcFaceEmbedder : A margin added to the angle, of unit vectors.
-    skdml.losses.LargeMarginSoftmaxLoss : The loss alone, for a torch loop.
+    skdml.losses.LargeMarginSoftmaxLoss : The loss on its own, for a torch loop.
 
     References
     ----------
@@ -222,6 +191,8 @@ class LargeMarginSoftmaxEmbedder(ProxyEmbedder):
     True
     """
 
+    _loss_class = LargeMarginSoftmaxLoss
+
     margin: int = 4
     annealing_base: float = 1000.0
     annealing_gamma: float = 1e-3
@@ -229,19 +200,4 @@ class LargeMarginSoftmaxEmbedder(ProxyEmbedder):
     annealing_minimum: float = 0.0
     normalize: bool = False
 
-    _parameter_constraints = {
-        **ProxyEmbedder._parameter_constraints,
-        **LargeMarginSoftmaxLoss._parameter_constraints,
-        "n_components": ProxyEmbedder._parameter_constraints["n_components"],
-    }
-
-    def _make_loss(self, n_classes, network):
-        return LargeMarginSoftmaxLoss(
-            n_classes,
-            network.n_components,
-            margin=self.margin,
-            annealing_base=self.annealing_base,
-            annealing_gamma=self.annealing_gamma,
-            annealing_power=self.annealing_power,
-            annealing_minimum=self.annealing_minimum,
-        )
+    _parameter_constraints = {**LargeMarginSoftmaxLoss._parameter_constraints, **ProxyEmbedder._parameter_constraints}

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 import torch
 
 from .._constraints import FINITE, StrOptions, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import PairEmbedder
-from .._loss.mining import MINING_CONSTRAINTS
 from .._loss.pairs import PairLoss
 from .._loss.similarities import distance_similarities, distances
 from .._loss.terms import log_sum_exp, weighted_mean
 
 
+@with_shared_docs
 class LiftedStructureLoss(PairLoss):
-    r"""Bring the positives of an anchor closer than its negatives by a margin, each kind weighed by a softmax.
+    r"""Bring the positives of an anchor closer than its negatives by a margin, both weighted by a softmax.
 
     .. math::
         \ell_{\text{generalized}} = \frac1B \sum_i \Bigl[
@@ -34,12 +35,14 @@ class LiftedStructureLoss(PairLoss):
     Parameters
     ----------
     margin : float, default=1.0
-        The margin m, in units of d. Lambda in Eq. (9) with ``metric="cosine"``; alpha in [1]_.
+        Margin m by which negatives should be farther away than positives, in units of the distance d. Lambda in Eq. (9)
+        of [3]_, alpha in [1]_.
     metric : {"euclidean", "cosine"}, default="euclidean"
-        What d is: the Euclidean distance, or 1 - s for dot products s.
+        What the distance d is: the Euclidean distance, or 1 - s for dot products s, as in Eq. (9) of [3]_.
     form : {"generalized", "original"}, default="generalized"
-        Which of the two.
-    MINING_PARAMETERS
+        "generalized": a hinge for each anchor [2]_. "original": a squared hinge for each positive pair, with the
+        negatives of both ends [1]_.
+    {BASE_PARAMETERS}
 
     Raises
     ------
@@ -50,26 +53,26 @@ class LiftedStructureLoss(PairLoss):
     -----
     Shape: embeddings (B, D) float, taken as they are (of any length; unit rows expected with "cosine"); y (B,)
     integers; returns a scalar. "generalized": the mean over all B anchors; an anchor without positives or without
-    negatives contributes 0. "original": the mean over ordered positive pairs, which is that over unordered ones; a pair
-    whose ends have no negatives contributes 0. A batch without positive or without negative pairs gives 0 with zero
-    gradient. At d = 0, where the distance has no slope, a pair gets no gradient from it. Time and memory grow as B^2
-    in either form.
+    negatives contributes 0. "original": the mean over ordered positive pairs, which equals that over unordered ones; a
+    pair whose ends have no negatives contributes 0. A batch without positive or without negative pairs gives 0 with
+    zero gradient. At d = 0, where the distance has no slope, a pair gets no gradient from it. Time and memory grow as
+    B^2 in either form.
 
     With a memory of earlier batches, "original" takes positive pairs within the batch, as it needs the negatives of
     both ends; the negatives come from all columns.
 
-    With "generalized" and "cosine" the gradient in s_ij times B, for an anchor with a positive bracket, is
-    :math:`-1 / \sum_{k \in P_i} e^{s_{ij} - s_{ik}}` for a positive pair and
-    :math:`1 / \sum_{k \in N_i} e^{s_{ik} - s_{ij}}` for a negative one: the weights of Eqs. (10) and (11), where the
-    exponents of (11) are printed with the other sign. So is the negative term of Eq. (9), :math:`-\log \sum_k
-    e^{\lambda - s_{ik}}`, which would weigh the easiest negatives most; here it is :math:`\log \sum_k e^{s_{ik}}`.
+    With "generalized" and "cosine" the gradient in s_ij times B, for an anchor with a positive bracket, is :math:`-1 /
+    \sum_{k \in P_i} e^{s_{ij} - s_{ik}}` for a positive pair and :math:`1 / \sum_{k \in N_i} e^{s_{ik} - s_{ij}}` for a
+    negative one: the weights of Eqs. (10) and (11), where the exponents of (11) are printed with the other sign. So is
+    the negative term of Eq. (9), :math:`-\log \sum_k e^{\lambda - s_{ik}}`, which would give the easiest negatives the
+    most weight; here it is :math:`\log \sum_k e^{s_{ik}}`.
 
-    Differences: [2]_ and [3]_ take all pairs, ``mining=None``. Unit rows lie at most 2 apart, so the softmax then
-    weighs all pairs nearly alike and the hinge never closes; over the bundled characters such a network fell behind
-    raw pixels. So hard pairs are selected by default. The code of [1]_ draws positive pairs and adds hard negatives of
-    both ends to a batch; here batches are drawn by class. pytorch-metric-learning keeps one side of an anchor whose
-    other side is empty. The code of the first author of [3]_ has temperatures, 2 for positives and 40 for negatives,
-    and neither hinge nor margin.
+    Differences: [2]_ and [3]_ take all pairs, ``mining=None``. Unit rows lie at most 2 apart, so that the softmax then
+    weights all pairs nearly equally and the hinge never closes; on the bundled characters such a network was worse than
+    raw pixels. Hard pairs are therefore selected by default. The code of [1]_ draws positive pairs and adds hard
+    negatives of both ends to a batch; here batches are drawn by class. pytorch-metric-learning keeps one side of an
+    anchor whose other side is empty. The code of the first author of [3]_ uses temperatures, 2 for positives and 40 for
+    negatives, and neither hinge nor margin.
 
     References
     ----------
@@ -94,7 +97,7 @@ class LiftedStructureLoss(PairLoss):
         "margin": [FINITE],
         "metric": [StrOptions({"euclidean", "cosine"})],
         "form": [StrOptions({"generalized", "original"})],
-        **MINING_CONSTRAINTS,
+        **PairLoss._parameter_constraints,
     }
 
     def __init__(self, *, margin=1.0, metric="euclidean", form="generalized", mining="vthm", mining_margin=0.1):
@@ -105,22 +108,7 @@ class LiftedStructureLoss(PairLoss):
         check_constraints(self, vars(self))
 
     def pair_loss(self, S, positive, negative, sample_weight=None):
-        """Return the loss over the pairs in two masks.
-
-        Parameters
-        ----------
-        S : tensor of shape (B, M)
-            1 - d^2 / 2, or dot products with ``metric="cosine"``.
-        positive, negative : bool tensor of shape (B, M)
-            P_i and N_i as rows. "original" takes no positives beyond column B.
-        sample_weight : tensor of shape (B,) or None, default=None
-            Weight of each anchor's term, with "original" of each of its positive pairs; >= 0. None: ones.
-
-        Returns
-        -------
-        tensor of shape ()
-            The loss.
-        """
+        """Return the loss over the pairs in two masks."""
         d = distances(S) if self.metric == "euclidean" else 1 - S  # (B, M)
         push, has_negative = log_sum_exp(self.margin - d, negative)  # (B,)
         if self.form == "generalized":
@@ -138,36 +126,29 @@ class LiftedStructureLoss(PairLoss):
         return distance_similarities(embeddings, columns)
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class LiftedStructureEmbedder(PairEmbedder):
-    """Lifted structure: each anchor's soft hardest positive against its soft hardest negative [1]_ [2]_.
+    """Lifted structure: the soft hardest positive of an anchor against its soft hardest negative [1]_ [2]_.
 
-    The hard pairs of the batch are weighed by a softmax over the positives and one over the negatives of an anchor.
+    The hard pairs of the batch are weighted by a softmax over the positives and one over the negatives of an anchor.
     Batches hold several samples of each of several classes, so classes must have several samples.
 
     Read more in the :ref:`User Guide <lifted_structure>`.
 
     Parameters
     ----------
-    margin : float, default=1.0
-        By how much negatives should be farther away than positives, in units of the distance.
-    metric : {"euclidean", "cosine"}, default="euclidean"
-        What the distance is: the Euclidean one, or 1 less the cosine, as in Eq. (9) of [3]_.
-    form : {"generalized", "original"}, default="generalized"
-        "generalized": a hinge for each anchor [2]_. "original": a squared hinge for each positive pair, with the
-        negatives of both ends [1]_.
-    PAIR_PARAMETERS
-    BALANCED_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
-    RAWEmbedder : The softmax also compares each pair with a threshold, and is sharper.
-    skdml.losses.LiftedStructureLoss : The loss alone, for a torch loop.
+    RAWEmbedder : Its softmax also compares each pair with a threshold, and is sharper.
+    skdml.losses.LiftedStructureLoss : The loss on its own, for a torch loop.
 
     References
     ----------
@@ -187,18 +168,11 @@ class LiftedStructureEmbedder(PairEmbedder):
     True
     """
 
+    _loss_class = LiftedStructureLoss
+
     margin: float = 1.0
     metric: str = "euclidean"
     form: str = "generalized"
     mining: str | Callable | None = "vthm"
 
-    _parameter_constraints = {**PairEmbedder._parameter_constraints, **LiftedStructureLoss._parameter_constraints}
-
-    def _make_loss(self, n_classes, network):
-        return LiftedStructureLoss(
-            margin=self.margin,
-            metric=self.metric,
-            form=self.form,
-            mining=self.mining,
-            mining_margin=self.mining_margin,
-        )
+    _parameter_constraints = {**LiftedStructureLoss._parameter_constraints, **PairEmbedder._parameter_constraints}

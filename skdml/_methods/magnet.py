@@ -12,13 +12,14 @@ from scipy.special import logsumexp
 from torch import nn
 
 from .._constraints import POSITIVE, POSITIVE_INT, Interval, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import BaseEmbedder
 from .._loss.similarities import distance_similarities, squared_distances
-from .._loss.terms import check_batch, log_sum_exp, weighted_mean
+from .._loss.terms import check_batch, log_sum_exp, weighted_mean, zero_loss
 
 
 class MagnetLoss(nn.Module):
-    r"""Bring samples nearer to the mean of their own cluster than to those of other classes, by a number of deviations.
+    r"""Bring samples nearer to the mean of their own cluster than to those of other classes, relative to the variance.
 
     .. math::
         \ell = \frac1B \sum_i \Bigl[-\log \frac{e^{-\lVert x_i - \mu_i \rVert^2 / (2 \sigma^2) - \alpha}}
@@ -31,7 +32,7 @@ class MagnetLoss(nn.Module):
     Parameters
     ----------
     alpha : float, default=1.0
-        Alpha, how far apart the clusters should be, in logarithms of a likelihood; > 0.
+        Alpha, how far apart clusters should be, as a difference of log-likelihoods; > 0.
 
     Raises
     ------
@@ -42,13 +43,13 @@ class MagnetLoss(nn.Module):
     -----
     Shape: embeddings (B, D) float, taken as they are, of any norm; y (B,) integers; clusters (B,) integers or None;
     returns a scalar, the mean over the B samples. The gradient flows through the means and the variance. All distances
-    come in units of the variance, so neither the length of the rows nor their origin matters. A sample without a
+    are divided by the variance, so that neither the length of the rows nor their origin matters. A sample without a
     cluster of another class in the batch contributes 0. The variance is at least the machine epsilon: where all samples
-    lie on their means, the value and the gradient stay finite. No step over clusters: a cluster enters the sum once for
-    each of its n members, with weight 1 / n, in :math:`O(B^2 D)` time and :math:`O(B^2 + BD)` memory.
+    lie on their means, the value and the gradient remain finite. There is no loop over clusters: a cluster enters the
+    sum once for each of its n members, with weight 1 / n, in :math:`O(B^2 D)` time and :math:`O(B^2 + BD)` memory.
 
-    Differences from two public reimplementations: they divide by :math:`2 \sigma^4`, where the paper has
-    :math:`2 \sigma^2`, and add 1e-8 inside the logarithm.
+    Differences from two public reimplementations: they divide by :math:`2 \sigma^4` instead of :math:`2 \sigma^2` as in
+    the paper, and add 1e-8 inside the logarithm.
 
     References
     ----------
@@ -79,7 +80,7 @@ class MagnetLoss(nn.Module):
         Parameters
         ----------
         embeddings : tensor of shape (B, D)
-            Taken as they are, never normalised here.
+            Taken as they are, never normalized here.
         y : int tensor of shape (B,)
             The class of each row.
         clusters : int tensor of shape (B,) or None, default=None
@@ -96,10 +97,10 @@ class MagnetLoss(nn.Module):
         if clusters is not None and (clusters.shape != y.shape or clusters.is_floating_point()):
             raise ValueError(
                 f"Got clusters of shape {tuple(clusters.shape)} for {len(y)} rows, of {clusters.dtype}; need (B,) "
-                "integers. Weights go by name, sample_weight=."
+                "integers. Pass weights by name, sample_weight=."
             )
         if len(y) == 0:
-            return embeddings.sum()
+            return zero_loss(self, embeddings)
         impostor = y[:, None] != y  # (B, B)
         member = ~impostor if clusters is None else ~impostor & (clusters[:, None] == clusters)
         weights = member.to(embeddings.dtype)
@@ -117,15 +118,15 @@ class MagnetLoss(nn.Module):
 class MagnetBatches:
     """Neighborhoods of clusters for the Magnet loss [1]_: a seed cluster and the nearest clusters of other classes.
 
-    At the start of each epoch k-means cuts every class into ``n_clusters`` clusters of the embeddings as they are. A
-    batch is a seed, drawn with a probability proportional to its mean loss, its nearest clusters of other classes, and
-    ``samples_per_cluster`` random samples of each, with the numbers of their clusters. A class with fewer samples (or
-    distinct embeddings) than clusters has fewer clusters, and a cluster with fewer samples gives those it has, each
-    once. An epoch has as many batches as it takes to see as many samples as there are.
+    At the start of each epoch k-means splits every class into ``n_clusters`` clusters of the current embeddings. A
+    batch consists of ``samples_per_cluster`` random samples of a seed cluster, drawn with a probability proportional to
+    its mean loss, and of its nearest clusters of other classes, with the numbers of the clusters. A class with fewer
+    samples (or distinct embeddings) than clusters has fewer clusters, and a cluster with fewer samples contributes each
+    of them once. An epoch has as many batches as are needed to process as many samples as there are.
 
     The loss of a cluster is the mean that the loss gives its samples against the clusters of the batch it would seed,
-    with the means and the variance of the whole training set, by the embeddings at the epoch's start: the paper keeps
-    the losses of the training steps. In the first epoch all clusters are alike.
+    with the means and the variance of the whole training set, by the embeddings at the start of the epoch: the paper
+    keeps the losses of the training steps. In the first epoch all clusters are equally likely.
 
     Parameters
     ----------
@@ -135,7 +136,7 @@ class MagnetBatches:
     samples_per_cluster : int
     n_clusters : int
     alpha : float
-        Of the loss.
+        That of the loss.
 
     References
     ----------
@@ -176,10 +177,10 @@ class MagnetBatches:
 
 
 def class_clusters(rows, y, n_clusters, rng, max_iter=20):
-    """Return the number 0..G-1 of every row's cluster, by k-means within each class; numbers rise with the class.
+    """Return the cluster 0..G-1 of every row, by k-means within each class; the numbers rise with the class.
 
-    All classes at once: scikit-learn's KMeans, called class by class, would take longer than a small network's epoch.
-    The first centers are drawn as in k-means++; Lloyd's steps end when no row changes its cluster.
+    All classes at once: calling scikit-learn's KMeans class by class would take longer than an epoch of a small
+    network. The first centers are drawn as in k-means++; Lloyd's steps end when no row changes its cluster.
     """
     order = y.argsort(kind="stable")
     rows, y = rows[order].astype(np.float64), y[order]
@@ -193,7 +194,7 @@ def class_clusters(rows, y, n_clusters, rng, max_iter=20):
     first = starts + (rng.random(len(counts)) * counts).astype(int)
     centers = rows[first][:, None]  # (C, k, D)
     for _ in range(1, min(n_clusters, counts.max())):
-        # The largest of p / e with e exponential is a draw by p. Where all rows are centers, one stands twice.
+        # The largest of p / e with e exponential is a draw by p. Where all rows are centers, one occurs twice.
         key = nearest(centers)[0] / np.maximum(rng.exponential(size=len(rows)), 1e-300)
         drawn = np.lexsort((key, y))[starts + counts - 1]
         centers = np.concatenate([centers, rows[drawn][:, None]], axis=1)
@@ -226,7 +227,7 @@ def cluster_losses(rows, y, cluster, n_nearest, alpha):
     cluster : ndarray of shape (N,), values 0..G-1, each present
     n_nearest : int
     alpha : float
-        Of the loss.
+        That of the loss.
 
     Returns
     -------
@@ -258,41 +259,41 @@ def cluster_losses(rows, y, cluster, n_nearest, alpha):
     return np.where(missing, -1, near), np.add.reduceat(terms, starts) / sizes
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class MagnetEmbedder(BaseEmbedder):
-    """Magnet loss: each class is a few clusters, and batches are neighborhoods of clusters that overlap [1]_.
+    """Magnet loss: each class consists of a few clusters, and batches are neighborhoods of overlapping clusters [1]_.
 
-    A class need not be one ball: k-means cuts it anew each epoch. A sample is drawn to the cluster it is in, and away
-    from those of other classes. Batches gather where the loss is high.
+    A class need not form one ball: k-means splits it anew each epoch. A sample is pulled to its own cluster, and pushed
+    away from those of other classes. Batches concentrate where the loss is high.
 
     Read more in the :ref:`User Guide <magnet>`.
 
     Parameters
     ----------
-    alpha : float, default=1.0
-        How far apart clusters should be, in logarithms of a likelihood; > 0.
+    {LOSS_PARAMETERS}
     n_clusters : int, default=2
-        K, clusters of a class; >= 1.
+        K, the number of clusters per class; >= 1.
     samples_per_cluster : int, default=4
-        D, samples of each cluster in a batch, >= 2: a batch has ``batch_size // samples_per_cluster`` clusters. A
-        cluster with fewer samples gives those it has, each once.
-    SHARED_PARAMETERS
+        D, the number of samples of each cluster in a batch; >= 2. A batch has ``batch_size // samples_per_cluster``
+        clusters. A cluster with fewer samples contributes each of them once.
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
-    SoftTripleEmbedder : Several learned centers a class.
+    SoftTripleEmbedder : Several learned centers per class.
     SSTEmbedder : Batches are clusters of the samples.
-    skdml.losses.MagnetLoss : The loss alone, for a torch loop.
+    skdml.losses.MagnetLoss : The loss on its own, for a torch loop.
 
     Notes
     -----
-    The clusters, and the losses that the seeds are drawn by, are those of the embeddings in evaluation mode at the
-    start of an epoch; the paper keeps the losses of the training steps. The paper fills small clusters up with
-    repeated samples. It classifies by the nearest clusters; here the embedding is the result.
+    The clusters, and the losses by which the seeds are drawn, are those of the embeddings in evaluation mode at the
+    start of an epoch; the paper keeps the losses of the training steps. The paper fills up small clusters with repeated
+    samples, and it classifies by the nearest clusters; here the embedding is the result.
 
     References
     ----------
@@ -309,14 +310,16 @@ class MagnetEmbedder(BaseEmbedder):
     True
     """
 
+    _loss_class = MagnetLoss
+
     alpha: float = 1.0
     n_clusters: int = 2
     samples_per_cluster: int = 4
     batch_size: int = 48
 
     _parameter_constraints = {
-        **BaseEmbedder._parameter_constraints,
         **MagnetLoss._parameter_constraints,
+        **BaseEmbedder._parameter_constraints,
         "n_clusters": [POSITIVE_INT],
         "samples_per_cluster": [Interval(Integral, 2, None, closed="left")],
     }
@@ -326,11 +329,8 @@ class MagnetEmbedder(BaseEmbedder):
         if self.batch_size < 2 * self.samples_per_cluster:
             raise ValueError(
                 f"The 'batch_size' parameter of {type(self).__name__} must be at least 2 * samples_per_cluster = "
-                f"{2 * self.samples_per_cluster}, two clusters a batch. Got {self.batch_size} instead."
+                f"{2 * self.samples_per_cluster}, two clusters per batch. Got {self.batch_size} instead."
             )
-
-    def _make_loss(self, n_classes, network):
-        return MagnetLoss(alpha=self.alpha)
 
     def _make_batches(self, y):
         return MagnetBatches(y, self.batch_size, self.samples_per_cluster, self.n_clusters, self.alpha)

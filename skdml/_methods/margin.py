@@ -10,13 +10,15 @@ import torch
 from torch import nn
 
 from .._constraints import NON_NEGATIVE, POSITIVE, POSITIVE_INT, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import PairEmbedder
-from .._loss.mining import MINING_CONSTRAINTS, distance_weighted
+from .._loss.mining import distance_weighted
 from .._loss.pairs import PairLoss, pair_masks
 from .._loss.similarities import distance_similarities, distances
 from .._loss.terms import rows_at, weighted_mean
 
 
+@with_shared_docs
 class MarginLoss(PairLoss):
     r"""Bring positive pairs within a learned distance, and negative pairs beyond it, each by a margin.
 
@@ -33,19 +35,21 @@ class MarginLoss(PairLoss):
     n_classes : int
         C; >= 1.
     margin : float, default=0.2
-        Half the gap between positive and negative pairs, m; >= 0, on the scale of the distances, which for unit rows
-        lie in [0, 2].
+        Margin m by which positive pairs must be nearer than the boundary and negative pairs farther away; >= 0, on the
+        scale of the distances (0 to 2 for unit rows).
     beta : float, default=1.2
-        What the boundary of every class starts at; > 0, on the scale of the distances.
+        The initial boundary of every class; > 0, on the scale of the distances.
     nu : float, default=0.0
-        Nu, the weight of the regulariser; >= 0. It holds boundaries down: more so where few positive pairs cross them.
+        Nu, the weight of the regularizer that holds the boundaries down; >= 0. It has the most effect where few
+        positive pairs cross them.
     cutoff : float, default=0.5
-        Distances below it are drawn with the weight of this one, which bounds the weight of the nearest negatives;
-        > 0. Only "distance_weighted" uses it.
+        Distances below this one count as this one when negatives are drawn, which bounds the weight of the nearest; >
+        0. Used only with ``mining="distance_weighted"``.
     max_distance : float, default=1.4
-        Negatives this far or farther are not drawn, unless an anchor has no nearer one; > 0. By default m + beta, where
-        a negative's term ends. Above 2 all negatives of unit rows are drawn from. Only "distance_weighted" uses it.
-    MINING_PARAMETERS
+        Negatives at this distance or farther are not drawn unless an anchor has no nearer one; > 0. The default is m +
+        beta, where the term of a negative ends; above 2 all negatives of unit rows may be drawn. Used only with
+        ``mining="distance_weighted"``.
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
@@ -60,15 +64,16 @@ class MarginLoss(PairLoss):
     Notes
     -----
     Shape: embeddings (B, D) float, taken as they are (unit rows expected by the draw of the negatives); y (B,) int64 in
-    [0, n_classes); returns a scalar, the sum of the terms over the number of active ones. A batch without a pair that
-    counts gives 0 with zero gradient, and without an active one the regulariser alone. A hinge at exactly 0 is
+    [0, n_classes); returns a scalar, the sum of the terms over the number of active ones. A batch without a selected
+    pair gives 0 with zero gradient, and one without an active pair only the regularizer. A hinge at exactly 0 is
     inactive. Plain distances have gradient 0 at d = 0.
 
-    The draws of "distance_weighted" come from torch's generator, so two calls give two values. Other rules give one.
+    The draws of "distance_weighted" come from torch's generator, so that two calls give two values. Other rules are
+    deterministic.
 
     Differences from the authors' code: negatives are drawn without replacement; an anchor without a negative nearer
-    than ``max_distance`` draws evenly among all its negatives, where theirs may draw a positive; the regulariser is a
-    mean, not a sum over the number of active terms; there is a boundary for each class, but none for each sample.
+    than ``max_distance`` draws evenly among all its negatives, whereas theirs may draw a positive; the regularizer is a
+    mean, not a sum divided by the number of active terms; there is a boundary for each class, but none for each sample.
 
     Relations: with one fixed boundary this is a contrastive loss with the margins beta - m and beta + m.
 
@@ -98,8 +103,10 @@ class MarginLoss(PairLoss):
         "nu": [NON_NEGATIVE],
         "cutoff": [POSITIVE],
         "max_distance": [POSITIVE],
-        **MINING_CONSTRAINTS,
+        **PairLoss._parameter_constraints,
     }
+
+    _similarities = staticmethod(distance_similarities)
 
     def __init__(
         self,
@@ -128,22 +135,7 @@ class MarginLoss(PairLoss):
         return self.pair_loss(S, *selected, rows_at(self.betas, y), sample_weight)
 
     def mine(self, S, positive, negative, n_components):
-        """Select the pairs that count; "distance_weighted" with the limits of this loss.
-
-        Parameters
-        ----------
-        S : tensor of shape (B, M)
-            1 - d^2 / 2, detached: no gradient flows through the choice.
-        positive, negative : bool tensor of shape (B, M)
-            The pairs to select from.
-        n_components : int
-            D, which "distance_weighted" depends on.
-
-        Returns
-        -------
-        tuple of two bool tensors of shape (B, M)
-            The pairs selected, positive and negative.
-        """
+        """Select the pairs that count; "distance_weighted" with the limits of this loss."""
         if self.mining == "distance_weighted":
             limits = {"cutoff": self.cutoff, "max_distance": self.max_distance}
             return distance_weighted(S, positive, negative, n_components, **limits)
@@ -159,9 +151,9 @@ class MarginLoss(PairLoss):
         positive, negative : bool tensor of shape (B, M)
             P_a and N_a as rows.
         beta : tensor of shape (B,), default=None
-            The boundary of each row's anchor. None: what the boundaries start at.
+            The boundary of each anchor. None: the initial boundary.
         sample_weight : tensor of shape (B,) or None, default=None
-            Weight of each anchor's pairs, >= 0, in the mean of the boundaries, too. None: ones.
+            Weight of the pairs of each anchor, >= 0, also in the mean of the boundaries. None: ones.
 
         Returns
         -------
@@ -177,49 +169,36 @@ class MarginLoss(PairLoss):
             loss = loss + self.nu * weighted_mean(n_pairs * beta, sample_weight, n_pairs)
         return loss
 
-    def _similarities(self, embeddings, columns=None):
-        return distance_similarities(embeddings, columns)
 
-
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class MarginEmbedder(PairEmbedder):
     """Margin: each pair against a learned distance, with negatives drawn evenly over the distances [1]_.
 
-    Random negatives are nearly all far away and the hardest are often mislabeled or noise; the even draw takes some of
-    every distance. Batches hold several samples of each of several classes, so classes must have several samples.
+    Random negatives are nearly all far away, and the hardest ones are often mislabeled or noise; the even draw takes
+    some at every distance. Batches hold several samples of each of several classes, so classes must have several
+    samples.
 
     Read more in the :ref:`User Guide <margin>`.
 
     Parameters
     ----------
-    margin : float, default=0.2
-        By which positive pairs must be nearer than the boundary, and negative pairs farther; >= 0, on the scale of the
-        distances.
-    beta : float, default=1.2
-        The boundary of every class at the start; > 0, on the scale of the distances.
-    nu : float, default=0.0
-        Weight of the regulariser that holds the boundaries down; >= 0.
-    cutoff : float, default=0.5
-        Distances below it count as this one in the draw; > 0.
-    max_distance : float, default=1.4
-        Negatives this far or farther are not drawn; > 0.
+    {LOSS_PARAMETERS}
     beta_learning_rate : float, default=3e-2
-        Learning rate of the boundaries, at its highest; > 0. Ten times the network's: Adam's step is about as long as
-        this, and a boundary has a few tenths to go.
-    PAIR_PARAMETERS
-    BALANCED_PARAMETERS
-    SHARED_PARAMETERS
+        Peak learning rate of the boundaries; > 0. It is ten times the network's, since a step of Adam is about as long
+        as the learning rate and a boundary has to move by a few tenths.
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
     betas_ : ndarray of shape (n_classes,)
         The boundaries of the classes, learned.
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
     TripletEmbedder : Compares a positive pair with a negative one, without a boundary.
-    skdml.losses.MarginLoss : The loss alone, for a torch loop.
+    skdml.losses.MarginLoss : The loss on its own, for a torch loop.
 
     References
     ----------
@@ -238,6 +217,8 @@ class MarginEmbedder(PairEmbedder):
     True
     """
 
+    _loss_class = MarginLoss
+
     margin: float = 0.2
     beta: float = 1.2
     nu: float = 0.0
@@ -247,22 +228,10 @@ class MarginEmbedder(PairEmbedder):
     mining: str | Callable | None = "distance_weighted"
 
     _parameter_constraints = {
-        **PairEmbedder._parameter_constraints,
         **MarginLoss._parameter_constraints,
+        **PairEmbedder._parameter_constraints,
         "beta_learning_rate": [POSITIVE],
     }
-
-    def _make_loss(self, n_classes, network):
-        return MarginLoss(
-            n_classes,
-            margin=self.margin,
-            beta=self.beta,
-            nu=self.nu,
-            cutoff=self.cutoff,
-            max_distance=self.max_distance,
-            mining=self.mining,
-            mining_margin=self.mining_margin,
-        )
 
     def _loss_learning_rate(self):
         return self.beta_learning_rate

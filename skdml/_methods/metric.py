@@ -8,18 +8,20 @@ from dataclasses import dataclass
 from torch import nn
 
 from .._constraints import POSITIVE, StrOptions
+from .._docstrings import with_shared_docs
 from .._engine.batches import LocalBatches, ShuffledBatches
 from .._engine.embedder import BalancedEmbedder
 from .._loss.pairs import PairLoss
 from .raw import RAWLoss
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class MetricEmbedder(BalancedEmbedder):
     """A network trained with any torch loss ``(embeddings, y) -> scalar``, by the engine of the other embedders.
 
-    The loss may be one's own or of another library, such as pytorch-metric-learning with its miners; what it learns
-    (proxies, say) is trained, too.
+    The loss may be your own or that of another library, such as pytorch-metric-learning with its miners; what it learns
+    (for example proxies) is trained as well.
 
     Read more in the :ref:`User Guide <metric>`.
 
@@ -27,26 +29,25 @@ class MetricEmbedder(BalancedEmbedder):
     ----------
     loss : torch.nn.Module, callable or None, default=None
         Maps embeddings (B, D) and classes (B,), numbered from 0 in the order of ``classes_``, to a scalar. It is
-        copied, never changed. None: :class:`skdml.losses.RAWLoss` with its defaults. One with a parameter
+        copied, never changed. None: :class:`skdml.losses.RAWLoss` with its defaults. A loss with a parameter
         ``sample_weight`` (B,) can be fitted with weights.
     miner : callable or None, default=None
-        Maps embeddings and classes to what the loss takes as its third argument: a miner of pytorch-metric-learning.
-        For the losses of skdml use their ``mining``.
+        Maps embeddings and classes to the third argument of the loss: a miner of pytorch-metric-learning. For the
+        losses of skdml use their ``mining``.
     batches : {"balanced", "shuffled", "local"}, default="balanced"
         "balanced": P x K, for losses that compare samples. "shuffled": any samples, for losses with proxies. "local":
         clusters of the embeddings, found anew each epoch by k-means, as in :class:`SSTEmbedder`.
     loss_learning_rate : float, default=3e-3
-        Learning rate of the loss's own parameters, at its highest; > 0.
-    BALANCED_PARAMETERS
-    SHARED_PARAMETERS
+        Peak learning rate of the loss's own parameters; > 0.
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
-    RAWEmbedder : The default loss with its parameters as the embedder's.
+    RAWEmbedder : The default loss, with its parameters as those of the embedder.
 
     References
     ----------
@@ -84,9 +85,12 @@ class MetricEmbedder(BalancedEmbedder):
     def _pair_based(self):
         return self.batches != "shuffled"
 
+    def _check_batch_size(self):
+        if self.batches == "balanced":
+            super()._check_batch_size()
+
     def _check_params(self):
-        # samples_per_class bounds the size of balanced batches alone.
-        (super() if self.batches == "balanced" else super(BalancedEmbedder, self))._check_params()
+        super()._check_params()
         name = type(self).__name__
         if isinstance(self.loss, type):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""N-pairs: one pair a class, each anchor against the partners of all others.
+"""N-pairs: one pair per class, each anchor against the partners of all others.
 
 Axes: B samples of a batch, M samples the anchors are compared with, N pairs.
 """
@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 
 from .._constraints import NON_NEGATIVE, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import PairEmbedder
-from .._loss.mining import MINING_CONSTRAINTS
 from .._loss.pairs import PairLoss
 from .._loss.terms import log1p_sum_exp, rows_at, weighted_mean
 
 
+@with_shared_docs
 class NPairsLoss(PairLoss):
     r"""Rank the partner of an anchor above the partners of all other anchors at once.
 
@@ -22,14 +23,14 @@ class NPairsLoss(PairLoss):
             + \mu \bigl(|a_i|^2 + |q_i|^2\bigr) \Bigr\}
 
     The batch gives N pairs of an anchor a and its partner q, from two samples of each class; the j are the pairs of
-    other classes. The first term is the softmax cross-entropy
-    of picking an anchor's partner among the N. Its similarities have no bound, so the second term keeps the rows short.
+    other classes. The first term is the softmax cross-entropy of picking the partner of an anchor among the N. Its
+    similarities are not bounded, so the second term keeps the rows short.
 
     Parameters
     ----------
     l2 : float, default=0.02
-        Mu, the weight of the squared lengths; >= 0. For unit rows that term is constant.
-    MINING_PARAMETERS
+        Mu, the weight of the squared lengths of the embeddings; >= 0. For unit rows that term is constant.
+    {BASE_PARAMETERS}
 
     Raises
     ------
@@ -39,16 +40,16 @@ class NPairsLoss(PairLoss):
     Notes
     -----
     Shape: embeddings (B, D) float, taken as they are, of any length; y (B,) integers; returns a scalar, the mean over
-    the N pairs. The rows of a class are paired in turn, the first with the second, the third with the fourth; an odd
-    last one is left out. So the value depends on the order of the rows within a class. With one pair there is only the
-    second term; without a pair the loss is 0 with zero gradient.
+    the N pairs. The rows of a class are paired in turn, the first with the second, the third with the fourth; the last
+    of an odd number is left out. The value therefore depends on the order of the rows within a class. With one pair
+    there is only the second term; without a pair the loss is 0 with zero gradient.
 
-    With a memory of earlier batches all its samples of other classes, anchors or partners once, are compared with an
-    anchor, too; its partner is of the batch. Mining thins the masks before the pairs are formed.
+    With a memory, an anchor is also compared with all samples of other classes in it, whether they were anchors or
+    partners; its partner comes from the batch. Mining thins the masks before the pairs are formed.
 
-    The published codes have three constants for the second term, whose mean over pairs is: 0.02, as here, and
-    0.0005 (a regularisation of 0.002 times 0.25), and a sum over 2 N with a coefficient of the user's.
-    pytorch-metric-learning scales the rows to unit length, and then no loss is below log(1 + (N - 1) / e^2).
+    Published implementations differ in the weight of the second term, as a mean over pairs: 0.02, as here; 0.0005 (a
+    regularization of 0.002 times 0.25); and a sum over 2 N with a coefficient that the user sets.
+    pytorch-metric-learning scales the rows to unit length, where no loss is below log(1 + (N - 1) / e^2).
 
     Relations: with scaled unit rows this is the loss of a contrastive batch of two views (InfoNCE), in one direction.
 
@@ -67,7 +68,7 @@ class NPairsLoss(PairLoss):
     0.1269
     """
 
-    _parameter_constraints = {"l2": [NON_NEGATIVE], **MINING_CONSTRAINTS}
+    _parameter_constraints = {"l2": [NON_NEGATIVE], **PairLoss._parameter_constraints}
 
     def __init__(self, *, l2=0.02, mining=None, mining_margin=0.1):
         super().__init__(mining, mining_margin)
@@ -82,10 +83,10 @@ class NPairsLoss(PairLoss):
         S : tensor of shape (B, M)
             Similarities, dot products, on the diagonal the squared lengths.
         positive : bool tensor of shape (B, M)
-            A row with an even number of entries before the diagonal is an anchor, the first one behind it, in the
-            batch, its partner.
+            A row with an even number of entries before the diagonal is an anchor, and its first entry behind the
+            diagonal, within the batch, is its partner.
         negative : bool tensor of shape (B, M)
-            Which partners, and samples of the memory, the anchor is compared with.
+            Which partners and which samples of the memory the anchor is compared with.
         sample_weight : tensor of shape (B,) or None, default=None
             Weight of each anchor's pair, >= 0; those of the partners do not count. None: ones.
 
@@ -98,7 +99,7 @@ class NPairsLoss(PairLoss):
         column = torch.arange(M, device=S.device)
         later = positive[:, :B].triu()
         is_anchor = later.any(dim=1) & (positive[:, :B].tril().sum(dim=1) % 2 == 0)  # (B,)
-        partner = later.byte().argmax(dim=1)  # (B,), of several the first
+        partner = later.byte().argmax(dim=1)  # (B,), the first of several
         compared = (is_anchor[:, None] & (column == partner[:, None])).any(dim=0) | (column >= B)  # (M,)
         excess = S - S.gather(1, partner[:, None])  # (B, M)
         losses = log1p_sum_exp(excess, negative & compared, 1.0, 0.0)  # (B,)
@@ -108,31 +109,29 @@ class NPairsLoss(PairLoss):
         return weighted_mean(torch.where(is_anchor, losses, 0), sample_weight, is_anchor)
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class NPairsEmbedder(PairEmbedder):
-    """N-pairs: each anchor against the partners of all other classes of the batch at once [1]_.
+    """N-pairs: each anchor is compared with the partners of all other classes of the batch at once [1]_.
 
-    A batch holds two samples of each of many classes. The embeddings are not normalised, as in the paper: a softmax of
-    cosines could not become sharp. A term ``l2`` keeps them short instead.
+    A batch holds two samples of each of many classes. As in the paper, the embeddings are not normalized, since a
+    softmax of cosines could not become sharp; a term weighted by ``l2`` keeps them short instead.
 
     Read more in the :ref:`User Guide <n_pairs>`.
 
     Parameters
     ----------
-    l2 : float, default=0.02
-        Weight of the squared lengths of the embeddings; >= 0.
-    PAIR_PARAMETERS
-    BALANCED_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
-    RAWEmbedder : Compares all pairs of a batch with several samples a class.
-    skdml.losses.NPairsLoss : The loss alone, for a torch loop.
+    RAWEmbedder : Compares all pairs of a batch with several samples per class.
+    skdml.losses.NPairsLoss : The loss on its own, for a torch loop.
 
     References
     ----------
@@ -148,11 +147,10 @@ class NPairsEmbedder(PairEmbedder):
     True
     """
 
+    _loss_class = NPairsLoss
+
     l2: float = 0.02
     normalize: bool = False
     samples_per_class: int = 2
 
-    _parameter_constraints = {**PairEmbedder._parameter_constraints, **NPairsLoss._parameter_constraints}
-
-    def _make_loss(self, n_classes, network):
-        return NPairsLoss(l2=self.l2, mining=self.mining, mining_margin=self.mining_margin)
+    _parameter_constraints = {**NPairsLoss._parameter_constraints, **PairEmbedder._parameter_constraints}

@@ -1,4 +1,4 @@
-"""Normalised softmax: one learned proxy a class, and a softmax over the cosines.
+"""Normalized softmax: one learned proxy per class, and a softmax over the cosines.
 
 Axes: B samples of a batch, D components, C classes.
 """
@@ -9,14 +9,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .._constraints import POSITIVE, POSITIVE_INT, check_constraints
+from .._constraints import POSITIVE, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import ProxyEmbedder
-from .._loss.terms import check_batch, weighted_mean
+from .._loss.proxies import ProxyLoss
 from .._network.networks import unit_rows
 
 
-class NormSoftmaxLoss(nn.Module):
-    r"""Pull a sample towards the proxy of its class, away from the proxies of all others: a softmax of cosines.
+@with_shared_docs
+class NormSoftmaxLoss(ProxyLoss):
+    r"""Pull a sample towards the proxy of its class and away from all other proxies, by a softmax over the cosines.
 
     .. math::
         \ell = -\frac1B \sum_i \log
@@ -24,18 +26,15 @@ class NormSoftmaxLoss(nn.Module):
 
     Parameters
     ----------
-    n_classes : int
-        C; >= 1.
-    n_components : int
-        D, the dimension of the embeddings; >= 1.
+    {BASE_PARAMETERS}
     scale : float, default=20.0
-        Lambda, one over the temperature; > 0, unitless (multiplies a cosine in [-1, 1]).
+        Lambda, the factor of the cosines in the softmax over the classes, one over the temperature; > 0, unitless.
 
     Attributes
     ----------
     proxies : Parameter of shape (n_classes, n_components)
-        The v_c, of any length: they are normalised in the formula, never in place. The shorter a proxy, the further an
-        optimiser step turns it.
+        The v_c, of any length: the formula normalizes them, never in place. The shorter a proxy, the further an
+        optimizer step turns it.
 
     Raises
     ------
@@ -48,7 +47,7 @@ class NormSoftmaxLoss(nn.Module):
     scalar, the mean over the batch. An empty batch gives 0 with zero gradient; with one class the loss is 0. A proxy of
     length zero has similarity 0 to everything and receives no gradient.
 
-    Proxies start uniform in +-1/sqrt(C), whatever D, as the centers of the code of [2]_ do with one center a class.
+    Proxies start uniform in +-1/sqrt(C), whatever D, as the centers in the code of [2]_ do with one center per class.
 
     Relations: this is `SoftTripleLoss` with ``n_centers=1, margin=0``, `ArcFaceLoss` with ``margin=0`` of the same
     scale, and `ProxyNCALoss` of scale sqrt(lambda / 2) with ``positive_in_denominator=True``.
@@ -71,65 +70,43 @@ class NormSoftmaxLoss(nn.Module):
     torch.Size([3, 2])
     """
 
-    _parameter_constraints = {"n_classes": [POSITIVE_INT], "n_components": [POSITIVE_INT], "scale": [POSITIVE]}
+    _parameter_constraints = {**ProxyLoss._parameter_constraints, "scale": [POSITIVE]}
 
     def __init__(self, n_classes, n_components, *, scale=20.0):
-        super().__init__()
-        self.n_classes = n_classes
-        self.n_components = n_components
+        super().__init__(n_classes, n_components)
         self.scale = scale
         check_constraints(self, vars(self))
         bound = n_classes**-0.5
         self.proxies = nn.Parameter(torch.empty(n_classes, n_components).uniform_(-bound, bound))
 
-    def forward(self, embeddings, y, sample_weight=None):
-        """Return the loss of a batch.
-
-        Parameters
-        ----------
-        embeddings : tensor of shape (B, D)
-            Taken as they are, never normalised here.
-        y : int64 tensor of shape (B,)
-            The class of each row, in [0, n_classes).
-        sample_weight : tensor of shape (B,) or None, default=None
-            Weight of each row's term in the mean, >= 0: an integer equals repeated rows. None: ones.
-
-        Returns
-        -------
-        tensor of shape ()
-            The loss; 0 for an empty batch.
-        """
-        check_batch(embeddings, y, sample_weight)
-        if len(y) == 0:
-            return embeddings.sum() + 0 * self.proxies.sum()
+    def _sample_losses(self, embeddings, y):
         logits = self.scale * embeddings @ unit_rows(self.proxies).T  # (B, C)
-        return weighted_mean(F.cross_entropy(logits, y, reduction="none"), sample_weight)
+        return F.cross_entropy(logits, y, reduction="none")
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class NormSoftmaxEmbedder(ProxyEmbedder):
-    """Normalised softmax: classification by the cosine to one learned proxy a class [1]_.
+    """Normalized softmax: classification by the cosine to one learned proxy per class [1]_.
 
-    The simplest method with proxies, and a strong baseline: no pairs, no sampling, one parameter.
+    The simplest method with proxies, and a strong baseline: it needs no pairs and no sampling, and has one parameter.
 
     Read more in the :ref:`User Guide <norm_softmax>`.
 
     Parameters
     ----------
-    scale : float, default=20.0
-        Lambda, the factor of the cosines in the softmax over classes; > 0. One over the temperature.
-    PROXY_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
-    SoftTripleEmbedder : Several centers a class, and a margin.
+    SoftTripleEmbedder : Several centers per class, and a margin.
     ArcFaceEmbedder : A margin in the angle to the own class.
-    skdml.losses.NormSoftmaxLoss : The loss alone, for a torch loop.
+    skdml.losses.NormSoftmaxLoss : The loss on its own, for a torch loop.
 
     References
     ----------
@@ -146,14 +123,9 @@ class NormSoftmaxEmbedder(ProxyEmbedder):
     True
     """
 
+    _loss_class = NormSoftmaxLoss
+
     scale: float = 20.0
     proxy_learning_rate: float = 3e-2
 
-    _parameter_constraints = {
-        **ProxyEmbedder._parameter_constraints,
-        **NormSoftmaxLoss._parameter_constraints,
-        "n_components": ProxyEmbedder._parameter_constraints["n_components"],
-    }
-
-    def _make_loss(self, n_classes, network):
-        return NormSoftmaxLoss(n_classes, network.n_components, scale=self.scale)
+    _parameter_constraints = {**NormSoftmaxLoss._parameter_constraints, **ProxyEmbedder._parameter_constraints}

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from .._constraints import NON_NEGATIVE, POSITIVE_INT, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import BalancedEmbedder
 from .._loss.pairs import pair_masks
-from .._loss.terms import check_batch, rows_at
+from .._loss.terms import check_batch, rows_at, zero_loss
 from .._network.networks import unit_rows
 
 
@@ -22,7 +23,7 @@ class PDDMLoss(nn.Module):
         \ell = \frac1Q \sum_{(i, j, k, l)} \bigl\{ [a + s_{ik} - s_{ij}]_+ + [a + s_{jl} - s_{ij}]_+ \bigr\}
             + \lambda \bigl\{ [b + d_{ij} - d_{ik}]_+ + [b + d_{ij} - d_{jl}]_+ \bigr\}
 
-    Here d is the Euclidean distance and s a learned score, no dot product. With W and b the weights of four linear
+    Here d is the Euclidean distance and s a learned score, not a dot product. With W and b the weights of four linear
     layers, and [;] for concatenation,
 
     .. math::
@@ -31,24 +32,26 @@ class PDDMLoss(nn.Module):
         u_{ij} &= \bigl[W_u |x_i - x_j| + b_u\bigr]_+, \qquad
         v_{ij} = \bigl[W_v (x_i + x_j) / 2 + b_v\bigr]_+ ,
 
-    so that the score depends on the difference of two embeddings, by components, and on their position. The Q
-    quadruplets are the positive pairs (i, j) of the lowest scores, each with the negative k of i and the negative l of
-    j of the highest scores.
+    so that the score depends on the componentwise difference of two embeddings and on their position. The Q quadruplets
+    are the positive pairs (i, j) of the lowest scores, each with the negative k of i and the negative l of j of the
+    highest scores.
 
     Parameters
     ----------
     n_components : int
         D, the dimension of the embeddings; >= 1.
     n_hidden : int or None, default=None
-        H, the outputs of each of the three hidden layers; >= 1. None: ``n_components``.
+        H, the width of the three hidden layers of the learned similarity; >= 1. None: the dimension of the embeddings.
     score_margin : float, default=0.5
-        The margin between scores, a in the formula; >= 0.
+        Margin a between the scores of positive and negative pairs; >= 0.
     distance_margin : float, default=1.0
-        The margin between distances, b in the formula; >= 0, in the units of the embeddings.
+        Margin b between their distances; >= 0, in the units of the embeddings.
     distance_weight : float, default=0.5
-        Lambda, the weight of the terms with distances; >= 0. With 0 the embeddings learn through the scores alone.
+        Lambda, the weight of the terms with distances relative to those with scores; >= 0. With 0 the embeddings learn
+        only through the scores.
     n_quadruplets : int or None, default=None
-        Q, how many quadruplets count; >= 1. None: those of all positive pairs.
+        Q, the number of quadruplets of a batch that count, those around the positive pairs with the lowest scores; >=
+        1. None: those of all positive pairs. The paper uses 1, for a pretrained network.
 
     Attributes
     ----------
@@ -67,17 +70,17 @@ class PDDMLoss(nn.Module):
     Notes
     -----
     Shape: embeddings (B, D) float, taken as they are, of any norm; y (B,) integers; returns a scalar, the mean over the
-    quadruplets. Without one, in a batch of one class or of classes with one sample each, the loss is 0 with zero
-    gradient. A pair of samples is one positive pair, not two. At distance 0, and where a hidden layer is all zeros,
-    the gradient is 0.
+    quadruplets. Without a quadruplet, as in a batch of one class or of classes with one sample each, the loss is 0 with
+    zero gradient. A pair of samples is one positive pair, not two. At distance 0, and where a hidden layer is all
+    zeros, the gradient is 0.
 
     No gradient flows through the choice of the quadruplets: all pairs pass the layers once without a graph, a few rows
-    at a time, in :math:`O(B^2 H (D + H))` time and :math:`O(B^2)` memory; the P positive pairs and the hardest
-    negative of each row pass them again. P is read from the labels, for which a step on a GPU waits.
+    at a time, in :math:`O(B^2 H (D + H))` time and :math:`O(B^2)` memory; the P positive pairs and the hardest negative
+    of each row pass them again. A step on a GPU waits for P, which is read from the labels.
 
-    Difference from [1]_: its mining takes one quadruplet of each batch, ``n_quadruplets=1``, for a pretrained network.
-    From random weights this fails: four samples of a batch at most get a gradient, the hardest ones, and the embeddings
-    collapse. The sum over all positive pairs does not.
+    Difference from [1]_: its mining uses one quadruplet of each batch, ``n_quadruplets=1``, for a pretrained network.
+    From random weights this fails: at most four samples of a batch, the hardest ones, get a gradient, and the
+    embeddings collapse. The sum over all positive pairs does not fail.
 
     References
     ----------
@@ -134,7 +137,7 @@ class PDDMLoss(nn.Module):
         Parameters
         ----------
         embeddings : tensor of shape (B, D)
-            Taken as they are, never normalised here.
+            Taken as they are, never normalized here.
         y : int tensor of shape (B,)
             The class of each row.
         sample_weight : tensor of shape (B,) or None, default=None
@@ -147,7 +150,7 @@ class PDDMLoss(nn.Module):
         """
         check_batch(embeddings, y, sample_weight)
         if len(y) == 0:
-            return embeddings.sum() + sum(0 * p.sum() for p in self.parameters())
+            return zero_loss(self, embeddings)
         positive, negative = pair_masks(y)  # (B, B)
         hardest = self._hardest(embeddings.detach(), negative)  # (B,), k of i and l of j
         row, column = (positive & negative.any(dim=1, keepdim=True)).triu(diagonal=1).nonzero(as_tuple=True)  # (P,)
@@ -170,7 +173,7 @@ class PDDMLoss(nn.Module):
 
     def _compare(self, a, b):
         """Return the scores and the distances of pairs of rows (P, D)."""
-        return self.scores(a, b), torch.linalg.vector_norm(a - b, dim=1)  # whose gradient at 0 is 0
+        return self.scores(a, b), torch.linalg.vector_norm(a - b, dim=1)  # the gradient at 0 is 0
 
     @torch.no_grad()
     def _hardest(self, x, negative):
@@ -198,39 +201,30 @@ class PDDMLoss(nn.Module):
         return self.score_layer(joint).squeeze(-1)
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class PDDMEmbedder(BalancedEmbedder):
     """PDDM: a learned similarity of pairs finds the hard quadruplets that train the embeddings [1]_.
 
     A position-dependent deep metric: a small network scores a pair by the difference of the two embeddings and by their
-    mean. It is trained with the embedder and left out after it; ``transform`` gives embeddings for Euclidean distances.
+    mean. It is trained with the embedder and not used afterwards; ``transform`` gives embeddings for Euclidean
+    distances.
 
     Read more in the :ref:`User Guide <pddm>`.
 
     Parameters
     ----------
-    n_hidden : int or None, default=None
-        Width of the hidden layers of the learned similarity; >= 1. None: the dimension of the embeddings.
-    score_margin : float, default=0.5
-        Margin between the scores of positive and negative pairs; >= 0.
-    distance_margin : float, default=1.0
-        Margin between their distances; >= 0.
-    distance_weight : float, default=0.5
-        Lambda, the weight of the terms with distances beside those with scores; >= 0.
-    n_quadruplets : int or None, default=None
-        How many quadruplets of a batch count, those around the positive pairs of the lowest scores; >= 1. None: those
-        of all positive pairs. The paper takes 1, of a network that is pretrained.
-    BALANCED_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
-    RAWEmbedder : Weighs the pairs of a batch by their similarity, without a network for it.
-    skdml.losses.PDDMLoss : The loss alone, for a torch loop.
+    RAWEmbedder : Weights the pairs of a batch by their similarity, without a network for it.
+    skdml.losses.PDDMLoss : The loss on its own, for a torch loop.
 
     References
     ----------
@@ -247,24 +241,12 @@ class PDDMEmbedder(BalancedEmbedder):
     True
     """
 
+    _loss_class = PDDMLoss
+
     n_hidden: int | None = None
     score_margin: float = 0.5
     distance_margin: float = 1.0
     distance_weight: float = 0.5
     n_quadruplets: int | None = None
 
-    _parameter_constraints = {
-        **BalancedEmbedder._parameter_constraints,
-        **PDDMLoss._parameter_constraints,
-        "n_components": BalancedEmbedder._parameter_constraints["n_components"],
-    }
-
-    def _make_loss(self, n_classes, network):
-        return PDDMLoss(
-            network.n_components,
-            n_hidden=self.n_hidden,
-            score_margin=self.score_margin,
-            distance_margin=self.distance_margin,
-            distance_weight=self.distance_weight,
-            n_quadruplets=self.n_quadruplets,
-        )
+    _parameter_constraints = {**PDDMLoss._parameter_constraints, **BalancedEmbedder._parameter_constraints}

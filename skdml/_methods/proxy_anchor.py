@@ -9,14 +9,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .._constraints import NON_NEGATIVE, POSITIVE, POSITIVE_INT, check_constraints
+from .._constraints import NON_NEGATIVE, POSITIVE, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import ProxyEmbedder
-from .._loss.terms import check_batch
+from .._loss.proxies import ProxyLoss
 from .._network.networks import unit_rows
 
 
-class ProxyAnchorLoss(nn.Module):
-    r"""Pull the samples of a class towards its proxy, each the more the further it is, and push all others away.
+@with_shared_docs
+class ProxyAnchorLoss(ProxyLoss):
+    r"""Pull the samples of a class towards its proxy, weighting each by its distance, and push all others away.
 
     .. math::
         \ell = \frac{1}{|P^+|} \sum_{c \in P^+} \log\Bigl[1 + \sum_{i : y_i = c} e^{-\alpha (s_{ic} - \delta)}\Bigr]
@@ -27,20 +29,19 @@ class ProxyAnchorLoss(nn.Module):
 
     Parameters
     ----------
-    n_classes : int
-        C; >= 1.
-    n_components : int
-        D, the dimension of the embeddings; >= 1.
+    {BASE_PARAMETERS}
     alpha : float, default=32.0
-        Alpha, the sharpness over the samples; > 0, unitless (multiplies a cosine in [-1, 1]).
+        Alpha, the sharpness over the samples; > 0, unitless (multiplies a cosine in [-1, 1]). With a large value only
+        the hardest sample of a proxy counts.
     margin : float, default=0.1
-        Delta; >= 0, on the scale of a cosine.
+        Delta; >= 0, on the scale of a cosine. The similarities of a proxy to the samples of its class should exceed it,
+        those to all others should be below -delta.
 
     Attributes
     ----------
     proxies : Parameter of shape (n_classes, n_components)
-        The v_c, of any length: they are normalised in the formula, never in place. The shorter a proxy, the further an
-        optimiser step turns it.
+        The v_c, of any length: the formula normalizes them, never in place. The shorter a proxy, the further an
+        optimizer step turns it.
 
     Raises
     ------
@@ -51,11 +52,14 @@ class ProxyAnchorLoss(nn.Module):
     -----
     Shape: embeddings (B, D) float, taken as they are (unit rows expected); y (B,) int64 in [0, n_classes); returns a
     scalar, the mean over the proxies of the batch's classes plus the mean over all proxies. A proxy without negatives
-    contributes 0 to the second and counts in it. An empty batch gives 0 with zero gradient. A proxy of length zero has
-    similarity 0 to everything and receives no gradient.
+    contributes 0 to the second mean and counts in it. An empty batch gives 0 with zero gradient. A proxy of length zero
+    has similarity 0 to everything and receives no gradient.
 
-    Proxies start as in the authors' code, normal with standard deviation sqrt(2 / C). Unlike that code, two classes
-    give the right value (its one-hot labels have one column then), and no exponent overflows.
+    The weight of a sample multiplies its exponentials, so that an integer equals repeated rows; a class of which all
+    samples have weight 0 is not in P+. Unlike in a mean, the scale of the weights matters.
+
+    Proxies start as in the authors' code, normal with standard deviation sqrt(2 / C). Unlike in that code, two classes
+    give the right value (its one-hot labels then have one column), and no exponent overflows.
 
     References
     ----------
@@ -74,44 +78,21 @@ class ProxyAnchorLoss(nn.Module):
     """
 
     _parameter_constraints = {
-        "n_classes": [POSITIVE_INT],
-        "n_components": [POSITIVE_INT],
+        **ProxyLoss._parameter_constraints,
         "alpha": [POSITIVE],
         "margin": [NON_NEGATIVE],
     }
 
     def __init__(self, n_classes, n_components, *, alpha=32.0, margin=0.1):
-        super().__init__()
-        self.n_classes = n_classes
-        self.n_components = n_components
+        super().__init__(n_classes, n_components)
         self.alpha = alpha
         self.margin = margin
         check_constraints(self, vars(self))
         self.proxies = nn.Parameter(torch.randn(n_classes, n_components) * (2 / n_classes) ** 0.5)
 
-    def forward(self, embeddings, y, sample_weight=None):
-        """Return the loss of a batch.
-
-        Parameters
-        ----------
-        embeddings : tensor of shape (B, D)
-            Taken as they are, never normalised here.
-        y : int64 tensor of shape (B,)
-            The class of each row, in [0, n_classes).
-        sample_weight : tensor of shape (B,) or None, default=None
-            Factor of each row's exponentials, >= 0: an integer equals repeated rows. A class whose rows have weight 0
-            is not in P+. Other than in a mean, the scale of the weights matters. None: ones.
-
-        Returns
-        -------
-        tensor of shape ()
-            The loss; 0 for an empty batch.
-        """
-        check_batch(embeddings, y, sample_weight)
-        if len(y) == 0:
-            return embeddings.sum() + 0 * self.proxies.sum()
+    def _batch_loss(self, embeddings, y, sample_weight):
         s = embeddings @ unit_rows(self.proxies).T  # (B, C)
-        is_own = y[:, None] == torch.arange(self.n_classes, device=y.device)  # (B, C)
+        is_own = self._is_own(y)  # (B, C)
         pull = _log1p_sum_exp(-self.alpha * (s - self.margin), is_own, sample_weight)  # (C,), 0 outside the batch
         push = _log1p_sum_exp(self.alpha * (s + self.margin), ~is_own, sample_weight)  # (C,)
         counts = is_own if sample_weight is None else is_own & (sample_weight > 0)[:, None]  # (B, C)
@@ -126,9 +107,10 @@ def _log1p_sum_exp(z, mask, sample_weight):
     return F.pad(z, (0, 0, 1, 0)).logsumexp(dim=0)
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class ProxyAnchorEmbedder(ProxyEmbedder):
-    """Proxy-Anchor: one learned proxy a class, compared with all samples of the batch [1]_.
+    """Proxy-Anchor: one learned proxy per class, compared with all samples of the batch [1]_.
 
     The gradient of a sample depends on the other samples of the batch, as with pairs, at the cost of proxies: no
     sampling is needed.
@@ -137,21 +119,17 @@ class ProxyAnchorEmbedder(ProxyEmbedder):
 
     Parameters
     ----------
-    alpha : float, default=32.0
-        Sharpness over the samples; > 0. Large: the hardest sample of a proxy alone counts.
-    margin : float, default=0.1
-        Delta: positives are wanted above it, negatives below minus it; >= 0, in units of the cosine.
-    PROXY_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
-    ProxyNCAEmbedder : Here the sample is the anchor and the proxies are compared.
-    skdml.losses.ProxyAnchorLoss : The loss alone, for a torch loop.
+    ProxyNCAEmbedder : The sample is the anchor, and the proxies are compared with it.
+    skdml.losses.ProxyAnchorLoss : The loss on its own, for a torch loop.
 
     References
     ----------
@@ -168,15 +146,10 @@ class ProxyAnchorEmbedder(ProxyEmbedder):
     True
     """
 
+    _loss_class = ProxyAnchorLoss
+
     alpha: float = 32.0
     margin: float = 0.1
     proxy_learning_rate: float = 3e-2
 
-    _parameter_constraints = {
-        **ProxyEmbedder._parameter_constraints,
-        **ProxyAnchorLoss._parameter_constraints,
-        "n_components": ProxyEmbedder._parameter_constraints["n_components"],
-    }
-
-    def _make_loss(self, n_classes, network):
-        return ProxyAnchorLoss(n_classes, network.n_components, alpha=self.alpha, margin=self.margin)
+    _parameter_constraints = {**ProxyAnchorLoss._parameter_constraints, **ProxyEmbedder._parameter_constraints}

@@ -1,4 +1,4 @@
-"""ProxyNCA: neighbourhood components analysis in which one learned proxy stands for each class.
+"""ProxyNCA: neighborhood components analysis in which one learned proxy stands for each class.
 
 Axes: B samples of a batch, D components, C classes.
 """
@@ -9,14 +9,16 @@ from numbers import Real
 import torch
 from torch import nn
 
-from .._constraints import POSITIVE, POSITIVE_INT, Interval, check_constraints
+from .._constraints import POSITIVE, Interval, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import ProxyEmbedder
-from .._loss.terms import check_batch, weighted_mean
+from .._loss.proxies import ProxyLoss
 from .._network.networks import unit_rows
 
 
-class ProxyNCALoss(nn.Module):
-    r"""Pull a sample towards the proxy of its class, and push it away from the nearer ones among the other proxies.
+@with_shared_docs
+class ProxyNCALoss(ProxyLoss):
+    r"""Pull a sample towards the proxy of its class, and push it away from the nearest of the other proxies.
 
     .. math::
         \ell &= -\frac1B \sum_i \log \frac{e^{-d_{i, y_i}}}{\sum_{c \neq y_i} e^{-d_{ic}}} \\
@@ -26,23 +28,22 @@ class ProxyNCALoss(nn.Module):
 
     Parameters
     ----------
-    n_classes : int
-        C; >= 1.
-    n_components : int
-        D, the dimension of the embeddings; >= 1.
+    {BASE_PARAMETERS}
     scale : float, default=3.0
-        Lambda, the length that both unit vectors get; > 0. The temperature T of [2]_ is 1 / scale**2.
+        Lambda, the length to which samples and proxies are scaled before their squared distance is taken; > 0. The
+        temperature T of [2]_ is 1 / scale**2.
     positive_in_denominator : bool, default=False
-        Whether the sum runs over all classes. The fraction is a probability then: ProxyNCA++ [2]_.
+        Whether the sum in the denominator runs over all classes, so that the fraction is a probability: ProxyNCA++
+        [2]_.
     label_smoothing : float, default=0.0
-        Epsilon, in [0, 1): the numerator's exponent is -(1 - epsilon) d of the own proxy less epsilon times the mean d
-        of the others.
+        Epsilon, the share of the target that is spread evenly over the other classes; in [0, 1). The exponent of the
+        numerator is then -(1 - epsilon) times the d of the own proxy minus epsilon times the mean d of the others.
 
     Attributes
     ----------
     proxies : Parameter of shape (n_classes, n_components)
-        The v_c, of any length: they are normalised in the formula, never in place. The shorter a proxy, the further an
-        optimiser step turns it.
+        The v_c, of any length: the formula normalizes them, never in place. The shorter a proxy, the further an
+        optimizer step turns it.
 
     Raises
     ------
@@ -55,13 +56,13 @@ class ProxyNCALoss(nn.Module):
     scalar, the mean over the batch. An empty batch gives 0 with zero gradient, and so does one class, which has no
     other proxies. A proxy of length zero has similarity 0 to everything and receives no gradient.
 
-    The squared lengths in d stand above and below the fraction bar alike. They cancel, whatever the length of the
-    sample, so the loss is computed from ``2 * scale**2`` times the dot products.
+    The squared lengths in d occur in the numerator and in the denominator. They cancel, whatever the length of the
+    sample, so that the loss is computed from ``2 * scale**2`` times the dot products.
 
-    Codes called ProxyNCA differ. The published form without the own proxy in the denominator, with 3 for both lengths,
-    is the default here. Others sum over all proxies, some with label smoothing 0.1, with lengths 1 for the samples and
-    3 for the proxies (``scale=3**0.5``) or 1 for both (``scale=1.0``). Proxies start normal with standard deviation
-    1/8, as is usual: of length 1 where D is 64.
+    Implementations called ProxyNCA differ. The default here is the published form, without the own proxy in the
+    denominator and with 3 for both lengths. Others sum over all proxies, some with label smoothing 0.1, with lengths 1
+    for the samples and 3 for the proxies (``scale=3**0.5``) or 1 for both (``scale=1.0``). Proxies start normal with
+    standard deviation 1/8, as is usual, which is length 1 where D is 64.
 
     Relations: with ``positive_in_denominator=True`` this is `NormSoftmaxLoss` of scale ``2 * scale**2``.
 
@@ -85,86 +86,60 @@ class ProxyNCALoss(nn.Module):
     """
 
     _parameter_constraints = {
-        "n_classes": [POSITIVE_INT],
-        "n_components": [POSITIVE_INT],
+        **ProxyLoss._parameter_constraints,
         "scale": [POSITIVE],
         "positive_in_denominator": ["boolean"],
         "label_smoothing": [Interval(Real, 0, 1, closed="left")],
     }
 
     def __init__(self, n_classes, n_components, *, scale=3.0, positive_in_denominator=False, label_smoothing=0.0):
-        super().__init__()
-        self.n_classes = n_classes
-        self.n_components = n_components
+        super().__init__(n_classes, n_components)
         self.scale = scale
         self.positive_in_denominator = positive_in_denominator
         self.label_smoothing = label_smoothing
         check_constraints(self, vars(self))
         self.proxies = nn.Parameter(torch.randn(n_classes, n_components) / 8)
 
-    def forward(self, embeddings, y, sample_weight=None):
-        """Return the loss of a batch.
-
-        Parameters
-        ----------
-        embeddings : tensor of shape (B, D)
-            Taken as they are, never normalised here.
-        y : int64 tensor of shape (B,)
-            The class of each row, in [0, n_classes).
-        sample_weight : tensor of shape (B,) or None, default=None
-            Weight of each row's term in the mean, >= 0: an integer equals repeated rows. None: ones.
-
-        Returns
-        -------
-        tensor of shape ()
-            The loss; 0 for an empty batch and for one class.
-        """
-        check_batch(embeddings, y, sample_weight)
-        if len(y) == 0 or self.n_classes == 1:
-            return 0 * (embeddings.sum() + self.proxies.sum())
+    def _sample_losses(self, embeddings, y):
         # -d up to the squared lengths, which cancel.
         z = 2 * self.scale**2 * embeddings @ unit_rows(self.proxies).T  # (B, C)
-        is_own = y[:, None] == torch.arange(self.n_classes, device=y.device)  # (B, C)
+        if self.n_classes == 1:  # no other proxies
+            return 0 * z[:, 0]
+        is_own = self._is_own(y)  # (B, C)
         others = self.label_smoothing / (self.n_classes - 1)
         numerator = torch.where(is_own, (1 - self.label_smoothing) * z, others * z).sum(dim=1)  # (B,)
         denominator = (z if self.positive_in_denominator else z.masked_fill(is_own, -torch.inf)).logsumexp(dim=1)
-        return weighted_mean(denominator - numerator, sample_weight)
+        return denominator - numerator
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class ProxyNCAEmbedder(ProxyEmbedder):
-    """ProxyNCA: a sample compared with one learned proxy a class, by squared distances [1]_.
+    """ProxyNCA: each sample is compared with one learned proxy per class, by squared distances [1]_.
 
-    The method that brought proxies in: no triplets, no sampling. ``positive_in_denominator=True`` is ProxyNCA++ [2]_.
+    The method that introduced proxies: no triplets, no sampling. ``positive_in_denominator=True`` is ProxyNCA++ [2]_.
 
     Read more in the :ref:`User Guide <proxy_nca>`.
 
     Parameters
     ----------
-    scale : float, default=3.0
-        The length that samples and proxies get before their squared distance is taken; > 0. The temperature of
-        ProxyNCA++ is 1 / scale**2.
-    positive_in_denominator : bool, default=False
-        Whether the proxy of the sample's own class is in the denominator, too: ProxyNCA++.
-    label_smoothing : float, default=0.0
-        Share of the target that the other classes get, evenly; in [0, 1).
-    PROXY_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
     NormSoftmaxEmbedder : The same as ProxyNCA++, up to the scale.
-    ProxyAnchorEmbedder : Here the proxy is the anchor and the samples are compared.
-    skdml.losses.ProxyNCALoss : The loss alone, for a torch loop.
+    ProxyAnchorEmbedder : The proxy is the anchor, and the samples are compared with it.
+    skdml.losses.ProxyNCALoss : The loss on its own, for a torch loop.
 
     Notes
     -----
-    Of ProxyNCA++ this has the loss. Its balanced batches, its max pooling and its layer normalisation are not part of
-    it: the two latter belong into a ``backbone``.
+    Only the loss of ProxyNCA++ is included, not its balanced batches, max pooling and layer normalization; the latter
+    two belong in a ``backbone``.
 
     References
     ----------
@@ -183,22 +158,11 @@ class ProxyNCAEmbedder(ProxyEmbedder):
     True
     """
 
+    _loss_class = ProxyNCALoss
+
     scale: float = 3.0
     positive_in_denominator: bool = False
     label_smoothing: float = 0.0
     proxy_learning_rate: float = 3e-2
 
-    _parameter_constraints = {
-        **ProxyEmbedder._parameter_constraints,
-        **ProxyNCALoss._parameter_constraints,
-        "n_components": ProxyEmbedder._parameter_constraints["n_components"],
-    }
-
-    def _make_loss(self, n_classes, network):
-        return ProxyNCALoss(
-            n_classes,
-            network.n_components,
-            scale=self.scale,
-            positive_in_denominator=self.positive_in_denominator,
-            label_smoothing=self.label_smoothing,
-        )
+    _parameter_constraints = {**ProxyNCALoss._parameter_constraints, **ProxyEmbedder._parameter_constraints}

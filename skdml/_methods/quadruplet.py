@@ -6,13 +6,14 @@ Axes: B samples of a batch, M samples the anchors are compared with.
 from dataclasses import dataclass
 
 from .._constraints import NON_NEGATIVE, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import PairEmbedder
-from .._loss.mining import MINING_CONSTRAINTS
 from .._loss.pairs import PairLoss
 from .._loss.similarities import distance_similarities, squared_distances
-from .triplet import mean_active_hinge
+from .._loss.terms import mean_active_hinge
 
 
+@with_shared_docs
 class QuadrupletLoss(PairLoss):
     r"""Bring the samples of each positive pair closer together than those of every negative pair, by a margin.
 
@@ -20,14 +21,14 @@ class QuadrupletLoss(PairLoss):
         \ell = \frac1Q \sum_{(i, j) \in P} \sum_{(k, l) \in N} [d^2_{ij} - d^2_{kl} + \delta]_+
 
     The d are Euclidean distances, P and N the positive and the negative pairs of the batch, which need not share a
-    sample. Q counts the active quadruplets, of a term above 0.
+    sample. Q counts the active quadruplets, those with a term above 0.
 
     Parameters
     ----------
     margin : float, default=1.0
-        Delta; >= 0, on the scale of squared distances, which for unit rows lie in [0, 4]. 1 is the authors' for strict
-        comparisons, 0 for others.
-    MINING_PARAMETERS
+        Delta, by which negative pairs must be farther apart than positive pairs; >= 0, on the scale of squared
+        distances (0 to 4 for unit rows). The authors use 1 for strict comparisons and 0 for others.
+    {BASE_PARAMETERS}
 
     Raises
     ------
@@ -40,14 +41,16 @@ class QuadrupletLoss(PairLoss):
     active quadruplets, which keeps its scale as training succeeds. A batch without a positive pair, without a negative
     pair or without an active quadruplet gives 0 with zero gradient. A hinge at exactly 0 is inactive.
 
+    A quadruplet has the weight of the anchor of one pair times that of the other.
+
     Which quadruplets are active follows from the sorted distances, so all of them cost O(B^2 log B) time and O(B^2)
     memory, where an enumeration costs O(B^4).
 
-    Differences from [1]_: there the metric is linear, the solver convex with a quadratic regulariser, and the sum has
-    a weight instead of a mean; the quadruplets may come from more than classes.
+    Differences from [1]_: there the metric is linear, the problem is convex with a quadratic regularizer, and a
+    weighted sum replaces the mean; the quadruplets may come from other information than classes.
 
-    Relations: a triplet is a quadruplet whose pairs share the anchor. Not the "quadruplet loss" of Chen et al., CVPR
-    2017, which adds to a triplet a second negative pair.
+    Relations: a triplet is a quadruplet whose pairs share the anchor. This is not the "quadruplet loss" of Chen et al.,
+    CVPR 2017, which adds a second negative pair to a triplet.
 
     References
     ----------
@@ -64,7 +67,9 @@ class QuadrupletLoss(PairLoss):
     0.75
     """
 
-    _parameter_constraints = {"margin": [NON_NEGATIVE], **MINING_CONSTRAINTS}
+    _parameter_constraints = {"margin": [NON_NEGATIVE], **PairLoss._parameter_constraints}
+
+    _similarities = staticmethod(distance_similarities)
 
     def __init__(self, *, margin=1.0, mining=None, mining_margin=0.1):
         super().__init__(mining, mining_margin)
@@ -72,57 +77,37 @@ class QuadrupletLoss(PairLoss):
         check_constraints(self, vars(self))
 
     def pair_loss(self, S, positive, negative, sample_weight=None):
-        """Return the mean over active quadruplets as a function of similarities.
-
-        Parameters
-        ----------
-        S : tensor of shape (B, M)
-            1 - d^2 / 2, which for unit rows are dot products.
-        positive, negative : bool tensor of shape (B, M)
-            P and N.
-        sample_weight : tensor of shape (B,) or None, default=None
-            Weight of each anchor's pairs, >= 0; a quadruplet has the product of those of its two pairs. None: ones.
-
-        Returns
-        -------
-        tensor of shape ()
-            The loss.
-        """
+        """Return the mean over active quadruplets as a function of similarities."""
         if sample_weight is not None:
             positive, negative = sample_weight[:, None] * positive, sample_weight[:, None] * negative
-        # As if all pairs had one anchor, they are a triplet loss.
+        # With all pairs in one row, as if they had one anchor, this is a triplet loss.
         distance, positive, negative = (t.reshape(1, -1) for t in (squared_distances(S), positive, negative))
         return mean_active_hinge(distance, positive, negative, self.margin)
 
-    def _similarities(self, embeddings, columns=None):
-        return distance_similarities(embeddings, columns)
 
-
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class QuadrupletEmbedder(PairEmbedder):
     """Quadruplet: every positive pair of a batch closer than every negative pair, by a margin [1]_.
 
-    Pairs are compared that need not share a sample, so all classes come to one scale of distances. Batches hold several
+    The compared pairs need not share a sample, so that all classes get one scale of distances. Batches hold several
     samples of each of several classes, so classes must have several samples.
 
     Read more in the :ref:`User Guide <quadruplet>`.
 
     Parameters
     ----------
-    margin : float, default=1.0
-        By which negative pairs must be farther apart than positive ones; >= 0, on the scale of squared distances.
-    PAIR_PARAMETERS
-    BALANCED_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
-    TripletEmbedder : Compares pairs of one anchor.
-    skdml.losses.QuadrupletLoss : The loss alone, for a torch loop.
+    TripletEmbedder : Compares pairs that share an anchor.
+    skdml.losses.QuadrupletLoss : The loss on its own, for a torch loop.
 
     References
     ----------
@@ -138,9 +123,8 @@ class QuadrupletEmbedder(PairEmbedder):
     True
     """
 
+    _loss_class = QuadrupletLoss
+
     margin: float = 1.0
 
-    _parameter_constraints = {**PairEmbedder._parameter_constraints, **QuadrupletLoss._parameter_constraints}
-
-    def _make_loss(self, n_classes, network):
-        return QuadrupletLoss(margin=self.margin, mining=self.mining, mining_margin=self.mining_margin)
+    _parameter_constraints = {**QuadrupletLoss._parameter_constraints, **PairEmbedder._parameter_constraints}

@@ -7,14 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .._constraints import FINITE, POSITIVE, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import PairEmbedder
-from .._loss.mining import MINING_CONSTRAINTS
 from .._loss.pairs import PairLoss
 from .._loss.terms import log1p_sum_exp, weighted_mean
 
 
+@with_shared_docs
 class RAWLoss(PairLoss):
-    r"""Pull an anchor's hard positives and push its hard negatives, each the more the harder it is among its kind.
+    r"""Pull hard positives and push hard negatives, weighting each by its hardness relative to the anchor's others.
 
     .. math::
         \ell = \frac1B \sum_i \Bigl\{
@@ -26,12 +27,13 @@ class RAWLoss(PairLoss):
     Parameters
     ----------
     alpha : float, default=2.0
-        Alpha in Eq. (17), the sharpness over positives; > 0, unitless (multiplies a cosine in [-1, 1]).
+        Alpha in Eqs. (15) and (17) of [1]_, the sharpness over positive pairs; > 0, unitless (multiplies a cosine in
+        [-1, 1]).
     beta : float, default=50.0
-        Beta in Eq. (17), the sharpness over negatives; > 0, unitless.
+        Beta in Eqs. (16) and (17) of [1]_, the sharpness over negative pairs; > 0, unitless.
     threshold : float, default=0.5
-        Lambda in Eq. (17), the similarity that the absolute part of a weight compares with.
-    MINING_PARAMETERS
+        Lambda in Eqs. (15)-(17) of [1]_, the similarity that the absolute part of a weight compares with.
+    {BASE_PARAMETERS}
 
     Raises
     ------
@@ -41,15 +43,15 @@ class RAWLoss(PairLoss):
     Notes
     -----
     Shape: embeddings (B, D) float, taken as they are (unit rows expected); y (B,) integers; returns a scalar, the mean
-    over all B anchors. An anchor for which nothing is selected contributes 0 and counts in the mean, so the loss fades
-    as training succeeds. A batch without selected pairs gives 0 with zero gradient.
+    over all B anchors. An anchor for which nothing is selected contributes 0 and counts in the mean, so that the loss
+    fades as training succeeds. A batch without selected pairs gives 0 with zero gradient.
 
-    The weights of Eqs. (15) and (16) are the gradient in s_ij times B, with its sign turned for positive pairs. They
+    The weights of Eqs. (15) and (16) are the gradient in s_ij times B, with the opposite sign for positive pairs. They
     lie in (0, 1).
 
-    Differences from the code of [2]_, which is the same method: self pairs are left out by index, not by
-    ``s < 1 - 1e-5``, which drops duplicates and keeps the self pairs of rows shorter than 1; anchors without positives
-    and batches of one class give 0, not an exception; beta is 50, as in [1]_, where it is 40; no exponent overflows.
+    Differences from the code of [2]_, which is the same method: self pairs are left out by index, not by ``s < 1 -
+    1e-5``, which drops duplicates and keeps the self pairs of rows shorter than 1; anchors without positives and
+    batches of one class give 0, not an exception; beta is 50, as in [1]_, instead of 40; no exponent overflows.
 
     Relations: this is the Multi-Similarity loss of [2]_, with ``mining="vthm"`` for its mining and None for the bare
     loss.
@@ -72,7 +74,12 @@ class RAWLoss(PairLoss):
     0.339
     """
 
-    _parameter_constraints = {"alpha": [POSITIVE], "beta": [POSITIVE], "threshold": [FINITE], **MINING_CONSTRAINTS}
+    _parameter_constraints = {
+        "alpha": [POSITIVE],
+        "beta": [POSITIVE],
+        "threshold": [FINITE],
+        **PairLoss._parameter_constraints,
+    }
 
     def __init__(self, *, alpha=2.0, beta=50.0, threshold=0.5, mining="vthm", mining_margin=0.1):
         super().__init__(mining, mining_margin)
@@ -82,27 +89,13 @@ class RAWLoss(PairLoss):
         check_constraints(self, vars(self))
 
     def pair_loss(self, S, positive, negative, sample_weight=None):
-        """Return Eq. (17) over the pairs in two masks.
-
-        Parameters
-        ----------
-        S : tensor of shape (B, M)
-            Similarities, dot products.
-        positive, negative : bool tensor of shape (B, M)
-            P_i and N_i as rows.
-        sample_weight : tensor of shape (B,) or None, default=None
-            Weight of each anchor's terms, >= 0. None: ones.
-
-        Returns
-        -------
-        tensor of shape ()
-            The loss.
-        """
+        """Return Eq. (17) over the pairs in two masks."""
         pull = log1p_sum_exp(S, positive, -self.alpha, self.threshold) / self.alpha  # (B,)
         push = log1p_sum_exp(S, negative, self.beta, self.threshold) / self.beta  # (B,)
         return weighted_mean(pull + push, sample_weight)
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class RAWEmbedder(PairEmbedder):
     """RAW: pairs of a batch weighted by relative and absolute similarity, after mining the informative ones [1]_.
@@ -114,24 +107,17 @@ class RAWEmbedder(PairEmbedder):
 
     Parameters
     ----------
-    alpha : float, default=2.0
-        Steepness of the positive pairs' weights, Eq. (15); > 0.
-    beta : float, default=50.0
-        Steepness of the negative pairs' weights, Eq. (16); > 0.
-    threshold : float, default=0.5
-        Lambda, the similarity that absolute weights compare to, Eqs. (15)-(17).
-    PAIR_PARAMETERS
-    BALANCED_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
     SoftTripleEmbedder : Learned centers instead of pairs.
-    skdml.losses.RAWLoss : The loss alone, for a torch loop.
+    skdml.losses.RAWLoss : The loss on its own, for a torch loop.
 
     References
     ----------
@@ -150,18 +136,11 @@ class RAWEmbedder(PairEmbedder):
     True
     """
 
+    _loss_class = RAWLoss
+
     alpha: float = 2.0
     beta: float = 50.0
     threshold: float = 0.5
     mining: str | Callable | None = "vthm"
 
-    _parameter_constraints = {**PairEmbedder._parameter_constraints, **RAWLoss._parameter_constraints}
-
-    def _make_loss(self, n_classes, network):
-        return RAWLoss(
-            alpha=self.alpha,
-            beta=self.beta,
-            threshold=self.threshold,
-            mining=self.mining,
-            mining_margin=self.mining_margin,
-        )
+    _parameter_constraints = {**RAWLoss._parameter_constraints, **PairEmbedder._parameter_constraints}

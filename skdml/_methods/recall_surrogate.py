@@ -12,14 +12,15 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from .._constraints import POSITIVE, POSITIVE_INT, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import PairEmbedder
-from .._loss.mining import MINING_CONSTRAINTS
 from .._loss.pairs import PairLoss
 from .._loss.terms import most, weighted_mean
 
 NEGLIGIBLE = 37  # e^-37 is half a unit in the last place of 1 in float64
 
 
+@with_shared_docs
 class RecallSurrogateLoss(PairLoss):
     r"""Raise Recall@k for several k at once, with ranks counted by steep sigmoids and compared with k by a flat one.
 
@@ -36,10 +37,11 @@ class RecallSurrogateLoss(PairLoss):
     ks : tuple of int, default=(1,2,4,8,16)
         The k of Recall@k; one or more, each >= 1.
     tau1 : float, default=0.01
-        Width of the sigmoid that counts ranks; > 0, on the scale of a cosine. Towards 0 ranks become whole numbers.
+        Tau_1, the width of the sigmoid that counts ranks; > 0, on the scale of a cosine. Towards 0 ranks become whole
+        numbers.
     tau2 : float, default=1.0
-        Width of the sigmoid that compares a rank with k; > 0, in ranks. Towards 0 it becomes a step at k.
-    MINING_PARAMETERS
+        Tau_2, the width of the sigmoid that compares a rank with k; > 0, in ranks. Towards 0 it becomes a step at k.
+    {BASE_PARAMETERS}
 
     Raises
     ------
@@ -49,18 +51,18 @@ class RecallSurrogateLoss(PairLoss):
     Notes
     -----
     Shape: embeddings (B, D) float, taken as they are (unit rows expected); y (B,) integers; returns a scalar, the mean
-    over the queries and the ks. A sample without positives is no query, and another's negative. A batch without a
-    positive pair gives 0 with zero gradient. In a batch of one class, ranks count positives alone. A perfect ranking
+    over the queries and the ks. A sample without positives is not a query, but a negative of others. A batch without a
+    positive pair gives 0 with zero gradient. In a batch of one class, ranks count only positives. A perfect ranking
     does not give 0, as sigma(0) = 1/2; equally similar samples count half in each other's rank.
 
     Cost: B M T sigmoids and as many again in the backward pass, in memory of a few (B, M). T is the largest number of
-    positives of a query, but at most 2 (max(ks) + 37 tau2): the i-th nearest positive has a rank of (i + 1) / 2 at
-    least, so that what lies beyond adds less than the rounding of float64. On the CPU T is read from the data; on a
+    positives of a query, but at most 2 (max(ks) + 37 tau2): the i-th nearest positive has a rank of at least (i + 1) /
+    2, so that positives beyond add less than the rounding error of float64. On the CPU T is read from the data; on a
     GPU, where reading would wait, it is that bound or M - 1.
 
-    As in the authors' code, and unlike in the measure, the query itself stands among the j: its similarity of 1 adds
-    about 1 to every rank, so that what counts as found is a rank lower. Unlike that code, this takes classes of any
-    size in any order, and all queries at once.
+    As in the authors' code, and unlike in the measure, the query itself is among the j: its similarity of 1 adds about
+    1 to every rank, so that a positive counts as found only at one rank better. Unlike that code, this takes classes of
+    any size in any order, and all queries at once.
 
     References
     ----------
@@ -78,7 +80,12 @@ class RecallSurrogateLoss(PairLoss):
     0.711
     """
 
-    _parameter_constraints = {"ks": [tuple, list], "tau1": [POSITIVE], "tau2": [POSITIVE], **MINING_CONSTRAINTS}
+    _parameter_constraints = {
+        "ks": [tuple, list],
+        "tau1": [POSITIVE],
+        "tau2": [POSITIVE],
+        **PairLoss._parameter_constraints,
+    }
 
     def __init__(self, *, ks=(1, 2, 4, 8, 16), tau1=0.01, tau2=1.0, mining=None, mining_margin=0.1):
         super().__init__(mining, mining_margin)
@@ -89,22 +96,7 @@ class RecallSurrogateLoss(PairLoss):
         _check_ks(self)
 
     def pair_loss(self, S, positive, negative, sample_weight=None):
-        """Return the loss over the pairs in two masks.
-
-        Parameters
-        ----------
-        S : tensor of shape (B, M)
-            Similarities, dot products.
-        positive, negative : bool tensor of shape (B, M)
-            P_q and N_q as rows.
-        sample_weight : tensor of shape (B,) or None, default=None
-            Weight of each query, >= 0. None: ones.
-
-        Returns
-        -------
-        tensor of shape ()
-            The loss.
-        """
+        """Return the loss over the pairs in two masks."""
         n_positives = positive.sum(dim=1)  # (B,)
         nearest, target = torch.where(positive, S.detach(), -torch.inf).topk(self._n_targets(n_positives, S), dim=1)
         is_target = nearest > -torch.inf  # (B, T)
@@ -165,11 +157,12 @@ def _check_ks(owner):
         )
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class RecallSurrogateEmbedder(PairEmbedder):
-    """Recall@k surrogate: Recall@k within large batches, made smooth and raised by gradient ascent [1]_.
+    """Recall@k surrogate: Recall@k within large batches, smoothed and raised by gradient ascent [1]_.
 
-    A batch stands for the data that are searched, so it should be large: as many classes as memory allows, a few
+    A batch represents the data that are searched, so it should be large: as many classes as memory allows, with a few
     samples of each. ``chunk_size`` bounds the memory of the network. Batches hold several samples of each of several
     classes, so classes must have several samples.
 
@@ -177,33 +170,26 @@ class RecallSurrogateEmbedder(PairEmbedder):
 
     Parameters
     ----------
-    ks : tuple of int, default=(1,2,4,8,16)
-        The k of Recall@k; one or more, each >= 1.
-    tau1 : float, default=0.01
-        Width of the sigmoid that counts ranks; > 0, in units of the cosine.
-    tau2 : float, default=1.0
-        Width of the sigmoid that compares a rank with k; > 0, in ranks.
+    {LOSS_PARAMETERS}
     chunk_size : int or None, default=None
-        Samples that pass the network at a time, >= 1. A larger batch is embedded twice, once for the loss and once for
-        the gradient in the weights, so that memory holds the activations of a chunk; the gradient is the same, but that
-        BatchNorm sees a chunk. None: the whole batch at once.
-    PAIR_PARAMETERS
-    BALANCED_PARAMETERS
-    SHARED_PARAMETERS
+        Number of samples that pass the network at a time; >= 1. A larger batch is embedded twice, once for the loss and
+        once for the gradient in the weights, so that memory holds the activations of only one chunk; the gradient is
+        the same, except that BatchNorm sees a chunk. None: the whole batch at once.
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
-    RAWEmbedder : Weighs pairs by similarity, not by rank; content with small batches.
-    skdml.losses.RecallSurrogateLoss : The loss alone, for a torch loop.
+    RAWEmbedder : Weights pairs by similarity, not by rank; small batches are enough.
+    skdml.losses.RecallSurrogateLoss : The loss on its own, for a torch loop.
 
     Notes
     -----
-    The paper's batches hold up to 4000 images; the default suits some thousand samples, of which larger batches would
-    make too few steps. The paper's similarity mixup, virtual samples between two of a class, is left out.
+    The paper's batches hold up to 4000 images; the default suits a few thousand samples, for which larger batches would
+    give too few steps. The paper's similarity mixup, virtual samples between two of a class, is left out.
 
     References
     ----------
@@ -220,23 +206,20 @@ class RecallSurrogateEmbedder(PairEmbedder):
     True
     """
 
+    _loss_class = RecallSurrogateLoss
+
     batch_size: int = 256
     ks: tuple[int, ...] = (1, 2, 4, 8, 16)
     tau1: float = 0.01
     tau2: float = 1.0
-    chunk_size: int | None = None
+    chunk_size: int | None = None  # type: ignore[assignment]
 
     _parameter_constraints = {
-        **PairEmbedder._parameter_constraints,
         **RecallSurrogateLoss._parameter_constraints,
+        **PairEmbedder._parameter_constraints,
         "chunk_size": [POSITIVE_INT, None],
     }
 
     def _check_params(self):
         super()._check_params()
         _check_ks(self)
-
-    def _make_loss(self, n_classes, network):
-        return RecallSurrogateLoss(
-            ks=self.ks, tau1=self.tau1, tau2=self.tau2, mining=self.mining, mining_margin=self.mining_margin
-        )

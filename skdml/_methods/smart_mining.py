@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 from .._constraints import FRACTION, NON_NEGATIVE, POSITIVE, POSITIVE_INT, Interval, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import BaseEmbedder
 from .._loss.pairs import pair_masks, pair_shares
 from .._loss.similarities import distance_similarities, distances, squared_distances
-from .._loss.terms import check_batch, weighted_mean
-from .htl import sums_above
+from .._loss.terms import check_batch, sums_above, weighted_mean, zero_loss
 
 
 class SmartMiningLoss(nn.Module):
-    r"""The ratio of a triplet's two distances, and the spread of each kind of distance over all triplets.
+    r"""The ratio of the two distances of a triplet, and the spread of each of them over all triplets.
 
     .. math::
         \ell = \frac1T \sum_{(a, p, n)} \Bigl[1 - \frac{d_{an}}{d_{ap} + m}\Bigr]_+
@@ -32,12 +32,12 @@ class SmartMiningLoss(nn.Module):
     Parameters
     ----------
     margin : float, default=0.2
-        The m added to d_ap, in distance (0 to 2 for unit rows); > 0.
+        Margin m, which is added to the distance d_ap of anchor and positive; > 0 (0 to 2 is the range for unit rows).
     mean_weight : float, default=0.8
-        Lambda, of the hinge over the means; >= 0.
+        Lambda, the weight of the hinge over the means of the squared distances; >= 0.
     mean_margin : float, default=0.01
-        The t by which the mean of the negatives should exceed that of the positives, in d^2 / 4 (0 to 1 for unit rows);
-        >= 0.
+        Margin t by which the mean of d^2 / 4 over the negatives should exceed that over the positives; >= 0 (0 to 1 is
+        the range for unit rows).
 
     Raises
     ------
@@ -47,14 +47,14 @@ class SmartMiningLoss(nn.Module):
     Notes
     -----
     Shape: embeddings (B, D) float, taken as they are (unit rows expected); y (B,) integers; triplets (T, 3) or None;
-    returns a scalar. Means and variances (divided by T) run over the triplets, so a pair counts once for each it is in.
-    Without triplets given, all of the batch count, in :math:`O(B^2 \log B)` time and :math:`O(B^2)` memory: of an
-    anchor and a negative, the sum over positives is that over those farther than :math:`d_{an} - m`, which sums along
-    the sorted row give. Without a triplet the loss is 0 with zero gradient. At a distance of 0, where the root has no
-    slope, the gradient of the first part is 0.
+    returns a scalar. Means and variances (divided by T) run over the triplets, so that a pair counts once for each
+    triplet it is in. If no triplets are given, all of the batch count, in :math:`O(B^2 \log B)` time and :math:`O(B^2)`
+    memory: for an anchor and a negative, only positives farther than :math:`d_{an} - m` contribute, and sums along the
+    sorted row give their total. Without a triplet the loss is 0 with zero gradient. At a distance of 0, where the root
+    has no slope, the gradient of the first part is 0.
 
-    No code of the authors is public. The value of lambda is not in [1]_ as far as it could be read; 0.8 is believed,
-    not confirmed, to be that of [2]_, from which the global loss comes.
+    No code of the authors is public. As far as could be determined, [1]_ does not state the value of lambda; 0.8 is
+    believed, but not confirmed, to be that of [2]_, from which the global loss comes.
 
     References
     ----------
@@ -90,13 +90,13 @@ class SmartMiningLoss(nn.Module):
         Parameters
         ----------
         embeddings : tensor of shape (B, D)
-            Taken as they are, never normalised here.
+            Taken as they are, never normalized here.
         y : int tensor of shape (B,)
             The class of each row. Not used where the triplets are given.
         triplets : int tensor of shape (T, 3) or None, default=None
             Rows of the batch: anchor, positive, negative. None: all triplets of the batch.
         sample_weight : tensor of shape (B,) or None, default=None
-            Weight of each anchor's triplets, >= 0, in the means and variances, too. None: ones.
+            Weight of the triplets of each anchor, >= 0, also in the means and variances. None: ones.
 
         Returns
         -------
@@ -107,13 +107,13 @@ class SmartMiningLoss(nn.Module):
         if triplets is not None and (triplets.ndim != 2 or triplets.shape[1] != 3):
             raise ValueError(f"Got triplets of shape {tuple(triplets.shape)}; need (T, 3), the rows a, p and n.")
         if len(y) == 0:
-            return embeddings.sum()
+            return zero_loss(self, embeddings)
         if triplets is None:
             S = distance_similarities(embeddings)  # (B, B)
             positive, negative = (mask.to(S.dtype) for mask in pair_masks(y))
             positives = negatives = S
             ratios = torch.where(negative > 0, self._ratios(distances(S), positive > 0), 0)  # (B, B)
-            # In how many triplets a pair is: as many as its anchor has of the other kind.
+            # The number of triplets that a pair is in: as many as its anchor has pairs of the other sign.
             n_positive = positive * negative.sum(dim=1, keepdim=True)
             n_negative = negative * positive.sum(dim=1, keepdim=True)
         else:
@@ -145,21 +145,21 @@ def _moments(values, weights):
 class SmartBatches:
     r"""Triplets that are hard but not too hard, mined once an epoch from the whole training set: smart mining [1]_.
 
-    Every sample with a positive is ``n_triplets`` times an anchor. In the first two epochs its positives and negatives
-    are random. From the third on it has the list of its ``n_neighbors`` nearest samples, exact, by the embeddings at
-    the epoch's start. Its negatives are the nearest in the list with :math:`d_{an}^2 > \kappa d_{ap}^2` for its
-    nearest positive p, a negative once. The positive of a negative is the nearest in the list that lies farther than
-    it, so that the triplet is violated; if there is none, a random positive outside the list, or, where the list holds
-    all, the farthest. Where the list has too few negatives, random triplets fill up.
+    Every sample with a positive is an anchor ``n_triplets`` times. In the first two epochs its positives and negatives
+    are random. From the third on it has the exact list of its ``n_neighbors`` nearest samples, by the embeddings at the
+    start of the epoch. Its negatives are the nearest in the list with :math:`d_{an}^2 > \kappa d_{ap}^2` for its
+    nearest positive p, each negative once. The positive for a negative is the nearest one in the list that is farther
+    than the negative, so that the triplet is violated; if there is none, it is a random positive outside the list, or,
+    where the list holds all, the farthest. Where the list has too few negatives, random triplets fill up.
 
-    The controller sets kappa: of the epochs before, it keeps which share of the triplets is active, measured by the
-    embeddings after the epoch, and kappa (for random triplets the median ratio of the two squared distances), fits
-    kappa as a linear function of the share by least squares and takes its value at ``target_error``. While the line
-    does not fall, as when both only follow the training, it tells nothing: then the last kappa is scaled by the ratio
-    of the last share to the target. A step at most halves or doubles kappa.
+    The controller sets kappa. For each previous epoch it keeps the share of active triplets, measured by the embeddings
+    after the epoch, and kappa (for random triplets the median ratio of the two squared distances); it fits kappa as a
+    linear function of the share by least squares and takes the value at ``target_error``. A line that does not fall, as
+    when both only follow the training, is not informative: then the last kappa is scaled by the ratio of the last share
+    to the target. A step at most halves or doubles kappa.
 
     A batch holds ``batch_size // 3`` triplets in random order, as the rows of the anchors, then the positives, then the
-    negatives, and with them the triplets (T, 3) as rows of the batch. A sample may stand in it more than once.
+    negatives, and with them the triplets (T, 3) as rows of the batch. A sample may occur more than once.
 
     Parameters
     ----------
@@ -184,7 +184,7 @@ class SmartBatches:
         self.target_error = target_error
         self.margin = margin
         self.history = []  # of (share of active triplets, kappa)
-        self.last = None  # the triplets of the epoch before, and their kappa
+        self.last = None  # the triplets of the previous epoch, and their kappa
 
     def __call__(self, generator, embed):
         embeddings = embed()
@@ -230,7 +230,7 @@ def fit_kappa(history, target_error):
     history : list of (float, float)
         Share of active triplets and kappa of each epoch so far.
     target_error : float
-        The share that is wanted.
+        The target of that share.
     """
     error, kappa = np.array(history).T
     deviation = error - error.mean()
@@ -247,7 +247,7 @@ def random_triplets(y, n_triplets, generator):
     counts = y.bincount()
     starts = counts.cumsum(0) - counts
     place = torch.empty_like(order)
-    place[order] = torch.arange(len(y), device=device)  # of a row in the order by class
+    place[order] = torch.arange(len(y), device=device)  # the place of a row in the order by class
     anchor = (counts[y] > 1).nonzero().flatten().repeat(n_triplets)
     start, count = starts[y[anchor]], counts[y[anchor]]
     u, v = torch.rand(2, len(anchor), generator=generator, device=device, dtype=torch.float64)
@@ -258,7 +258,7 @@ def random_triplets(y, n_triplets, generator):
 
 
 def smart_triplets(embeddings, y, triplets, kappa, n_triplets, n_neighbors, generator):
-    """Return random triplets (n_triplets * anchors, 3) with those put in their place that `SmartBatches` looks for."""
+    """Return the random triplets (n_triplets * anchors, 3), replaced by those of `SmartBatches` where there are any."""
     device = embeddings.device
     y = y.to(device)
     triplets = triplets.view(n_triplets, -1, 3)
@@ -303,40 +303,37 @@ def _blocks(embeddings, rows):
         yield block, distance.scatter_(1, device_rows[:, None], torch.inf)
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class SmartMiningEmbedder(BaseEmbedder):
     """Smart mining: triplets from neighbor lists of the whole training set, as hard as the training needs [1]_.
 
-    From the third epoch on, a negative is near its anchor, but by a factor kappa farther than the nearest positive. A
-    controller sets kappa by how many triplets were still active in the epochs before. The loss compares the two
-    distances of a triplet, and the distributions of all of them. Classes must have several samples.
+    From the third epoch on, a negative is near its anchor, but farther than the nearest positive by a factor kappa. A
+    controller sets kappa according to how many triplets were still active in the previous epochs. The loss compares the
+    two distances of a triplet, and the distributions of both over all triplets. Classes must have several samples.
 
     Read more in the :ref:`User Guide <smart_mining>`.
 
     Parameters
     ----------
-    margin : float, default=0.2
-        The m added to d_ap, in distance (0 to 2 for unit rows); > 0.
-    mean_weight : float, default=0.8
-        Lambda, of the hinge over the mean distances; >= 0.
-    mean_margin : float, default=0.01
-        The t by which the mean of the negatives should exceed that of the positives, in d^2 / 4; >= 0.
+    {LOSS_PARAMETERS}
     n_neighbors : int, default=100
-        Length of a sample's neighbor list; >= 1.
+        Length of the neighbor list of a sample; >= 1.
     n_triplets : int, default=1
-        Triplets that each sample is the anchor of, in an epoch; >= 1. An epoch sees three samples for each.
+        Number of triplets per epoch that each sample is the anchor of; >= 1. An epoch sees three samples for each
+        triplet.
     target_error : float, default=0.6
-        Share of active triplets that the controller aims at, in (0, 1).
-    SHARED_PARAMETERS
+        Share of active triplets that the controller aims at; in (0, 1).
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
     HTLEmbedder : Looks for near classes instead of near samples.
-    skdml.losses.SmartMiningLoss : The loss alone, for a torch loop.
+    skdml.losses.SmartMiningLoss : The loss on its own, for a torch loop.
 
     Notes
     -----
@@ -358,6 +355,8 @@ class SmartMiningEmbedder(BaseEmbedder):
     True
     """
 
+    _loss_class = SmartMiningLoss
+
     margin: float = 0.2
     mean_weight: float = 0.8
     mean_margin: float = 0.01
@@ -367,17 +366,14 @@ class SmartMiningEmbedder(BaseEmbedder):
     batch_size: int = 192
 
     _parameter_constraints = {
-        **BaseEmbedder._parameter_constraints,
         **SmartMiningLoss._parameter_constraints,
+        **BaseEmbedder._parameter_constraints,
         "n_neighbors": [POSITIVE_INT],
         "n_triplets": [POSITIVE_INT],
         "target_error": [FRACTION],
         "batch_size": [Interval(Integral, 3, None, closed="left")],
     }
     _pair_based = True
-
-    def _make_loss(self, n_classes, network):
-        return SmartMiningLoss(margin=self.margin, mean_weight=self.mean_weight, mean_margin=self.mean_margin)
 
     def _make_batches(self, y):
         return SmartBatches(y, self.batch_size, self.n_triplets, self.n_neighbors, self.target_error, self.margin)

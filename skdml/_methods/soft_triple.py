@@ -1,4 +1,4 @@
-"""SoftTriple: several learned centers a class, no triplets.
+"""SoftTriple: several learned centers per class, no triplets.
 
 Axes: B samples of a batch, D components, C classes, K centers of a class.
 """
@@ -14,12 +14,15 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .._constraints import NON_NEGATIVE, POSITIVE, POSITIVE_INT, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import BaseEmbedder
-from .._loss.terms import check_batch, weighted_mean
+from .._loss.proxies import ProxyLoss
+from .._loss.terms import weighted_mean
 from .._network.networks import unit_rows
 
 
-class SoftTripleLoss(nn.Module):
+@with_shared_docs
+class SoftTripleLoss(ProxyLoss):
     r"""Pull a sample towards the nearest centers of its class and away from the centers of all others.
 
     .. math::
@@ -29,31 +32,29 @@ class SoftTripleLoss(nn.Module):
         S'_{i, c} &= \sum_k \frac{e^{s_{ick} / \gamma}}{\sum_{k'} e^{s_{ick'} / \gamma}} s_{ick}, \qquad
         s_{ick} = x_i \cdot w_{ck}, \qquad w_{ck} = v_{ck} / |v_{ck}|
 
-    The second term draws the centers of a class together, so that those it does not need come to coincide.
+    The second term draws the centers of a class together, so that superfluous ones coincide.
 
     Parameters
     ----------
-    n_classes : int
-        C; >= 1.
-    n_components : int
-        D, the dimension of the embeddings; >= 1.
+    {BASE_PARAMETERS}
     n_centers : int, default=10
-        K, the centers of a class; >= 1. With 1 there is no second term.
+        K, the number of centers per class; >= 1. 1 is the normalized softmax with a margin.
     scale : float, default=20.0
-        Lambda; > 0, unitless (multiplies a cosine in [-1, 1]).
+        Lambda, the factor of the similarities in the softmax over the classes; > 0, unitless (multiplies a cosine in
+        [-1, 1]).
     gamma : float, default=0.1
         Gamma, the temperature of the softmax over the centers of a class; > 0, on the scale of a cosine. Towards 0 only
         the nearest center counts.
     margin : float, default=0.01
-        Delta, taken off the similarity to the own class; >= 0, on the scale of a cosine.
+        Delta, which is subtracted from the similarity to the sample's own class; >= 0, on the scale of a cosine.
     tau : float, default=0.2
-        Tau, the weight of the second term; >= 0.
+        Tau, the weight of the regularizer that draws the centers of a class together; >= 0.
 
     Attributes
     ----------
     centers : Parameter of shape (n_classes, n_centers, n_components)
-        The v_ck, of any length: they are normalised in the formula, never in place. The shorter a center, the further
-        an optimiser step turns it.
+        The v_ck, of any length: the formula normalizes them, never in place. The shorter a center, the further an
+        optimizer step turns it.
 
     Raises
     ------
@@ -65,16 +66,17 @@ class SoftTripleLoss(nn.Module):
     Shape: embeddings (B, D) float, taken as they are (unit rows expected); y (B,) int64 in [0, n_classes); returns a
     scalar, the mean over the batch plus the second term. An empty batch gives 0 with zero gradient.
 
-    S' is the mean of the similarities under the softmax, without the entropy that a log-sum-exp would add to it, so a
+    S' is the mean of the similarities under the softmax, without the entropy that a log-sum-exp would add, so that a
     center whose similarity is more than gamma below S' is pushed away by its own class. The second term is half the
-    mean distance of two centers of a class: its sum runs over unordered pairs, its denominator counts ordered ones.
+    mean distance between two centers of a class: its sum runs over unordered pairs, whereas its denominator counts
+    ordered pairs.
 
     As in the authors' code, and not in the paper's formula: 1e-5 is added under the root, which bounds its slope where
     two centers coincide; centers start uniform in +-1/sqrt(C K), whatever D; the margin applies with one center, too.
-    Unlike that code, this makes no matrix of all centers by all centers and no second copy of them. A center of length
-    zero has similarity 0 to everything and receives no gradient.
+    Unlike that code, this creates no matrix of all centers by all centers and no second copy of them. A center of
+    length zero has similarity 0 to everything and receives no gradient.
 
-    Relations: ``n_centers=1, margin=0`` is the normalised softmax loss of temperature 1 / scale.
+    Relations: ``n_centers=1, margin=0`` is the normalized softmax loss with temperature 1 / scale.
 
     References
     ----------
@@ -94,8 +96,7 @@ class SoftTripleLoss(nn.Module):
     """
 
     _parameter_constraints = {
-        "n_classes": [POSITIVE_INT],
-        "n_components": [POSITIVE_INT],
+        **ProxyLoss._parameter_constraints,
         "n_centers": [POSITIVE_INT],
         "scale": [POSITIVE],
         "gamma": [POSITIVE],
@@ -104,9 +105,7 @@ class SoftTripleLoss(nn.Module):
     }
 
     def __init__(self, n_classes, n_components, *, n_centers=10, scale=20.0, gamma=0.1, margin=0.01, tau=0.2):
-        super().__init__()
-        self.n_classes = n_classes
-        self.n_components = n_components
+        super().__init__(n_classes, n_components)
         self.n_centers = n_centers
         self.scale = scale
         self.gamma = gamma
@@ -116,29 +115,10 @@ class SoftTripleLoss(nn.Module):
         bound = (n_classes * n_centers) ** -0.5
         self.centers = nn.Parameter(torch.empty(n_classes, n_centers, n_components).uniform_(-bound, bound))
 
-    def forward(self, embeddings, y, sample_weight=None):
-        """Return the loss of a batch.
-
-        Parameters
-        ----------
-        embeddings : tensor of shape (B, D)
-            Taken as they are, never normalised here.
-        y : int64 tensor of shape (B,)
-            The class of each row, in [0, n_classes).
-        sample_weight : tensor of shape (B,) or None, default=None
-            Weight of each row's term in the mean, >= 0: an integer equals repeated rows. None: ones.
-
-        Returns
-        -------
-        tensor of shape ()
-            The loss; 0 for an empty batch.
-        """
-        check_batch(embeddings, y, sample_weight)
-        if len(y) == 0:
-            return embeddings.sum() + 0 * self.centers.sum()
+    def _batch_loss(self, embeddings, y, sample_weight):
         s, gram = _Cosines.apply(embeddings, self.centers)  # (B, C, K), (C, K, K)
         similarity = _relaxed_similarity(s, self.gamma)  # (B, C)
-        is_own = y[:, None] == torch.arange(self.n_classes, device=y.device)  # (B, C)
+        is_own = self._is_own(y)  # (B, C)
         logits = self.scale * torch.where(is_own, similarity - self.margin, similarity)  # (B, C)
         loss = weighted_mean(F.cross_entropy(logits, y, reduction="none"), sample_weight)
         if self.n_centers > 1 and self.tau > 0:
@@ -162,8 +142,8 @@ class _Cosines(Function):
     """Dot products of embeddings with unit centers w = v / |v|, (B, C, K), and of a class's unit centers, (C, K, K).
 
     With g the gradient in w, that in v is (g - (g . w) w) / |v|. As g mixes embeddings and centers of the same class,
-    it takes one product with the embeddings and one of K by K numbers a class with v, and w is never stored. Where
-    classes are many, autograd's copies of the centers would fill the memory.
+    it takes one product with the embeddings and one of K by K numbers per class with v, and w is never stored. With
+    many classes, autograd's copies of the centers would fill the memory.
     """
 
     @staticmethod
@@ -192,44 +172,36 @@ class _Cosines(Function):
         return grad_x, grad_v
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class SoftTripleEmbedder(BaseEmbedder):
-    """SoftTriple: several learned centers a class, no pairs and no sampling [1]_.
+    """SoftTriple: several learned centers per class, no pairs and no sampling [1]_.
 
-    Each class has ``n_centers`` learned centers; a softmax over the classes' relaxed similarities pulls a sample to the
-    nearer centers of its class, and ``tau`` merges the centers that a class does not need. The first choice where
-    classes are many-sided or have few samples: any batch will do.
+    Each class has ``n_centers`` learned centers; a softmax over the relaxed similarities of the classes pulls a sample
+    to the nearer centers of its class, and ``tau`` merges superfluous centers of a class. It is the first choice where
+    classes are diverse or have few samples: any batch will do.
 
     Read more in the :ref:`User Guide <soft_triple>`.
 
     Parameters
     ----------
-    n_centers : int, default=10
-        Centers a class, K; >= 1. 1 is the normalised softmax with a margin.
-    scale : float, default=20.0
-        Lambda, the factor of the similarities in the softmax over classes; > 0.
-    gamma : float, default=0.1
-        Temperature of the softmax over the centers of a class; > 0. Small: the nearest center alone counts.
-    margin : float, default=0.01
-        Delta, taken off the similarity to the sample's own class; >= 0, in units of the cosine.
-    tau : float, default=0.2
-        Weight of the regulariser that draws the centers of a class together; >= 0.
+    {LOSS_PARAMETERS}
     center_learning_rate : float, default=3e-3
-        Learning rate of the centers, at its highest; > 0.
-    SHARED_PARAMETERS
+        Peak learning rate of the centers; > 0.
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
     centers_ : ndarray of shape (n_classes, n_centers, n_components)
         The centers, unit rows.
     n_centers_per_class_ : ndarray of shape (n_classes,)
-        How many distinct centers tau left: centers closer than 0.1, directly or through others, count as one.
-    SHARED_ATTRIBUTES
+        Number of distinct centers that tau left: centers closer than 0.1, directly or through others, count as one.
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
-    RAWEmbedder : Compares the pairs of a batch; needs several samples a class, and is often better where there are.
-    skdml.losses.SoftTripleLoss : The loss alone, for a torch loop.
+    RAWEmbedder : Compares the pairs of a batch; needs several samples per class and is then often better.
+    skdml.losses.SoftTripleLoss : The loss on its own, for a torch loop.
 
     References
     ----------
@@ -248,6 +220,8 @@ class SoftTripleEmbedder(BaseEmbedder):
     True
     """
 
+    _loss_class = SoftTripleLoss
+
     n_centers: int = 10
     scale: float = 20.0
     gamma: float = 0.1
@@ -256,22 +230,10 @@ class SoftTripleEmbedder(BaseEmbedder):
     center_learning_rate: float = 3e-3
 
     _parameter_constraints = {
-        **BaseEmbedder._parameter_constraints,
         **SoftTripleLoss._parameter_constraints,
-        "n_components": BaseEmbedder._parameter_constraints["n_components"],
+        **BaseEmbedder._parameter_constraints,
         "center_learning_rate": [POSITIVE],
     }
-
-    def _make_loss(self, n_classes, network):
-        return SoftTripleLoss(
-            n_classes,
-            network.n_components,
-            n_centers=self.n_centers,
-            scale=self.scale,
-            gamma=self.gamma,
-            margin=self.margin,
-            tau=self.tau,
-        )
 
     def _loss_learning_rate(self):
         return self.center_learning_rate

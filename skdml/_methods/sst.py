@@ -9,29 +9,31 @@ import torch
 from torch.nn import functional as F
 
 from .._constraints import POSITIVE_INT, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.batches import LocalBatches
 from .._engine.embedder import BaseEmbedder, PairMixin
-from .._loss.mining import MINING_CONSTRAINTS
 from .._loss.pairs import PairLoss
 from .._loss.similarities import distance_similarities, squared_distances
 from .._loss.terms import rows_at, weighted_mean
 
 
+@with_shared_docs
 class SSTLoss(PairLoss):
-    r"""Bring an anchor and its nearest positives closer to each other than either is to the negatives.
+    r"""Bring an anchor and its nearest positives closer to each other than both are to the negatives.
 
     .. math::
         \ell = \frac1T \sum_{(a, p, n)} \log(1 + e^{z_{apn}}), \qquad
         z_{apn} = d^2_{ap} - \tfrac12 (d^2_{an} + d^2_{pn})
 
     The d are Euclidean distances. The T triplets are all anchors a of the batch, times the ``n_targets`` nearest
-    positives p of each (all, where there are fewer), times all samples n of other classes.
+    positives p of each (all if there are fewer), times all samples n of other classes.
 
     Parameters
     ----------
     n_targets : int, default=5
-        How many nearest positives of an anchor enter triplets; >= 1. Of equally near ones those of lowest index.
-    MINING_PARAMETERS
+        How many of the nearest positives of an anchor form triplets; >= 1. Among equally near ones, those with the
+        lowest index.
+    {BASE_PARAMETERS}
 
     Raises
     ------
@@ -41,15 +43,16 @@ class SSTLoss(PairLoss):
     Notes
     -----
     Shape: embeddings (B, D) float, taken as they are, of any norm; y (B,) integers; returns a scalar, the mean over the
-    triplets. Memory grows as B^2 n_targets. Without a triplet, in a batch of one class or of classes with one sample
-    each, the loss is 0 with zero gradient. A class with one sample gives no anchor, but a negative to all others.
+    triplets. Memory grows as B^2 n_targets. Without a triplet, as in a batch of one class or of classes with one sample
+    each, the loss is 0 with zero gradient. A class with a single sample provides no anchor, but a negative to all
+    others.
 
     A term is the negative log of :math:`e^{-d^2_{ap}} / (e^{-d^2_{ap}} + e^{-(d^2_{an} + d^2_{pn}) / 2})`, which is
     symmetric in a and p and has neither margin nor scale.
 
     Difference from the authors' code, which fixes the triplets for an epoch, from embeddings in evaluation mode at its
-    start: here the targets are nearest in the batch's own embeddings, which are never out of date and cost no second
-    pass over the data. No gradient flows through the choice.
+    start: here the targets are the nearest in the current embeddings of the batch, which are never out of date and cost
+    no second pass over the data. No gradient flows through the choice.
 
     Relations: with c = (a + p) / 2, :math:`z = \tfrac34 d^2_{ap} - |n - c|^2`, so this is the constraint of the angular
     loss, :math:`d^2_{ap} \le 4 \tan^2(\alpha) |n - c|^2`, at 30 degrees under a softplus.
@@ -70,7 +73,9 @@ class SSTLoss(PairLoss):
     0.2014
     """
 
-    _parameter_constraints = {"n_targets": [POSITIVE_INT], **MINING_CONSTRAINTS}
+    _parameter_constraints = {"n_targets": [POSITIVE_INT], **PairLoss._parameter_constraints}
+
+    _similarities = staticmethod(distance_similarities)
 
     def __init__(self, *, n_targets=5, mining=None, mining_margin=0.1):
         super().__init__(mining, mining_margin)
@@ -103,9 +108,6 @@ class SSTLoss(PairLoss):
         is_triplet = is_target[:, :, None] & negative[:, None, :]  # (B, K, M)
         return weighted_mean(torch.where(is_triplet, F.softplus(z), 0), sample_weight, is_triplet)
 
-    def _similarities(self, embeddings, columns=None):
-        return distance_similarities(embeddings, columns)
-
 
 def _nearest(distance, mask, k):
     """Return the indices (B, K) of the k least entries of each row in the mask, and which of them exist, (B, K)."""
@@ -113,36 +115,35 @@ def _nearest(distance, mask, k):
     return index[:, :k], distance[:, :k] < torch.inf
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class SSTEmbedder(PairMixin, BaseEmbedder):
     """SST: symmetric triplets inside the clusters of the embedding space [1]_.
 
-    Each epoch the training set is embedded and clustered by k-means, and each cluster is a batch (local sampling), so
-    that the negatives of a batch are the near ones.
+    In each epoch the training set is embedded and clustered by k-means, and each cluster is a batch (local sampling),
+    so that the negatives of a batch are near.
 
     Read more in the :ref:`User Guide <sst>`.
 
     Parameters
     ----------
-    n_targets : int, default=5
-        Nearest samples of its class that each sample makes triplets with; >= 1.
-    PAIR_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
     RAWEmbedder : Mines the informative pairs of class-balanced batches.
-    skdml.losses.SSTLoss : The loss alone, for a torch loop.
+    skdml.losses.SSTLoss : The loss on its own, for a torch loop.
 
     Notes
     -----
-    Local sampling is the authors', with three differences: a cluster larger than ``batch_size`` is cut into several
-    batches that keep the rows of a class together, where theirs drops what is over; scikit-learn's minibatch k-means
-    stands for the full one; and the batches come in random order.
+    Local sampling is that of the authors, with three differences: a cluster larger than ``batch_size`` is split into
+    several batches that keep the rows of a class together, whereas theirs drops the surplus; scikit-learn's minibatch
+    k-means replaces the full one; and the batches come in random order.
 
     References
     ----------
@@ -159,17 +160,16 @@ class SSTEmbedder(PairMixin, BaseEmbedder):
     True
     """
 
+    _loss_class = SSTLoss
+
     batch_size: int = 128
     n_targets: int = 5
 
     _parameter_constraints = {
+        **SSTLoss._parameter_constraints,
         **BaseEmbedder._parameter_constraints,
         **PairMixin._parameter_constraints,
-        **SSTLoss._parameter_constraints,
     }
-
-    def _make_loss(self, n_classes, network):
-        return SSTLoss(n_targets=self.n_targets, mining=self.mining, mining_margin=self.mining_margin)
 
     def _make_batches(self, y):
         return LocalBatches(y, self.batch_size)

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 import torch
 
 from .._constraints import POSITIVE, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import PairEmbedder
-from .._loss.mining import MINING_CONSTRAINTS
 from .._loss.pairs import PairLoss
 from .._loss.terms import log_sum_exp, weighted_mean
 
 
+@with_shared_docs
 class SupConLoss(PairLoss):
-    r"""Tell each positive of an anchor from all other samples of the batch, by a softmax over them.
+    r"""Distinguish each positive of an anchor from all other samples of the batch, by a softmax over them.
 
     .. math::
         \ell = \frac{T}{T_0} \frac1B \sum_i \frac{-1}{|P_i|} \sum_{p \in P_i}
@@ -27,10 +28,11 @@ class SupConLoss(PairLoss):
     Parameters
     ----------
     temperature : float, default=0.1
-        T; > 0, on the scale of a cosine. Small: the most similar samples alone count.
+        T, by which similarities are divided in the softmax; > 0, on the scale of a cosine. With a small value only the
+        most similar samples count.
     base_temperature : float or None, default=None
-        T_0; > 0. None: ``temperature``, so that the factor is 1.
-    MINING_PARAMETERS
+        T_0 in the factor T / T_0 of the loss; > 0. None: ``temperature``, so that the factor is 1.
+    {BASE_PARAMETERS}
 
     Raises
     ------
@@ -41,17 +43,17 @@ class SupConLoss(PairLoss):
     -----
     Shape: embeddings (B, D) float, taken as they are (unit rows expected); y (B,) integers; returns a scalar, the mean
     over all B anchors. An anchor without positives contributes 0 and counts in the mean. In a batch of one class the
-    softmax runs over positives alone, and the loss is least where they are all equally similar. A batch without a
+    softmax runs only over positives, and the loss is lowest where they are all equally similar. A batch without a
     positive pair gives 0 with zero gradient.
 
-    The other positives of an anchor stand in the denominator, so one whose share of the softmax exceeds
+    The other positives of an anchor are in the denominator, so that a positive whose share of the softmax exceeds
     :math:`1 / |P_i|` is pushed away: the weight of a positive pair may be negative. For the same reason the loss of an
     anchor is at least :math:`\log |P_i|`, where all positives are equally similar and all negatives far.
 
-    Differences from the authors' code, which is the same function: its views of an image are samples here, like any
-    others of one class; its ``base_temperature`` is 0.07, here it is T, which leaves Eq. (2) as printed.
+    Differences from the authors' code, which is the same function: its views of an image are samples of one class here,
+    like any others; its ``base_temperature`` is 0.07, whereas T here leaves Eq. (2) as printed.
 
-    Relations: in batches of two samples a class this is the N-pairs loss of similarities divided by T, with the
+    Relations: in batches with two samples per class this is the N-pairs loss of similarities divided by T, with the
     anchor's own class compared in both directions.
 
     References
@@ -73,7 +75,7 @@ class SupConLoss(PairLoss):
     _parameter_constraints = {
         "temperature": [POSITIVE],
         "base_temperature": [POSITIVE, None],
-        **MINING_CONSTRAINTS,
+        **PairLoss._parameter_constraints,
     }
 
     def __init__(self, *, temperature=0.1, base_temperature=None, mining=None, mining_margin=0.1):
@@ -83,22 +85,7 @@ class SupConLoss(PairLoss):
         check_constraints(self, vars(self))
 
     def pair_loss(self, S, positive, negative, sample_weight=None):
-        """Return the loss over the pairs in two masks.
-
-        Parameters
-        ----------
-        S : tensor of shape (B, M)
-            Similarities, dot products.
-        positive, negative : bool tensor of shape (B, M)
-            P_i and N_i as rows.
-        sample_weight : tensor of shape (B,) or None, default=None
-            Weight of each anchor's terms, >= 0. None: ones.
-
-        Returns
-        -------
-        tensor of shape ()
-            The loss.
-        """
+        """Return the loss over the pairs in two masks."""
         n_positives = positive.sum(dim=1)  # (B,)
         mean_positive = torch.where(positive, S, 0).sum(dim=1) / n_positives.clamp(min=1)
         log_total, _ = log_sum_exp(S / self.temperature, positive | negative)
@@ -107,39 +94,36 @@ class SupConLoss(PairLoss):
         return loss if self.base_temperature is None else self.temperature / self.base_temperature * loss
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class SupConEmbedder(PairEmbedder):
-    """SupCon: supervised contrastive learning, a softmax of each positive among all samples of the batch [1]_.
+    """SupCon: supervised contrastive learning, a softmax of each positive over all samples of the batch [1]_.
 
-    All positives of an anchor and all its negatives take part, hard ones with most weight. The larger the batch, the
-    more negatives it compares. Batches hold several samples of each of several classes, so classes must have several
+    All positives and all negatives of an anchor take part, hard ones with the most weight. The larger the batch, the
+    more negatives are compared. Batches hold several samples of each of several classes, so classes must have several
     samples.
 
     Read more in the :ref:`User Guide <sup_con>`.
 
     Parameters
     ----------
-    temperature : float, default=0.1
-        T, which similarities are divided by in the softmax; > 0, on the scale of a cosine.
-    base_temperature : float or None, default=None
-        T_0 of the factor T / T_0 of the loss; > 0. None: ``temperature``, so that the factor is 1.
-    PAIR_PARAMETERS
-    BALANCED_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
-    RAWEmbedder : Weighs positives and negatives apart, and mines them.
-    skdml.losses.SupConLoss : The loss alone, for a torch loop.
+    RAWEmbedder : Weights positives and negatives separately, and mines them.
+    skdml.losses.SupConLoss : The loss on its own, for a torch loop.
 
     Notes
     -----
     The paper trains on two augmented views of each image, embeds them by a projection head that is dropped afterwards,
-    and fits a linear classifier. Here a batch's samples are as they come, and ``transform`` gives what the loss saw.
+    and fits a linear classifier. Here the samples of a batch are used as they are, and ``transform`` gives the
+    embeddings that the loss saw.
 
     References
     ----------
@@ -156,15 +140,9 @@ class SupConEmbedder(PairEmbedder):
     True
     """
 
+    _loss_class = SupConLoss
+
     temperature: float = 0.1
     base_temperature: float | None = None
 
-    _parameter_constraints = {**PairEmbedder._parameter_constraints, **SupConLoss._parameter_constraints}
-
-    def _make_loss(self, n_classes, network):
-        return SupConLoss(
-            temperature=self.temperature,
-            base_temperature=self.base_temperature,
-            mining=self.mining,
-            mining_margin=self.mining_margin,
-        )
+    _parameter_constraints = {**SupConLoss._parameter_constraints, **PairEmbedder._parameter_constraints}

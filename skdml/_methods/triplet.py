@@ -12,21 +12,23 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .._constraints import NON_NEGATIVE, check_constraints
+from .._docstrings import with_shared_docs
 from .._engine.embedder import PairEmbedder
-from .._loss.mining import MINING_CONSTRAINTS, semihard_negatives
+from .._loss.mining import semihard_negatives
 from .._loss.pairs import PairLoss
 from .._loss.similarities import distance_similarities, distances, squared_distances
-from .._loss.terms import most, sums_at, weighted_mean
+from .._loss.terms import mean_active_hinge, most, weighted_mean
 
 
+@with_shared_docs
 class TripletLoss(PairLoss):
     r"""Bring the positives of an anchor nearer to it than its negatives, by a margin.
 
     .. math::
         \ell = \frac1T \sum_{(a, p, n)} [d^2_{ap} - d^2_{an} + m]_+
 
-    The d are Euclidean distances. The triplets are an anchor a of the batch, one of its positives p and one of its
-    negatives n; ``mining`` chooses which, and with it T:
+    The d are Euclidean distances. A triplet is an anchor a of the batch, one of its positives p and one of its
+    negatives n; ``mining`` chooses which, and thereby T:
 
     - None, "vthm", "distance_weighted" or a callable: all triplets of the pairs selected; T counts the active ones, of
       a term above 0.
@@ -37,15 +39,15 @@ class TripletLoss(PairLoss):
     Parameters
     ----------
     margin : float, default=0.2
-        By which a negative must be farther than a positive, m; >= 0, on the scale of the distances: squared ones of
-        unit rows lie in [0, 4]. ``soft_margin`` has none.
+        Margin m by which a negative must be farther away than a positive; >= 0, on the scale of the distances (squared
+        distances of unit rows lie in [0, 4]). Not used with ``soft_margin=True``.
     squared : bool, default=True
-        Whether distances are squared, as in [1]_. False: plain ones, as in [2]_, where the pull on a pair does not fade
-        as it closes.
+        Whether distances are squared, as in [1]_. False: plain distances, as in [2]_, where the pull on a pair does not
+        fade as it closes.
     soft_margin : bool, default=False
-        Whether the term is :math:`\log(1 + e^{d^2_{ap} - d^2_{an}})`, the "soft margin" of [2]_, in place of the hinge.
-        It is never 0, so T counts all triplets.
-    MINING_PARAMETERS
+        Whether :math:`\log(1 + e^{d^2_{ap} - d^2_{an}})`, the "soft margin" of [2]_, replaces the hinge and its margin.
+        It is never 0, so that the mean runs over all triplets.
+    {BASE_PARAMETERS}
 
     Raises
     ------
@@ -58,17 +60,17 @@ class TripletLoss(PairLoss):
     as above. A batch without a triplet, or with T = 0, gives 0 with zero gradient. A hinge at exactly 0 is inactive.
     Plain distances have gradient 0 at d = 0.
 
-    "hard" with the default hinge may collapse: all embeddings in one point, at a loss of m. In [2]_ distances are plain
-    and the margin is soft.
+    "hard" with the default hinge may collapse, with all embeddings at one point and a loss of m. In
+    [2]_ distances are plain and the margin is soft.
 
     The mean over active triplets keeps its scale as training succeeds; the mean over all would fade with the share that
     is still active. No gradient flows through T or through the choice.
 
-    Which triplets of an anchor are active follows from its sorted distances, so all triplets cost O(B^2 log B) time and
-    O(B^2) memory, where an enumeration costs O(B^3). The soft margin has a term for every triplet: without "semihard"
-    or "hard" it costs O(B^3) time, in O(B^2) memory.
+    Which triplets of an anchor are active follows from its sorted distances, so that all triplets cost O(B^2 log B)
+    time and O(B^2) memory, whereas an enumeration costs O(B^3). The soft margin has a term for every triplet: without
+    "semihard" or "hard" it costs O(B^3) time and O(B^2) memory.
 
-    Differences from code in use: the semi-hard negative has no upper bound, :math:`d^2_{an} < d^2_{ap} + m` in [1]_,
+    Differences from other code: the semi-hard negative has no upper bound, :math:`d^2_{an} < d^2_{ap} + m` in [1]_,
     beyond which the hinge is 0 anyway; some codes take the mean over all triplets.
 
     Relations: in similarities of unit rows a term is :math:`2 [s_{an} - s_{ap} + m / 2]_+`.
@@ -95,8 +97,10 @@ class TripletLoss(PairLoss):
         "margin": [NON_NEGATIVE],
         "squared": ["boolean"],
         "soft_margin": ["boolean"],
-        **MINING_CONSTRAINTS,
+        **PairLoss._parameter_constraints,
     }
+
+    _similarities = staticmethod(distance_similarities)
 
     def __init__(self, *, margin=0.2, squared=True, soft_margin=False, mining="semihard", mining_margin=0.1):
         super().__init__(mining, mining_margin)
@@ -106,22 +110,7 @@ class TripletLoss(PairLoss):
         check_constraints(self, vars(self))
 
     def pair_loss(self, S, positive, negative, sample_weight=None):
-        """Return the mean over triplets as a function of similarities.
-
-        Parameters
-        ----------
-        S : tensor of shape (B, M)
-            1 - d^2 / 2, which for unit rows are dot products.
-        positive, negative : bool tensor of shape (B, M)
-            The pairs of the row's anchor that form triplets.
-        sample_weight : tensor of shape (B,) or None, default=None
-            Weight of each anchor's triplets, >= 0. None: ones.
-
-        Returns
-        -------
-        tensor of shape ()
-            The loss.
-        """
+        """Return the mean over triplets as a function of similarities."""
         distance = squared_distances(S) if self.squared else distances(S)  # (B, M)
         if self.mining in ("semihard", "hard"):
             return self._one_negative_a_pair(distance, positive, negative, sample_weight)
@@ -132,22 +121,7 @@ class TripletLoss(PairLoss):
         return mean_active_hinge(distance, positive, negative, self.margin)
 
     def mine(self, S, positive, negative, n_components):
-        """Select the pairs that count; with "semihard" all, as `pair_loss` chooses the negative of each positive pair.
-
-        Parameters
-        ----------
-        S : tensor of shape (B, M)
-            Similarities, detached: no gradient flows through the choice.
-        positive, negative : bool tensor of shape (B, M)
-            The pairs to select from.
-        n_components : int
-            D, which "distance_weighted" depends on.
-
-        Returns
-        -------
-        tuple of two bool tensors of shape (B, M)
-            The pairs selected, positive and negative.
-        """
+        """Select the pairs that count; all with "semihard", where `pair_loss` chooses a negative for each positive."""
         if self.mining == "semihard":
             return positive, negative
         return super().mine(S, positive, negative, n_components)
@@ -164,53 +138,6 @@ class TripletLoss(PairLoss):
         z = distance.gather(1, column) - distance.gather(1, chosen)  # (B, K)
         terms = F.softplus(z) if self.soft_margin else F.relu(z + self.margin)
         return weighted_mean(torch.where(counts, terms, 0), sample_weight, counts)
-
-    def _similarities(self, embeddings, columns=None):
-        return distance_similarities(embeddings, columns)
-
-
-def mean_active_hinge(distance, positive, negative, margin):
-    r"""Return the mean of :math:`d_p - d_n + m` over the pairs (p, n) of a row where it is above 0.
-
-    A row's p and n are its positives and negatives, and the mean is one over all rows.
-
-    Parameters
-    ----------
-    distance : tensor of shape (R, M)
-    positive, negative : tensor of shape (R, M)
-        Boolean masks, or weights >= 0: a term has the weight of its p times that of its n.
-    margin : float
-
-    Returns
-    -------
-    tensor of shape ()
-        0 with zero gradient where nothing is active.
-    """
-    counts, n_active = active_counts(distance.detach(), positive, negative, margin)
-    # The terms, each once: the distances times how often they stand in one, which is the gradient, too.
-    shares = counts / n_active.where(n_active > 0, 1)
-    return (shares * distance).sum() + margin * (n_active > 0).to(distance.dtype)
-
-
-def active_counts(distance, positive, negative, margin):
-    """Count the active terms of each positive and, with minus, of each negative (R, M), and of all ().
-
-    A term, of p and n of one row, is active if d_p > d_n - margin; given weights, it counts with those of p and n
-    multiplied. By sorting the positives, as they are few, in O(R M log M).
-    """
-    is_positive = positive > 0
-    K = most(is_positive.sum(dim=1), distance.shape[1])
-    ranked, index = torch.where(is_positive, distance, torch.inf).topk(K, dim=1, largest=False)  # (R, K), rising
-    n_inactive = torch.searchsorted(ranked, distance - margin, right=True)  # (R, M), of a negative's positives
-    positive, negative = positive.to(distance.dtype), negative.to(distance.dtype)
-    # Sums from the active end, small where few are active, so that weights lose no digits to a difference.
-    sums = positive.gather(1, index).flip(1).cumsum(dim=1).flip(1)  # (R, K), over the ranks from r on
-    farther = F.pad(sums, (0, 1)).gather(1, n_inactive) * negative  # (R, M)
-    first = (K + 1) * torch.arange(len(distance), device=distance.device)[:, None]
-    histogram = sums_at(first + n_inactive, negative, len(distance) * (K + 1)).view(-1, K + 1)
-    # The positive of rank r, from 0, is active with the negatives that have at most r inactive positives.
-    nearer = torch.zeros_like(distance).scatter_(1, index, histogram.cumsum(dim=1)[:, :-1]) * positive
-    return nearer - farther, farther.sum()
 
 
 class _SoftplusSums(Function):
@@ -238,38 +165,32 @@ class _SoftplusSums(Function):
         return grad[:, None] * ctx.saved_tensors[0], None, None
 
 
+@with_shared_docs
 @dataclass(kw_only=True, eq=False, repr=False)
 class TripletEmbedder(PairEmbedder):
     """Triplet: each positive nearer to the anchor than each negative, by a margin [1]_.
 
-    ``mining`` names the form: "semihard" takes a negative for each positive pair, None all triplets of the batch, and
-    "hard" the hardest triplet of each anchor [2]_. With the defaults that one may collapse, all embeddings in one point
-    at a loss of ``margin``; ``soft_margin=True, squared=False``, as in [2]_, is safer. Batches hold several samples of
-    each of several classes, so classes must have several samples.
+    ``mining`` chooses the form: "semihard" takes one negative for each positive pair, None all triplets of the batch,
+    and "hard" the hardest triplet of each anchor [2]_. With the other defaults, "hard" may collapse, with all
+    embeddings at one point and a loss of ``margin``; ``soft_margin=True, squared=False``, as in [2]_, is safer. Batches
+    hold several samples of each of several classes, so classes must have several samples.
 
     Read more in the :ref:`User Guide <triplet>`.
 
     Parameters
     ----------
-    margin : float, default=0.2
-        By which a negative must be farther than a positive; >= 0, on the scale of the distances.
-    squared : bool, default=True
-        Whether distances are squared.
-    soft_margin : bool, default=False
-        Whether a softplus stands in place of the hinge with its margin.
-    PAIR_PARAMETERS
-    BALANCED_PARAMETERS
-    SHARED_PARAMETERS
+    {LOSS_PARAMETERS}
+    {BASE_PARAMETERS}
 
     Attributes
     ----------
-    SHARED_ATTRIBUTES
+    {BASE_ATTRIBUTES}
 
     See Also
     --------
     QuadrupletEmbedder : Compares pairs that need not share a sample.
     MarginEmbedder : Compares each pair with a learned boundary.
-    skdml.losses.TripletLoss : The loss alone, for a torch loop.
+    skdml.losses.TripletLoss : The loss on its own, for a torch loop.
 
     References
     ----------
@@ -288,18 +209,11 @@ class TripletEmbedder(PairEmbedder):
     True
     """
 
+    _loss_class = TripletLoss
+
     margin: float = 0.2
     squared: bool = True
     soft_margin: bool = False
     mining: str | Callable | None = "semihard"
 
-    _parameter_constraints = {**PairEmbedder._parameter_constraints, **TripletLoss._parameter_constraints}
-
-    def _make_loss(self, n_classes, network):
-        return TripletLoss(
-            margin=self.margin,
-            squared=self.squared,
-            soft_margin=self.soft_margin,
-            mining=self.mining,
-            mining_margin=self.mining_margin,
-        )
+    _parameter_constraints = {**TripletLoss._parameter_constraints, **PairEmbedder._parameter_constraints}
