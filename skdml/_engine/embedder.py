@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -63,7 +63,7 @@ class BaseEmbedder(
     _pair_based = False
 
     # The class of the loss, where `_make_loss` is that of this class.
-    _loss_class = None
+    _loss_class: ClassVar[type[nn.Module] | None] = None
 
     def _make_loss(self, n_classes, network):
         """Return the loss module for labels 0..n_classes-1 and embeddings of network.n_components.

@@ -194,6 +194,8 @@ class SmartBatches:
             active = (a - n).norm(dim=1) < (a - p).norm(dim=1) + self.margin
             self.history.append((active.double().mean().item(), self.last[1]))
         triplets = random_triplets(y, self.n_triplets, generator)
+        if len(triplets) == 0:  # partial_fit on a single class
+            return []
         if len(self.history) < 2:
             kappa = self._kappa_of(embeddings, y, triplets)
         else:
@@ -248,7 +250,8 @@ def random_triplets(y, n_triplets, generator):
     starts = counts.cumsum(0) - counts
     place = torch.empty_like(order)
     place[order] = torch.arange(len(y), device=device)  # the place of a row in the order by class
-    anchor = (counts[y] > 1).nonzero().flatten().repeat(n_triplets)
+    has_both = (counts[y] > 1) & (counts[y] < len(y))  # a positive and a negative
+    anchor = has_both.nonzero().flatten().repeat(n_triplets)
     start, count = starts[y[anchor]], counts[y[anchor]]
     u, v = torch.rand(2, len(anchor), generator=generator, device=device, dtype=torch.float64)
     positive = start + (place[anchor] - start + 1 + (u * (count - 1)).long()) % count
