@@ -98,7 +98,7 @@ class BaseEmbedder(
         return LEARNING_RATE if self.learning_rate == "auto" else self.learning_rate
 
     def _training_loss(self, criterion):
-        """Return what training minimises: the loss, or a module around it that does not outlive the fit."""
+        """Return what training minimizes: the loss, or a module around it that does not outlive the fit."""
         return criterion
 
     @with_callbacks
