@@ -122,7 +122,7 @@ for name in args.methods:
 # %%
 # Accuracy on unseen classes
 # --------------------------
-# The table has the mean accuracy over 1,000 episodes in percent, with its 95 % confidence interval. All rows use the
+# The table has the mean accuracy over 1,000 episodes in percent, with its 95% confidence interval. All rows use the
 # same episodes.
 TASKS = [(5, 1), (5, 5), (20, 1), (20, 5)]
 
