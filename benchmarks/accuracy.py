@@ -1,4 +1,4 @@
-"""Accuracy: beside pytorch-metric-learning, with the embedders' own defaults, and on vectors.
+"""Accuracy compared with pytorch-metric-learning, with the embedders' defaults, and on vectors.
 
     python benchmarks/accuracy.py peers [--data glyphs32.npz --epochs 12]
     python benchmarks/accuracy.py defaults
@@ -7,9 +7,9 @@
 
 ``peers`` trains the same network with the same optimizer, constant learning rate, epochs, batches and seeds, once with
 our loss and once with pytorch-metric-learning's, on the bundled characters or on a file with X, y and train (a mask of
-the samples of the training classes). ``defaults`` gives Recall@1 on the bundled characters after 15 epochs;
-``ablations`` does so with one center a class in SoftTriple and without local sampling in SST. ``vectors`` puts each
-embedder between StandardScaler and three nearest neighbours, in 5-fold cross-validation.
+the samples of the training classes). ``defaults`` prints Recall@1 on the bundled characters after 15 epochs;
+``ablations`` does so with one center per class in SoftTriple and without local sampling in SST. ``vectors`` puts each
+embedder between StandardScaler and three nearest neighbors, in 5-fold cross-validation.
 """
 
 import argparse
@@ -32,9 +32,9 @@ EMBEDDERS = (SoftTripleEmbedder, RAWEmbedder, SSTEmbedder)
 
 
 class PeerSoftTriple(SoftTripleEmbedder):
-    """Our engine and batches with pytorch-metric-learning's SoftTripleLoss, as it comes: without a regularizer.
+    """Our engine and batches with pytorch-metric-learning's SoftTripleLoss with its default, no regularizer.
 
-    With its SparseCentersRegularizer the loss turned to NaN when two centers met, in epoch 7.
+    With its SparseCentersRegularizer, the loss became NaN when two centers met, in epoch 7.
     """
 
     def _make_loss(self, n_classes, network):
@@ -86,7 +86,7 @@ def peers(X, y, train, epochs):
 
 def defaults(X, y, train, epochs):
     bars = {"SoftTripleEmbedder": 0.83, "RAWEmbedder": 0.845, "SSTEmbedder": 0.78}
-    print(f"{'defaults, 15 epochs':44} {'Recall@1':>9} {'bar':>7}   by seed")
+    print(f"{'defaults, 15 epochs':44} {'Recall@1':>9} {'target':>7}   by seed")
     for cls in EMBEDDERS:
         recall_by_seed(cls(max_epochs=epochs), X, y, train, bars[cls.__name__])
 
@@ -118,7 +118,7 @@ def vectors():
         "NCA(16)": lambda seed: NeighborhoodComponentsAnalysis(16, random_state=seed),
         **{cls.__name__: lambda seed, cls=cls: cls(random_state=seed) for cls in EMBEDDERS},
     }
-    print(f"{'scaler, ..., 3 neighbours':20}" + "".join(f"{name:>15}" for name in sets) + f"{'mean':>15}")
+    print(f"{'scaler, ..., 3 neighbors':20}" + "".join(f"{name:>15}" for name in sets) + f"{'mean':>15}")
     for name, make in transformers.items():
         means = []
         for load in sets.values():
@@ -138,7 +138,7 @@ def vectors():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=["peers", "defaults", "ablations", "vectors"])
-    parser.add_argument("--data", help="npz file with X, y, train; default: the bundled characters")
+    parser.add_argument("--data", help="npz file with X, y and train (default: the bundled characters)")
     parser.add_argument("--epochs", type=int, default=15)
     args = parser.parse_args()
     if args.table == "vectors":

@@ -1,11 +1,12 @@
-"""Every loss: time of a step, peak memory, and ratios to RAW and to pytorch-metric-learning.
+"""Time per step and peak memory of every loss, with ratios to RAW and to pytorch-metric-learning.
 
     python benchmarks/all_losses.py [NAME ...]
 
-Forward and backward passes in float32 on the CPU with 2 threads, D = 128, 4 samples a class, of batches of 128 and of
-1,024 unit rows. Each loss runs in a process of its own, for its peak memory, and takes turns with RAW and with the
-peer, so that a load from outside hits all; a ratio is one of medians. Losses of proxies have as many classes as the
-batch has rows. The peers enumerate triplets at the cost of B^3 bytes: those are left out at 1,024.
+A step is a forward and a backward pass in float32 on the CPU with 2 threads, D = 128 and 4 samples per class, over
+batches of 128 and of 1,024 unit rows. Each loss runs in its own process, so that its peak memory can be measured, and
+alternates with RAW and with the peer, so that load from other programs affects all of them. The ratios are ratios of
+medians. Losses with proxies have as many classes as the batch has rows. Peers that enumerate triplets take B^3 bytes
+and are left out at 1,024.
 """
 
 import argparse
@@ -24,12 +25,12 @@ from skdml import losses
 D = 128
 STATUS = Path("/proc/self/status")
 CUBIC_PEERS = {"TripletLoss", "AngularLoss", "HistogramLoss", "MarginLoss", "LiftedStructureLoss(original)"}
-# Not bound to five times the step of RAW; SoftTriple is no loss over pairs.
+# Exempt from the target of five times the step of RAW; SoftTriple is not a loss over pairs.
 EXCEPTED = {"PDDMLoss", "TripletLoss", "AngularLoss", "SmartMiningLoss", "ClusteringLoss", "SoftTripleLoss"}
 
 
 def peer_of(name, n_classes):
-    """Return what pytorch-metric-learning has for a loss, as a function of embeddings and labels, or None."""
+    """Return the loss of pytorch-metric-learning for ours, as a function of embeddings and labels, or None."""
     from pytorch_metric_learning import distances, miners
     from pytorch_metric_learning import losses as pml
 
@@ -80,7 +81,7 @@ def medians(rounds, runs):
 
 
 def resident(key):
-    """Return the MiB of physical memory of this process: VmRSS now, VmHWM at the peak; nan without /proc."""
+    """Return the physical memory of this process in MiB: VmRSS now, VmHWM at the peak; nan without /proc."""
     if not STATUS.exists():
         return float("nan")
     return int(STATUS.read_text().partition(f"{key}:")[2].split()[0]) / 1024

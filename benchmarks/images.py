@@ -1,8 +1,8 @@
-"""Time of decoding, of the cache, of augmentation and of a frozen backbone, each over the least that it could cost.
+"""Time of decoding, caching, augmentation and a frozen backbone, each divided by the least that it could take.
 
-Rounds alternate; the ratio of the shortest times is printed beside the bar. Files are made on the spot: upscaled
-characters under noise, JPEG. The network is EfficientNet-Lite0. ``--memory`` streams 20,000 files of a megapixel
-through a fit instead and prints the most memory that its processes held (Linux).
+Rounds alternate; the ratio of the shortest times is printed next to the target. The files are generated: upscaled
+characters with noise, as JPEG. The network is EfficientNet-Lite0. ``--memory`` instead streams 20,000 files of one
+megapixel through a fit and prints the maximum memory of its processes (Linux).
 
     python benchmarks/images.py [--quick] [--memory]
 """
@@ -29,7 +29,7 @@ N_JOBS = 2
 
 
 class Lite(nn.Module):
-    """The time does not depend on the weights."""
+    """The network without pretrained weights, since the time does not depend on them."""
 
     def __init__(self):
         super().__init__()
@@ -57,7 +57,7 @@ def seconds(function, *args):
 
 
 def ratio(ours, least, rounds):
-    """Return the ratio of the shortest times of two functions, called in turn."""
+    """Return the ratio of the shortest times of two functions, called alternately."""
     times = [(seconds(ours), seconds(least)) for _ in range(rounds)]
     first, second = (min(column) for column in zip(*times, strict=True))
     return first / second
@@ -90,7 +90,7 @@ def decoding(folder, rounds):
                 image.copy()
 
     value = ratio(ours, pool, rounds)
-    show(f"decoding JPEG files of 500 x 375 in {N_JOBS} processes, over a Pool of bare Pillow", value, 1.2)
+    show(f"decoding JPEG files of 500 x 375 in {N_JOBS} processes, over a Pool of plain Pillow", value, 1.2)
     cached = ImageFiles(paths, 256, cache=folder / "cache", n_jobs=N_JOBS)
     ours(cached)
     value = ratio(ours, lambda: ours(cached), rounds)
@@ -136,9 +136,9 @@ def freezing(rounds):
 
 
 def tree_memory(pid):
-    """Return the memory in bytes of a process and its children together, and of the process alone.
+    """Return the memory in bytes of a process with its children, and of the process only.
 
-    Pages that they share are counted in each.
+    Pages that they share are counted in each process.
     """
     sizes = {}
     for folder in Path("/proc").glob("[0-9]*"):
@@ -181,11 +181,11 @@ def memory(folder, n_files):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, fewer files")
-    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--memory", action="store_true", help="measure memory instead of time")
     args = parser.parse_args()
     rounds = 2 if args.quick else 5
     print(f"torch {torch.__version__}, cpu, {torch.get_num_threads()} threads, {rounds} rounds\n")
-    print("| work | ratio | bar |\n|---|---|---|")
+    print("| work | ratio | target |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         if args.memory:
             memory(Path(folder), 2_000 if args.quick else 20_000)

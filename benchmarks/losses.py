@@ -1,9 +1,10 @@
-"""Time and memory of the losses, as ratios to peers and to bare matrix products in the same process.
+"""Time and memory of the losses, as ratios to peers and to plain matrix products in the same process.
 
     python benchmarks/losses.py
 
-Forward and backward passes, float32 on the CPU with 2 threads. The runs of a row take turns, so that a load from
-outside hits all of them; a ratio is one of medians. Rows that need pytorch-metric-learning are left out without it.
+A step is a forward and a backward pass in float32 on the CPU with 2 threads. The runs of a row alternate, so that load
+from other programs affects all of them, and the ratios are ratios of medians. Rows that need pytorch-metric-learning
+are left out if it is not installed.
 """
 
 import statistics
@@ -31,9 +32,9 @@ PEAK_CLASSES, PEAK_CENTERS, PEAK_COMPONENTS, PEAK_BATCH = 11_318, 10, 512, 32
 def main():
     torch.set_num_threads(2)
     torch.manual_seed(0)
-    print(f"{'work':<82} {'ratio':>7} {'bar':>6}")
+    print(f"{'work':<82} {'ratio':>7} {'target':>6}")
     if pml_losses is None:
-        print("without the comparisons with pytorch-metric-learning: pip install pytorch-metric-learning")
+        print("The comparisons with pytorch-metric-learning are left out: pip install pytorch-metric-learning")
     raw(128, 64, rounds=100)
     raw(1024, 512, rounds=15)
     soft_triple_and_pml()
@@ -48,7 +49,7 @@ def report(work, ratio, bar):
 
 
 def medians(rounds, *runs):
-    """Return the median seconds of each run; they take turns, after one round to warm up."""
+    """Return the median seconds of each run; the runs alternate, after one warm-up round."""
     seconds = [[] for _ in runs]
     for _ in range(rounds + 1):
         for run, times in zip(runs, seconds, strict=True):
@@ -82,7 +83,7 @@ def unit_rows(n, d):
 
 
 def raw(n, d, rounds):
-    """RAW with valid triplet based hard mining, 4 samples a class; the peer's miner and loss with equal constants."""
+    """RAW with valid triplet based hard mining, 4 samples per class; the peer's miner and loss have equal constants."""
     x, y = unit_rows(n, d), torch.arange(n) // 4
     loss, G = RAWLoss(), torch.randn(n, n)
     runs = [step(lambda: loss(x, y), x), without_grad(lambda: (x @ x.T, G @ x))]
@@ -126,9 +127,9 @@ def soft_triple_and_product():
 
 
 def soft_triple_memory():
-    """What a fresh process holds at its peak beyond what it held before the centers existed, over their bytes."""
+    """Peak memory of a fresh process beyond that before the centers existed, divided by the size of the centers."""
     if not STATUS.exists():
-        print("without the peak memory of SoftTriple, which is read from /proc")
+        print("The peak memory of SoftTriple, which is read from /proc, is left out.")
         return
     process = subprocess.run(
         [sys.executable, __file__, "--peak"], stdout=subprocess.PIPE, text=True, check=True, timeout=600
@@ -150,12 +151,12 @@ def peak():
 
 
 def resident(key):
-    """Return the bytes of physical memory of this process: VmRSS now, VmHWM at the peak."""
+    """Return the physical memory of this process in bytes: VmRSS now, VmHWM at the peak."""
     return int(STATUS.read_text().partition(f"{key}:")[2].split()[0]) * 1024
 
 
 def sst(d, n=200, n_targets=5):
-    """As in the authors' code: triplets from the lists in blocks of 100, three distances each."""
+    """SST, compared with the authors' code: triplets from lists in blocks of 100, with three distances each."""
     x, y = unit_rows(n, d), torch.arange(n) // 10
     loss = SSTLoss(n_targets=n_targets)
     same = y[:, None] == y

@@ -2,8 +2,8 @@
 
     python benchmarks/metrics.py [--quick]
 
-A time is the median, over interleaved rounds, of the ratio to the peer's time in the same round. Other work on the
-machine spoils it: the threads of a product wait for the slowest.
+Each value is the median, over interleaved rounds, of the ratio to the peer's time in the same round. Other load on the
+machine distorts it, because the threads of a matrix product wait for the slowest one.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def faiss_search(X, k):
 
 
 def full_product(X, tile=1024):
-    """Every similarity, in tiles, and nothing else."""
+    """Compute every similarity, in tiles, and nothing else."""
     X, buffer = torch.from_numpy(X), torch.empty(tile, tile)
     for rows in X.split(tile):
         for columns in X.split(tile):
@@ -58,7 +58,7 @@ def median_ratios(ours, peers, n_rounds):
 
 
 def peak_growth(function, *args):
-    """Call the function; return the GiB of physical memory at the peak beyond what was held before (Linux)."""
+    """Call the function; return the peak of physical memory beyond what was in use before, in GiB (Linux)."""
     status = Path("/proc/self/status")
 
     def resident(key):
@@ -105,7 +105,7 @@ def main(quick):
     else:
         peers["faiss IndexFlatIP, k=9"] = lambda: faiss_search(X, 9)
 
-    print(f"{torch.get_num_threads()} threads\n{'work':<64}{'value':>7}     bar")
+    print(f"{torch.get_num_threads()} threads\n{'work':<64}{'value':>7}     target")
     recall_at_k(X[:2000], y[:2000] % 9)
     for measure, ours, bar in (
         ("Recall@{1,2,4,8}", lambda: recall_at_k(X, y, [1, 2, 4, 8]), 0.75),
@@ -114,7 +114,7 @@ def main(quick):
         for peer, ratio in zip(peers, median_ratios(ours, peers.values(), n_rounds), strict=True):
             report(f"{measure}, {n} x 512, time / {peer}", ratio, bar)
 
-    # Classes that the embedding tells apart fairly well, MAP@R 0.6 to 1, and not at all.
+    # The embedding separates the first classes fairly well (MAP@R 0.6 to 1), and the random ones not at all.
     neighbors = RetrievalScorer(("recall_at_1", "recall_at_8", "r_precision", "map_at_r"))
     good = (5, 0.7), (15, 0.5), (30, 0.5), (60, 0.45), (100, 0.45), (300, 0.4), (1000, 0.4), (3000, 0.4), (n // 2, 0.3)
     for n_per_class, spread in (*good, (100, 0), (300, 0), (1000, 0), (3000, 0)):
@@ -137,7 +137,7 @@ def main(quick):
     if AccuracyCalculator is None or faiss is None:
         print("pytorch-metric-learning or faiss is not installed: their rows are left out.")
     else:
-        # By default the peer sorts all rows for each query, which outgrows the memory beyond this size.
+        # By default, the peer sorts all rows for each query, which needs too much memory beyond this size.
         for size, k, bar in ((8_000, None, 1 / 3), (n, "max_bin_count", 1 / 3)):
             X, y = make_data(size, 512, size // 15, 0.5)
             peer = AccuracyCalculator(include=("mean_average_precision_at_r",), k=k)
@@ -178,5 +178,5 @@ if __name__ == "__main__":
     except ImportError:
         AccuracyCalculator = None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small data, for a look within a minute")
+    parser.add_argument("--quick", action="store_true", help="small data, which takes less than a minute")
     main(**vars(parser.parse_args()))

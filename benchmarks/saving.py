@@ -1,9 +1,9 @@
-"""Seconds of saving and loading an embedder with a network of 25 MB, beside pickle in the same run.
+"""Seconds of saving and loading an embedder with a network of 25 MB, compared with pickle in the same run.
 
     python benchmarks/saving.py
 
-Rounds alternate; the minimum is printed, for other work on the machine only adds to it, then whether the loaded
-embedder's transform equals the saved one's bit for bit.
+Rounds alternate, and the minimum is printed, because other load on the machine only adds to it. The script then prints
+whether the loaded embedder's transform equals the saved one's bit for bit.
 """
 
 import pickle
@@ -34,7 +34,7 @@ def main():
     best = {name: min(values) for name, values in seconds.items()}
     total, peer = best["save"] + best["load"], best["pickle"] + best["unpickle"]
     print(f"network of {size / 1e6:.1f} MB: " + ", ".join(f"{name} {value:.3f} s" for name, value in best.items()))
-    print(f"save + load {total:.3f} s (bar 0.5 s){'' if total < 0.5 else '  above'}, {total / peer:.2f} of pickle")
+    print(f"save + load {total:.3f} s (target 0.5 s){'' if total < 0.5 else '  above'}, {total / peer:.2f} of pickle")
     for name, other in (("loaded", loaded), ("unpickled", unpickled)):
         print(f"{name}: transform equal bit for bit: {np.array_equal(embedder.transform(X), other.transform(X))}")
 

@@ -1,9 +1,9 @@
-"""Features of a pretrained network: is training better than none, on classes that it has not seen?
+"""Does training on the features of a pretrained network help on classes that it has not seen?
 
     python benchmarks/start.py cub200_2010_lite0.npz banking77_minilm.npz [--methods all --seeds 0]
 
 Each file holds vectors X, labels y and ``train``, a mask of the samples of the training classes. A fifth of these is
-kept aside as new samples of known classes. The embedders have their defaults; the first row is the input, untrained.
+set aside as new samples of known classes. The embedders have their defaults; the first row is the untrained input.
 """
 
 import argparse
@@ -20,7 +20,7 @@ EMBEDDERS = (SoftTripleEmbedder, RAWEmbedder, ProxyAnchorEmbedder)
 
 
 def measure(transform, X, y, unseen, new):
-    """Return Recall@1 and MAP@R of unseen classes, and Recall@1 of new samples among those to train on."""
+    """Return Recall@1 and MAP@R on unseen classes, and Recall@1 of new samples searched among the training samples."""
     Z, known = transform(X), ~unseen & ~new
     return (
         recall_at_k(Z[unseen], y[unseen]),

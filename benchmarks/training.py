@@ -1,7 +1,7 @@
-"""Time of ``fit`` over a loop written by hand, and of ``import skdml`` beyond what it imports.
+"""Time of ``fit`` relative to a hand-written loop, and of ``import skdml`` beyond the packages that it imports.
 
-The loop has the same network, loss, optimizer (class and settings), batches of the same size, data on the device.
-Rounds alternate; the median of the ratios is printed beside the bar.
+The loop has the same network, loss, optimizer (class and settings) and batch size, and its data are on the device.
+Rounds alternate; the median of the ratios is printed next to the target.
 
     python benchmarks/training.py [--quick] [--device cuda]
 """
@@ -21,7 +21,7 @@ from skdml.losses import SoftTripleLoss
 
 
 class Network(nn.Module):
-    """The default over 64 columns or more: the input plus a linear map and a perceptron that start at zero."""
+    """The default network over 64 columns or more: the input plus a linear map and a perceptron that start at zero."""
 
     scale = 1.0
 
@@ -39,7 +39,7 @@ class Network(nn.Module):
 
 
 def loop(X, y, batch_size, epochs, device, fused):
-    """Train as a careful person writes it: one index tensor a batch, the loss read once an epoch."""
+    """Train with a carefully written loop: one index tensor per batch, and the loss is read once per epoch."""
     X, y = torch.from_numpy(X).to(device), torch.from_numpy(y).to(device)
     network = Network(X.shape[1]).to(device)
     network.scale = float((X**2).mean() ** -0.5)
@@ -88,7 +88,7 @@ def main():
         sizes.append((1_000_000, 128, 4096))
 
     print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads, {rounds} rounds")
-    print(f"{'fit over a hand-written loop':45} {'AdamW':>9} {'fused':>9}   bar")
+    print(f"{'fit over a hand-written loop':45} {'AdamW':>9} {'fused':>9}   target")
     rng = np.random.default_rng(0)
     for n, d, batch_size in sizes:
         X = rng.normal(size=(n, d)).astype(np.float32)

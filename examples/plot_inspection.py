@@ -1,15 +1,15 @@
 """
-Look at an embedding
+Inspect an embedding
 ====================
 
-Pictures of what an embedder does to kanji that it has never seen: what it retrieves, how the classes lie, how it
-compares with others, how its training went, and what the centers of SoftTriple stand for.
+These plots show what an embedder does with kanji that it has never seen: what it retrieves, how the classes lie, how it
+compares with others, how its training went, and what the centers of SoftTriple represent.
 """
 
 # %%
 # Two embedders
 # -------------
-# Early stopping holds out a tenth of the samples, and the history then shows Recall@1 among them.
+# Early stopping holds out a tenth of the samples, and the history then contains Recall@1 on them.
 import matplotlib.pyplot as plt
 import numpy as np
 from torch import nn
@@ -35,11 +35,11 @@ raw = RAWEmbedder(**settings).fit(X_train, y_train)
 # %%
 # What it retrieves
 # -----------------
-# A row is a query and its nearest images. Solid green with a tick: the character asked for.
+# Each row is a query and its nearest images. A solid green frame with a tick marks the correct character.
 RetrievalDisplay.from_estimator(raw, X_test, y_test, queries=6, random_state=0)
 
 # %%
-# Without images, a tile holds the number of the row or a text of yours, here the font.
+# Without images, a tile holds the row number or your own text, here the name of the font.
 RetrievalDisplay.from_embeddings(
     raw.transform(X_test),
     y_test,
@@ -53,7 +53,7 @@ RetrievalDisplay.from_embeddings(
 # %%
 # How the classes lie
 # -------------------
-# Images lie among their like: the characters of one class, and then those that share a part.
+# Similar images are close together: first the images of one character, then characters that share a component.
 EmbeddingDisplay.from_estimator(raw, X_test, y_test, random_state=0)
 
 # %%
@@ -62,8 +62,8 @@ few = y_test < np.unique(y_test)[8]
 EmbeddingDisplay.from_embeddings(raw.transform(X_test[few]), y_test[few], random_state=0, name="8 characters")
 
 # %%
-# Recall@K of several
-# -------------------
+# Recall@K of several embedders
+# -----------------------------
 pixels = X_test.reshape(len(X_test), -1)
 display = RecallCurveDisplay.from_embeddings(pixels, y_test, name="raw pixels")
 for embedder in (soft_triple, raw):
@@ -72,17 +72,17 @@ for embedder in (soft_triple, raw):
 # %%
 # How the training went
 # ---------------------
-# The losses are of different kinds: compare their shapes, not their heights.
+# The losses have different units: compare the shapes of the curves, not their heights.
 _, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 for ax, measure in zip(axes, ("loss", "validation_recall_at_1"), strict=True):
     for embedder in (soft_triple, raw):
         HistoryDisplay.from_estimator(embedder, measure=measure, ax=ax)
 
 # %%
-# What the centers stand for
+# What the centers represent
 # --------------------------
-# Here a class is five characters, and the embedding is linear, so that it cannot draw them all to one place: the
-# centers share the characters out. A deep network can, and leaves most of the centers without a sample.
+# Here, a class is made of five characters, and the embedding is linear, so it cannot pull them all to one place: the
+# centers divide the characters among themselves. A deep network can, and leaves most of the centers without a sample.
 y_mixed = np.unique(y_train, return_inverse=True)[1] // 5
 some = y_mixed < 12
 linear = SoftTripleEmbedder(backbone=nn.Flatten(), n_centers=5, tau=1.0, max_epochs=30, batch_size=32, random_state=0)

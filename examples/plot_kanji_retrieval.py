@@ -4,9 +4,9 @@ Find characters never seen in training
 
 Three embedders learn from images of 150 kanji and then have to find 150 *other* kanji: given one image, which images
 show the same character in another font? The measure is Recall@K, the share of queries with at least one image of their
-own class among the K nearest. Raw pixels and principal components show what is possible without learning.
+own class among the K nearest. Raw pixels and principal components show what is possible without metric learning.
 
-As a script it can write the picture to a file::
+Run as a script, it can write the picture to a file::
 
     python examples/plot_kanji_retrieval.py --picture kanji_retrieval.png
 """
@@ -14,7 +14,7 @@ As a script it can write the picture to a file::
 # %%
 # The task
 # --------
-# ``train`` marks the images of the characters to learn from; no character is in both parts.
+# ``train`` marks the images of the characters to learn from. No character is in both parts.
 import argparse
 
 import matplotlib.pyplot as plt
@@ -40,7 +40,7 @@ print(f"test:  {len(X_test)} images of {len(set(y_test))} other characters")
 # %%
 # Training
 # --------
-# The defaults throughout: a small convolutional network, 64 components, unit length.
+# All parameters have their defaults: a small convolutional network, 64 components, and embeddings of unit length.
 pixels = X_test.reshape(len(X_test), -1).astype(np.float32)
 pca = PCA(n_components=64, random_state=0).fit(X_train.reshape(len(X_train), -1))
 embeddings = {"raw pixels": pixels, "PCA(64)": pca.transform(pixels)}
@@ -63,8 +63,8 @@ for name, values in recall.items():
 # %%
 # What is found
 # -------------
-# Queries drawn at random and their eight nearest images, for raw pixels and for the best embedder. A solid green frame
-# with a tick is the character asked for; a dashed orange one with a cross is another one.
+# The picture shows queries drawn at random and their eight nearest images, for raw pixels and for the best embedder. A
+# solid green frame with a tick marks the correct character; a dashed orange frame with a cross marks another one.
 best = max(recall, key=lambda name: recall[name][0])
 
 figure, axes = plt.subplots(1, 2, figsize=(11, 5.2), layout="compressed", facecolor="white")

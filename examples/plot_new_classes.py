@@ -1,18 +1,18 @@
 """
-New classes, without training again
-===================================
+New classes without retraining
+==============================
 
-An embedder has learned from 150 kanji. Later, 75 other characters have to be told apart, three images of each at hand.
-No network is trained for that: an ordinary scikit-learn classifier is fitted on their embeddings, in milliseconds. And
-characters that nobody has shown it yet should be refused, not forced into the nearest class: for that, a threshold on
+An embedder has learned from 150 kanji. Later, 75 other characters have to be told apart, with three images of each. No
+network is trained for this: an ordinary scikit-learn classifier is fitted on their embeddings, in milliseconds.
+Characters that have not been shown yet should be rejected, not assigned to the nearest class. For this, a threshold on
 the similarity is calibrated.
 """
 
 # %%
-# The parts
+# The split
 # ---------
-# The first half of the characters trains the embedder. Of the rest, every other one becomes a new class; the remaining
-# ones stay unknown. Of the new classes, three images are shown, the others are queries.
+# The embedder is trained on the first half of the characters. Every other character of the second half becomes a new
+# class; the remaining ones stay unknown. Three images of each new class are shown, and the others are queries.
 import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.metrics import accuracy_score
@@ -38,8 +38,8 @@ print(f"{len(np.unique(y[unknown]))} unknown classes, {len(unknown)} images")
 # %%
 # Which of the new classes?
 # -------------------------
-# Any classifier does. The nearest image and the nearest mean of a class are the usual ones; raw pixels show what the
-# embedding adds.
+# Any classifier works. Common choices are the nearest image and the nearest class mean; raw pixels show how much the
+# embedding improves.
 pixels = kanji.images[~train].reshape(len(y), -1) / 255.0
 for name, data, classifier in (
     ("raw pixels, nearest image", pixels, KNeighborsClassifier(1)),
@@ -52,13 +52,13 @@ for name, data, classifier in (
 # %%
 # None of them?
 # -------------
-# The similarity to the nearest image shown is compared with a threshold. It is calibrated on pairs of the images shown:
-# their classes are new to the embedder, as those of the queries are.
+# The similarity to the nearest shown image is compared with a threshold. The threshold is calibrated on pairs of the
+# shown images, because their classes are new to the embedder, like those of the queries.
 #
-# The rate of false accepts holds for one pair. A query meets all images shown and is accepted if one of them is similar
-# enough, so the rate for a pair is chosen far lower than the share of unknown characters that may slip through.
+# The false accept rate applies to one pair. A query is compared with all shown images and is accepted if one of them is
+# similar enough, so the rate per pair has to be far lower than the share of unknown characters that may be accepted.
 #
-# ``calibrate_threshold`` takes any transformer; these samples are embedded already.
+# ``calibrate_threshold`` takes any transformer; these samples are already embedded.
 embedded = FunctionTransformer()
 rates = np.array([1e-2, 3e-3, 1e-3, 3e-4, 1e-4])
 thresholds = [calibrate_threshold(embedded, Z[shown], y[shown], strategy="far", far=far) for far in rates]
@@ -74,7 +74,7 @@ for far, threshold in zip(rates, thresholds, strict=True):
 # %%
 # What a threshold costs
 # ----------------------
-# A query of a new class is right if it is accepted and given its class. Each threshold is a point of the curve.
+# A query of a new class is right if it is accepted and assigned to its class. Each threshold is a point on the curve.
 steps = np.linspace(nearest.min(), 1, 400)
 right = [((nearest >= t) & (predicted == y))[queries].mean() for t in steps]
 slipped = [(nearest >= t)[unknown].mean() for t in steps]
@@ -83,7 +83,7 @@ figure, (ax, curve) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 bins = np.linspace(nearest.min(), 1, 40)
 ax.hist(nearest[queries], bins, density=True, alpha=0.6, color="#0072B2", label="new classes")
 ax.hist(nearest[unknown], bins, density=True, alpha=0.6, color="#D55E00", label="unknown classes")
-ax.axvline(thresholds[2], color="black", linestyle="--", label=f"threshold at {rates[2]:g} false accepts a pair")
+ax.axvline(thresholds[2], color="black", linestyle="--", label=f"threshold at {rates[2]:g} false accepts per pair")
 ax.set(xlabel="similarity to the nearest image shown", ylabel="density")
 ax.margins(y=0.35)
 ax.legend(loc="upper left")
@@ -94,5 +94,5 @@ for far, threshold in zip(rates, thresholds, strict=True):
     curve.plot(*point, "o", color="black")
     curve.annotate(f"{far:g}", point, xytext=(6, -10), textcoords="offset points")
 curve.set(xlabel="unknown characters accepted", ylabel="new characters accepted and right", ylim=(0, 1))
-curve.set_title("Points: false accepts a pair in the calibration", fontsize=10)
+curve.set_title("Points: false accepts per pair in the calibration", fontsize=10)
 plt.show()

@@ -2,14 +2,14 @@
 An embedder in a Pipeline and a grid search
 ===========================================
 
-Embedders are scikit-learn transformers: they chain and search like any other. Here on vectors, 64 principal components
-of images of kanji, 150 characters in 12 fonts each.
+Embedders are scikit-learn transformers and work in a Pipeline and a grid search like any other. The data here are
+vectors, 64 principal components of images of kanji: 150 characters in 12 fonts each.
 """
 
 # %%
 # A classifier on top
 # -------------------
-# The embedding is learned inside each fold, so nothing of the test part leaks into it.
+# The embedding is learned inside each fold, so nothing from the test part leaks into it.
 import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.decomposition import PCA
@@ -29,8 +29,8 @@ y = kanji.target[kanji.train]
 
 vectors = make_pipeline(PCA(64, random_state=0), StandardScaler())
 classifiers = {
-    "neighbours among the components": make_pipeline(vectors, KNeighborsClassifier(3)),
-    "neighbours in the embedding": make_pipeline(
+    "neighbors among the components": make_pipeline(vectors, KNeighborsClassifier(3)),
+    "neighbors in the embedding": make_pipeline(
         vectors, RAWEmbedder(max_epochs=10, random_state=0), KNeighborsClassifier(3)
     ),
 }
@@ -38,10 +38,10 @@ for name, classifier in classifiers.items():
     print(f"{name}: accuracy {cross_val_score(classifier, X, y, cv=5).mean():.3f}")
 
 # %%
-# Which number of centers?
-# ------------------------
+# How many centers?
+# -----------------
 # An embedding is meant for classes that it has not seen. ``ClassKFold`` holds out whole classes, and ``RecallAtK``
-# scores what it held out: can characters be told apart that were not in the training data?
+# scores the embedder on them: can it tell apart characters that were not in the training data?
 search = GridSearchCV(
     make_pipeline(vectors, SoftTripleEmbedder(max_epochs=10, random_state=0)),
     {"softtripleembedder__n_centers": [1, 2, 5, 10]},
@@ -53,13 +53,13 @@ print(f"components, untrained: Recall@1 {untrained.mean():.3f}")
 print(search.best_params_, f"Recall@1 {search.best_score_:.3f}")
 
 # %%
-# Each line is a fold. Twelve fonts a character do not ask for many centers.
+# Each line is a fold. Twelve fonts per character do not require many centers.
 n_centers = search.cv_results_["param_softtripleembedder__n_centers"].astype(int)
 folds = np.array([search.cv_results_[f"split{i}_test_score"] for i in range(5)])
 
 figure, ax = plt.subplots(figsize=(6, 3.5), layout="constrained")
 ax.plot(n_centers, folds.T, color="0.75")
-ax.plot(n_centers, folds.mean(axis=0), "o-", color="#0072B2", label="mean of the folds (grey)")
+ax.plot(n_centers, folds.mean(axis=0), "o-", color="#0072B2", label="mean of the folds (gray)")
 ax.set(
     xscale="log", xlabel="n_centers", ylabel="Recall@1 on unseen characters", xticks=n_centers, xticklabels=n_centers
 )
@@ -69,7 +69,7 @@ ax.legend(frameon=False)
 # %%
 # Several measures in one pass
 # ----------------------------
-# ``RetrievalScorer`` embeds once a fold and returns them all.
+# ``RetrievalScorer`` embeds the samples once per fold and returns all measures.
 measures = ("recall_at_1", "recall_at_4", "map_at_r")
 result = cross_validate(search.best_estimator_, X, y, scoring=RetrievalScorer(measures), cv=ClassKFold(5))
 for measure in measures:

@@ -2,13 +2,14 @@
 A metric learning reality check
 ===============================
 
-Musgrave et al. (ECCV 2020) found that many gains of published losses vanish once all are tuned alike: hyperparameters
-chosen by cross-validation over classes, never on the test classes, and models compared by MAP@R. With scikit-learn this
-is a handful of lines, here on the bundled characters.
+Musgrave et al. (ECCV 2020) found that many gains of published losses vanish when all losses are tuned in the same way:
+hyperparameters are chosen by cross-validation over classes, never on the test classes, and models are compared by
+MAP@R. With scikit-learn this takes a few lines, here on the bundled characters.
 """
 
 # %%
-# Half of the characters for everything that is chosen or trained; the other half only for the last number.
+# Half of the characters are used for everything that is chosen or trained, and the other half only for the final
+# number.
 
 from scipy.stats import loguniform
 from sklearn.base import clone
@@ -20,8 +21,8 @@ from skdml.datasets import load_kanji
 X, X_unseen, y, y_unseen = class_train_test_split(*load_kanji(return_X_y=True))
 
 # %%
-# Random search, where each fold validates on classes that its model has not seen. ``ClassKFold`` takes contiguous
-# blocks of classes, as the paper does. (A real search draws some dozens of candidates and trains much longer.)
+# In the random search, each fold validates on classes that its model has not seen. ``ClassKFold`` uses contiguous
+# blocks of classes, as the paper does. (A real search draws dozens of candidates and trains much longer.)
 
 search = RandomizedSearchCV(
     ProxyAnchorEmbedder(max_epochs=2, random_state=0),
@@ -41,8 +42,9 @@ for params, mean, std in zip(
     print(f"MAP@R {mean:.3f} +- {std:.3f}   alpha {params['alpha']:5.1f}, margin {params['margin']}")
 
 # %%
-# The best candidate as the paper reports it: the models of the folds one by one, and as an ensemble, their embeddings
-# side by side. Next to it one model that was trained on all the training classes, and first what no training gives.
+# The best candidate is reported as in the paper: the models of the folds one by one, and as an ensemble that
+# concatenates their embeddings. The first row is without training, and the last is one model trained on all training
+# classes.
 
 best = clone(search.estimator).set_params(**search.best_params_)
 ensemble = FoldEnsembleEmbedder(best, cv=ClassKFold(3)).fit(X, y)

