@@ -279,7 +279,7 @@ def test_library_that_does_not_go_with_torch_is_named(images, monkeypatch):
 
     original = builtins.__import__
     monkeypatch.setattr(builtins, "__import__", broken)
-    with pytest.raises(ImportError, match=r"does not go with the installed torch .*: operator torchvision::nms"):
+    with pytest.raises(ImportError, match=r"does not match the installed torch .*: operator torchvision::nms"):
         embedder(backbone="timm/resnet18").fit(images, Y)
 
 
@@ -399,11 +399,11 @@ def test_pooling_of_a_named_backbone(large_images, name):
     [
         ("timm/nothing", {}, "has no network 'nothing'"),
         ("torchvision/nothing", {}, "has no classifier 'nothing'"),
-        ("timm/resnet18.nothing", {}, "has no weights for 'resnet18.nothing', but for resnet18.a1_in1k"),
-        ("timm/efficientnet_l2", {"backbone_weights": "pretrained"}, "but for none of its kind"),
-        ("timm/resnet18", {"backbone_weights": "nothing.pt"}, "there is no such file"),
+        ("timm/resnet18.nothing", {}, "has no weights for 'resnet18.nothing', only for resnet18.a1_in1k"),
+        ("timm/efficientnet_l2", {"backbone_weights": "pretrained"}, "only for other networks"),
+        ("timm/resnet18", {"backbone_weights": "nothing.pt"}, "is not an existing file"),
         ("torchvision/resnet18", {"backbone_weights": "nothing"}, "neither a file nor .* IMAGENET1K_V1"),
-        ("torchvision/mobilenet_v2", {"pooling": "max"}, "networks that end in avgpool and fc"),
+        ("torchvision/mobilenet_v2", {"pooling": "max"}, "network that ends in avgpool and fc"),
         (
             "timm/vit_tiny_patch16_224",
             {"pooling": "max", "resize": 224, "crop_size": 224},

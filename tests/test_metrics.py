@@ -1,4 +1,4 @@
-"""Retrieval measures: against loops over sorted neighbours, at their limits, and as scorers."""
+"""Retrieval measures: against loops over sorted neighbors, at their limits, and as scorers."""
 
 import pickle
 import warnings
@@ -62,7 +62,7 @@ def tile(request, monkeypatch):
 
 
 def neighbours_correct(X, y, gallery=None, gallery_y=None, metric="cosine"):
-    """For each query, which of its neighbours, from near to far, are of its class: the definition, row by row."""
+    """For each query, which of its neighbors, from near to far, are of its class: the definition, row by row."""
     own_row = gallery is None
     Z, z = (X, y) if own_row else (gallery, gallery_y)
     correct = []

@@ -334,16 +334,16 @@ def test_kinds_of_weights_agree(blobs, sample_weight, tmp_path):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        (np.ones(59), r"one weight a sample, shape \(60,\), or be a number; got shape \(59,\)"),
+        (np.ones(59), r"one weight per sample, shape \(60,\), or be a number; got shape \(59,\)"),
         (np.ones((60, 1)), r"got shape \(60, 1\)"),
-        (np.r_[np.ones(59), -0.5], r"must be >= 0; its least value is -0\.5"),
+        (np.r_[np.ones(59), -0.5], r"must be >= 0; its smallest value is -0\.5"),
         (-1.0, "must be >= 0"),
         (np.r_[np.ones(59), np.nan], "sample_weight contains NaN"),
         (np.r_[np.ones(59), np.inf], "sample_weight contains infinity"),
         (np.r_[np.ones(59), 1e300], r"sample_weight contains infinity or a value too large for dtype\('float32'\)"),
         (np.ones(60) * 1j, "Complex data not supported"),
         (["heavy"] * 60, "could not convert string to float"),
-        (np.zeros(60), "sample_weight is zero for all samples. Give others a weight > 0"),
+        (np.zeros(60), "sample_weight is zero for all samples. Give other samples a weight > 0"),
         (0, "sample_weight is zero for all samples"),
     ],
 )
@@ -389,7 +389,7 @@ def test_early_stopping_weighs_the_training_rows_alone(hidden, split):
     other[train_rows[0]] += 1
     assert not np.array_equal(embedder.fit(X, y, other).transform(X), Z)
     other[train_rows] = 0
-    with pytest.raises(ValueError, match="zero for all samples but those that early_stopping holds out"):
+    with pytest.raises(ValueError, match="zero for all samples except those that early_stopping holds out"):
         embedder.fit(X, y, other)
 
 

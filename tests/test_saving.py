@@ -310,7 +310,7 @@ def test_loss_miner_and_callbacks(blobs, tmp_path):
     loaded = skdml.load(tmp_path / "functions", **own)
     assert all(loaded.get_params()[name] is value for name, value in own.items())
     check_equal(embedder, loaded, X)
-    with pytest.raises(ValueError, match=r"callbacks \(it was .*LRScheduler.*loss \(it was .*\.spread\)\. Pass it"):
+    with pytest.raises(ValueError, match=r"callbacks \(it was .*LRScheduler.*loss \(it was .*\.spread\)\. Call load"):
         skdml.load(tmp_path / "functions")
     assert skdml.load(tmp_path / "functions", loss=spread, callbacks=None).callbacks is None
     own = {"loss": MinedLoss(), "miner": NoMiner()}
@@ -340,7 +340,7 @@ def test_what_is_passed_is_checked(saved, blobs, tmp_path):
         skdml.load(path, n_center=3)
     path = tmp_path / "own"
     fast(RAWEmbedder, backbone=Backbone()).fit(X, y).save(path)
-    with pytest.raises(ValueError, match=r"backbone \(it was .*Backbone\)\. Pass it: load\('.*own', backbone=\.\.\.\)"):
+    with pytest.raises(ValueError, match=r"backbone \(it was .*Backbone\)\. Call load\('.*own', backbone=\.\.\.\)"):
         skdml.load(path)
     with pytest.raises(ValueError, match=r"network.safetensors does not fit .*backbone.bias is missing"):
         skdml.load(path, backbone=nn.Linear(6, 3))
@@ -445,7 +445,7 @@ def test_not_fitted(tmp_path):
 
 def test_own_class(blobs, tmp_path):
     embedder = fast(OwnEmbedder).fit(*blobs)
-    with pytest.raises(TypeError, match=r"OwnEmbedder is a class of your own.*pickle"):
+    with pytest.raises(TypeError, match=r"OwnEmbedder is not a class of skdml.*pickle"):
         embedder.save(tmp_path / "saved")
     embedder.criterion_.seen = 3
     copied = pickle.loads(pickle.dumps(embedder))
@@ -461,7 +461,7 @@ def test_attributes_that_are_no_data(saved, tmp_path):
     embedder.history_[0].pop("gradient")
     embedder.network_.to_sparse = nn.Module()
     embedder.network_.to_sparse.register_buffer("matrix", torch.eye(3).to_sparse())
-    with pytest.raises(ValueError, match=r"to_sparse.matrix of network_ is \(3, 3\) float32, and was not there in fit"):
+    with pytest.raises(ValueError, match=r"to_sparse.matrix of network_ is \(3, 3\) float32, but was missing in fit"):
         embedder.save(tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
@@ -471,7 +471,7 @@ def test_tensor_that_is_not_dense(blobs, tmp_path):
     backbone.register_buffer("matrix", torch.eye(3).to_sparse())
     embedder = fast(RAWEmbedder, backbone=backbone).fit(*blobs)
     with pytest.raises(
-        TypeError, match=r"backbone.matrix in network_ of the RAWEmbedder cannot be saved: it is no dense"
+        TypeError, match=r"backbone.matrix in network_ of the RAWEmbedder cannot be saved: it is not a dense"
     ):
         embedder.save(tmp_path / "saved")
 
@@ -537,12 +537,12 @@ def test_nothing_is_built_to_save(blobs, tmp_path, monkeypatch):
 def test_network_changed_by_hand(blobs, tmp_path):
     embedder = fast(RAWEmbedder).fit(*blobs)
     embedder.network_.head = nn.Sequential(embedder.network_.head, nn.Tanh())
-    with pytest.raises(ValueError, match=r"head.* of network_ is .*, and was .* in fit"):
+    with pytest.raises(ValueError, match=r"head.* of network_ is .*, but was .* in fit"):
         embedder.save(tmp_path / "saved")
     check_equal(embedder, pickle.loads(pickle.dumps(embedder)), blobs[0])
     embedder = fast(RAWEmbedder).fit(*blobs)
     embedder.network_.head.hidden[1] = nn.GELU()
-    with pytest.raises(ValueError, match=r"hidden\.1\.type of network_ is torch.*GELU, and was torch.*ReLU"):
+    with pytest.raises(ValueError, match=r"hidden\.1\.type of network_ is torch.*GELU, but was torch.*ReLU"):
         embedder.save(tmp_path / "saved")
     check_equal(embedder, pickle.loads(pickle.dumps(embedder)), blobs[0])
     embedder = fast(RAWEmbedder).fit(*blobs)
@@ -566,10 +566,10 @@ def test_what_is_replaced(saved, blobs, tmp_path):
     other.save(tmp_path / "empty")
     other.save(tmp_path / "new" / "folder")
     (path / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"holds \['notes.txt'\]; only a saved embedder alone is replaced"):
+    with pytest.raises(FileExistsError, match=r"holds \['notes.txt'\], but save replaces only a folder"):
         embedder.save(path)
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(FileExistsError, match="is a file; save writes a folder"):
+    with pytest.raises(FileExistsError, match="is a file, but save writes a folder"):
         embedder.save(tmp_path / "file")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "params.json").write_text("{}")
@@ -719,10 +719,10 @@ def test_what_is_no_saved_embedder(saved, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         skdml.load(tmp_path / "nowhere")
     joblib.dump(embedder, tmp_path / "file.joblib")
-    with pytest.raises(ValueError, match=r"file.joblib is a file, and no folder .*pickle or joblib"):
+    with pytest.raises(ValueError, match=r"file.joblib is a file, not a folder .*pickle or joblib"):
         skdml.load(tmp_path / "file.joblib")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"params.json is missing: .*empty is no saved embedder"):
+    with pytest.raises(FileNotFoundError, match=r"params.json is missing: .*empty is not a complete saved embedder"):
         skdml.load(tmp_path / "empty")
     for content in ("[1]", "{}", '{"format": "1"}', "3"):
         (tmp_path / "empty" / "params.json").write_text(content)
@@ -745,7 +745,7 @@ def test_newer_format(saved):
     _, path = saved
     (path / "params.json").write_text('{"format": 2, "anything": "else"}')
     (path / "SHA256SUMS").unlink()
-    with pytest.raises(ValueError, match=r"params.json has format 2, and this skdml 0.* reads formats up to 1: update"):
+    with pytest.raises(ValueError, match=r"params.json has format 2, but skdml 0.* reads formats up to 1. Update"):
         skdml.load(path)
 
 
@@ -768,7 +768,7 @@ NAMES = ["RAW", "io", "losses", "load", "BaseEmbedder", "os.system", "", None, [
 def test_only_embedders_are_looked_up(name, saved):
     _, path = saved
     rewrite(path, embedder=name)
-    with pytest.raises(ValueError, match=r"params.json names the embedder .* has not"):
+    with pytest.raises(ValueError, match=r"params.json names the embedder .* does not have"):
         skdml.load(path)
 
 
@@ -796,7 +796,7 @@ def test_changed_by_hand(saved):
     _, path = saved
     about = json.loads((path / "params.json").read_text())
     rewrite(path, params={**about["params"], "n_center": 3})
-    with pytest.raises(ValueError, match=r"params.json holds parameters that SoftTripleEmbedder has not: n_center"):
+    with pytest.raises(ValueError, match=r"params.json holds parameters that .* does not have: n_center"):
         skdml.load(path)
     rewrite(path, params={**about["params"], "n_centers": -3})
     with pytest.raises(ValueError, match="The 'n_centers' parameter of SoftTripleEmbedder must be"):
@@ -824,7 +824,7 @@ def test_other_tensors(saved):
         skdml.load(path)
     (path / "network.safetensors").write_bytes(b"no safetensors")
     rewrite(path)
-    with pytest.raises(ValueError, match=r"network.safetensors is no safetensors file"):
+    with pytest.raises(ValueError, match=r"network.safetensors is not a safetensors file"):
         skdml.load(path)
 
 

@@ -223,7 +223,7 @@ def test_callbacks_are_copied_and_can_record(blobs, named):
     ("callbacks", "error", "message"),
     [
         ([print], TypeError, "skorch callbacks"),
-        ([EpochScoring("accuracy")], TypeError, "EpochScoring scores what a network predicts"),
+        ([EpochScoring("accuracy")], TypeError, "EpochScoring scores predictions"),
         ([EarlyStopping], ValueError, "monitors 'valid_loss', which is not recorded"),
         ([Checkpoint(monitor="valid_recall_at_1_best")], ValueError, "early_stopping=True"),
     ],
@@ -312,7 +312,7 @@ def test_the_start_is_kept_where_every_epoch_is_worse(hidden, split):
     embedder = stopping(validation_split=split, learning_rate=1e3, n_iter_no_change=2, max_epochs=20)
     _, rows = held_out(y, split, 0.3)
     start = recall_at_k(X[rows], y[rows]), map_at_r(X[rows], y[rows])
-    message = r"start \(Recall@1 {:.3f}, MAP@R {:.3f}\): .*\. Lower learning_rate, or hold out more".format(*start)
+    message = r"start \(Recall@1 {:.3f}, MAP@R {:.3f}\), .*\. Lower learning_rate, or hold out more".format(*start)
     with pytest.warns(ConvergenceWarning, match=message):
         embedder.fit(X, y)
     assert embedder.n_iter_ == 2
@@ -367,7 +367,7 @@ def test_raw_input_that_is_better_is_named(size):
     raw = (torch.from_numpy(X[rows])[:, None] - 127.0) / 128
     raw = nn.functional.adaptive_avg_pool2d(raw, min(size, 32)).flatten(1)
     expected = recall_at_k(raw, y[rows]), map_at_r(raw, y[rows])
-    message = r"untrained input reaches Recall@1 {:.3f} and MAP@R {:.3f}, the best epoch (0\.\d+) and (0\.\d+)\."
+    message = r"raw input reaches Recall@1 {:.3f} and MAP@R {:.3f}, and the best epoch (0\.\d+) and (0\.\d+)\."
     message = message.format(*expected)
     with pytest.warns(ConvergenceWarning, match=message) as caught:
         fitted = stopping(validation_split="classes", learning_rate=1e-9, max_epochs=1).fit(X, y)
@@ -500,7 +500,7 @@ def test_warm_start_goes_on(blobs):
     assert [epoch["epoch"] for epoch in fitted.history_] == [1, 2, 3, 4]
     assert fitted.n_iter_ == 4
     assert fitted.history_[2]["loss"] < first
-    with pytest.raises(ValueError, match="must have the classes of the fit before"):
+    with pytest.raises(ValueError, match="must have the classes of the previous fit"):
         fitted.fit(X, y + 1)
     with pytest.raises(ValueError, match="5 features, but SoftTripleEmbedder is expecting 6"):
         fitted.fit(X[:, :5], y)

@@ -46,7 +46,7 @@ def rates(similarity, same, threshold):
 
 
 def gaps(similarity):
-    """Return a threshold between each two neighbouring similarities, and one beyond either end."""
+    """Return a threshold between each two neighboring similarities, and one beyond either end."""
     s = np.unique(similarity)
     return np.concatenate([[-1.1], (s[1:] + s[:-1]) / 2, [1.1]])
 

@@ -1,1 +1,1 @@
-"""What X and y may be, and how a batch of them reaches the network."""
+"""Validation of X and y, and the path of a batch to the network."""

@@ -1,9 +1,10 @@
-"""What X may be: one class a kind, one way to get a batch.
+"""Supported kinds of X: one class per kind, with a common way to get a batch.
 
-A data object has ``len``, ``sample_shape`` (of one row as the network gets it), ``place(device)``, ``batch(index)``,
-which gives the rows of an index tensor or slice as a float32 tensor on the device, ready for the network, and
-``batches(indices, generator)``, which yields the batches of an epoch; with a generator they are those of training,
-images augmented. ``index_device`` says where index tensors must lie: on the device if the rows do, else on the host.
+A data object has ``len``, ``sample_shape`` (the shape of one row as the network gets it), ``place(device)``,
+``batch(index)``, which returns the rows of an index tensor or slice as a float32 tensor on the device, ready for the
+network, and ``batches(indices, generator)``, which yields the batches of an epoch; with a generator, they are training
+batches with augmented images. ``index_device`` is where index tensors must be: on the device if the rows are there,
+else on the host.
 """
 
 import math
@@ -21,24 +22,24 @@ from .._warnings import warn
 from .files import ImageFiles, broken_files, check_paths
 from .images import Preprocessing
 
-# Data may take this share of the accelerator's free memory; what is larger is streamed batch by batch.
+# Data may take this share of the accelerator's free memory; larger data are streamed batch by batch.
 _RESIDENT_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class InputRecord:
-    """What a fit has seen of X, with which later data are compared.
+    """Description of the X seen in fit, which later data are checked against.
 
     Parameters
     ----------
     kind : {"vectors", "arrays", "uint8 images", "files"}
     shape : tuple of int
-        Of a sample; of a file, as it reaches the network.
+        Shape of a sample; for a file, as it reaches the network.
     network_shape : tuple of int
-        Of a sample as it reaches the network.
+        Shape of a sample as it reaches the network.
     preprocessing : dict or None
-        The parameters of `Preprocessing` that belong to the fitted network: resize, crop_size, mean, std. None: not
-        images.
+        The parameters of `Preprocessing` that belong to the fitted network: resize, crop_size, mean, std. None: X does
+        not hold images.
     """
 
     kind: str
@@ -48,9 +49,9 @@ class InputRecord:
 
 
 class Rows:
-    """Rows of a float32 array, taken as they are: vectors (n, f), images (n, C, H, W) or what else a backbone takes."""
+    """Rows of a float32 array, taken as they are: vectors (n, f), images (n, C, H, W) or other inputs of a backbone."""
 
-    kept = None  # the rows of X that take part; None: all
+    kept = None  # the rows of X that are used; None: all
     preprocessing = None
 
     def __init__(self, X):
@@ -88,7 +89,7 @@ class Rows:
 
     def _gather(self, index):
         if isinstance(self.X, torch.Tensor):
-            # Copies both: a network may change its input in place.
+            # Both branches copy: a network may change its input in place.
             return self.X[index].clone() if isinstance(index, slice) else self.X.index_select(0, index)
         rows = self.X[index if isinstance(index, slice) else index.numpy()]
         return _as_tensor(rows).to(self.device, non_blocking=True)
@@ -126,7 +127,7 @@ class Images(Rows):
 
 
 class Files(Rows):
-    """Image files, whose shorter side is ``resize`` already when they are decoded."""
+    """Image files, which are decoded to a shorter side of ``resize``."""
 
     def __init__(self, files, preprocessing):
         self.files = files
@@ -153,7 +154,7 @@ class Files(Rows):
         if generator is not None and self.preprocessing.augment == "standard":
             sizes = torch.tensor([image.shape[:2] for image in images])
             boxes, flip = self.preprocessing.draw(sizes, generator)
-            # Only the boxes go to the device.
+            # Send only the boxes to the device.
             pixels = np.zeros((len(images), *boxes[:, 2:].amax(dim=0).tolist(), 3), dtype=np.uint8)
             for padded, image, (top, left, height, width) in zip(pixels, images, boxes.tolist(), strict=True):
                 padded[:height, :width] = image[top : top + height, left : left + width]
@@ -174,17 +175,17 @@ def _as_tensor(array):
 
 
 def check_data(estimator, X, *, seen=None, training=False, pixel_scale=None):
-    """Validate X and wrap it in the class of its kind; the estimator stays as it is.
+    """Validate X and wrap it in the class of its kind, without changing the estimator.
 
     Parameters
     ----------
     estimator : BaseEmbedder
-        Whose parameters say how images are read.
+        Its parameters determine how images are read.
     X : array-like, sparse matrix, data frame or sequence of paths
     seen : InputRecord or None
-        What X must be like. None: a fit starts anew.
+        Record that X must match. None: X defines a new fit.
     training : bool
-        True in any fit: files may be left out (``on_error="skip"``); ``kept`` then holds the rows that are left.
+        True in any fit: files may be left out (``on_error="skip"``), and ``kept`` then holds the remaining rows.
     pixel_scale : tuple or None
         Mean and standard deviation of the backbone's images, each a tuple, one number per channel in [0, 1].
 
@@ -192,36 +193,36 @@ def check_data(estimator, X, *, seen=None, training=False, pixel_scale=None):
     -------
     data : Rows
     attributes : dict
-        The fitted attributes that describe X: ``_input``, an `InputRecord`, ``n_features_in_`` and, where columns have
-        names, ``feature_names_in_``. Empty where ``seen`` is given.
+        The fitted attributes that describe X: ``_input``, an `InputRecord`, ``n_features_in_`` and, if the columns have
+        names, ``feature_names_in_``. Empty if ``seen`` is given.
 
     Raises
     ------
     ValueError
-        If X is empty, complex, not finite, of a shape or type that is not supported, or not as it was in fit.
+        If X is empty, complex or not finite, has an unsupported shape or type, or differs from the X of fit.
     """
     if isinstance(X, torch.Tensor) and (X.device.type == "cpu" or not is_dispatched(X)):
-        X = np.asarray(X.detach().float() if X.dtype == torch.bfloat16 else X.detach())  # which NumPy does not have
+        X = np.asarray(X.detach().float() if X.dtype == torch.bfloat16 else X.detach())  # NumPy lacks bfloat16
     if holds_paths(X):
         return _check_files(estimator, X, seen, training, pixel_scale)
-    with np.errstate(over="ignore", invalid="ignore"):  # a number too large for float32 is an error a moment later
+    with np.errstate(over="ignore", invalid="ignore"):  # a number too large for float32 fails the check for infinity
         if sparse.issparse(X) or ndim(X) < 3:
             return _check_vectors(estimator, X, seen)
         return _check_arrays(estimator, X, seen, pixel_scale)
 
 
 def is_dispatched(X):
-    """Return whether X is a tensor that stays one, by scikit-learn's ``array_api_dispatch``."""
+    """Return whether X is a tensor that stays a tensor under scikit-learn's ``array_api_dispatch``."""
     return isinstance(X, torch.Tensor) and get_config()["array_api_dispatch"]
 
 
 def ndim(X):
-    """Return the number of axes, also of what is an array only through ``__array__``."""
+    """Return the number of axes of an array or of an object with ``__array__``."""
     return X.ndim if hasattr(X, "ndim") else np.asarray(X).ndim
 
 
 def holds_paths(X):
-    """Return whether X is a 1-D sequence with a str, bytes or a path in it."""
+    """Return whether X is a 1-D sequence that contains a str, bytes or path."""
     if not isinstance(X, list | tuple):
         shape = getattr(X, "shape", ())
         if len(shape) != 1 or getattr(X.dtype, "kind", "O") not in "OSTU":
@@ -230,7 +231,7 @@ def holds_paths(X):
 
 
 def image_shape(X):
-    """Return (C, H, W) of images as they are in memory."""
+    """Return (C, H, W) of images before preprocessing, whatever the order of their axes."""
     if not _is_uint8(X):
         return X.shape[1:]
     return (1, *X.shape[1:]) if X.ndim == 3 else (X.shape[3], *X.shape[1:3])
@@ -241,7 +242,7 @@ def _is_uint8(X):
 
 
 def _check_tensor(X, dtype):
-    """Return the tensor with this type, contiguous."""
+    """Return the tensor as a contiguous tensor of this dtype."""
     if X.is_complex():
         raise ValueError("Complex data not supported: X is a complex tensor.")
     X = X.detach().to(dtype).contiguous()
@@ -253,7 +254,7 @@ def _check_tensor(X, dtype):
 def _check_vectors(estimator, X, seen):
     if seen is not None and seen.kind != "vectors":
         raise ValueError(f"X has shape {np.shape(X)}, but {expected(estimator, seen)}")
-    # scikit-learn's validation writes what it sees on the estimator that it is given.
+    # scikit-learn's validation sets attributes on the estimator that it gets.
     checker = type(estimator)(**estimator.get_params(deep=False)) if seen is None else estimator
     if is_dispatched(X):
         validate_data(checker, X, reset=seen is None, skip_check_array=True)
@@ -261,14 +262,14 @@ def _check_vectors(estimator, X, seen):
     else:
         if getattr(X, "shape", ())[1:] == (1,) and not sparse.issparse(X) and holds_paths(np.asarray(X)[:, 0]):
             raise ValueError(
-                f"X has shape {X.shape} and holds strings, but paths of images are a 1-D sequence. Pass the column "
-                'itself: df["path"] or X[:, 0]; to a ColumnTransformer its name, not a list of names.'
+                f"X has shape {X.shape} and holds strings, but image paths must be a 1-D sequence. Pass the column "
+                'itself, df["path"] or X[:, 0]; pass a ColumnTransformer its name, not a list of names.'
             )
         X = validate_data(checker, X, reset=seen is None, accept_sparse="csr", dtype=np.float32, order="C")
     data = SparseRows(X) if sparse.issparse(X) else Rows(X)
     if seen is not None:
         return data, {}
-    _refuse_image_parameters(estimator, f"X holds vectors, of shape {X.shape}")
+    _refuse_image_parameters(estimator, f"X holds vectors of shape {X.shape}")
     names = {name: getattr(checker, name) for name in ("n_features_in_", "feature_names_in_") if hasattr(checker, name)}
     return data, {"_input": InputRecord("vectors", tuple(X.shape[1:]), tuple(X.shape[1:])), **names}
 
@@ -298,10 +299,10 @@ def _check_arrays(estimator, X, seen, pixel_scale):
             estimator=estimator,
         )
     if 0 in X.shape:
-        raise ValueError(f"X has shape {X.shape}: no axis may be empty.")
+        raise ValueError(f"X has shape {X.shape}, but no axis may be empty.")
     kind = "uint8 images" if is_uint8 else "arrays"
     if seen is not None:
-        # What was fitted on files takes decoded images, too.
+        # An embedder fitted on files also takes decoded images.
         is_like_files = kind == "uint8 images" and seen.kind == "files"
         if not is_like_files and (kind != seen.kind or tuple(X.shape[1:]) != seen.shape):
             raise ValueError(f"X has shape {X.shape} and dtype {X.dtype}, but {expected(estimator, seen)}")
@@ -312,7 +313,7 @@ def _check_arrays(estimator, X, seen, pixel_scale):
             _refuse_image_parameters(estimator, f"X has shape {X.shape}")
         return _described(Rows(X), kind, X.shape[1:], seen)
     if seen is None and estimator.cache is not None:
-        raise ValueError("cache= keeps images decoded from files, but X is an array. Set cache=None.")
+        raise ValueError("cache stores images decoded from files, but X is an array. Set cache=None.")
     settings = preprocessing(estimator, kind, pixel_scale) if seen is None else fitted_preprocessing(estimator, seen)
     _check_crop(settings, *image_shape(X)[1:])
     data = Images(X, settings)
@@ -331,14 +332,14 @@ def _check_files(estimator, X, seen, training, pixel_scale):
     if skip:
         files.find_broken()
     if files.broken and (not skip or len(files.broken) == len(files)):
-        hint = "\nTake them out of X, or set on_error='skip'." if training and not skip else ""
+        hint = "\nRemove them from X, or set on_error='skip'." if training and not skip else ""
         raise broken_files(paths, files.broken, hint)
     kept = None
     if files.broken:
         row, reason = min(files.broken.items())
         warn(
-            f"{len(files.broken)} of {len(files)} files cannot be used and are left out. The first: {paths[row]} "
-            f"{reason}."
+            f"{len(files.broken)} of {len(files)} files cannot be used and are left out. The first one is "
+            f"{paths[row]}, which {reason}."
         )
         kept = np.setdiff1d(np.arange(len(files)), list(files.broken))
         files = files.keep(kept)
@@ -359,7 +360,7 @@ def _described(data, kind, shape, seen):
         return data, {}
     settings = None
     if data.preprocessing is not None:
-        # The files' own resize is done when they are decoded.
+        # Files are resized when they are decoded.
         resize = data.files.resize if kind == "files" else data.preprocessing.resize
         settings = {name: getattr(data.preprocessing, name) for name in ("crop_size", "mean", "std")}
         settings = {"resize": resize, **settings}
@@ -368,14 +369,14 @@ def _described(data, kind, shape, seen):
 
 
 def preprocessing(estimator, kind, pixel_scale):
-    """Return the `Preprocessing` of an estimator's parameters for uint8 images, float arrays or files."""
+    """Return the `Preprocessing` that an estimator's parameters define for uint8 images, float arrays or files."""
     is_file = kind == "files"
     resize, crop_size = estimator.resize, estimator.crop_size
     if resize == "auto":
         resize = 256 if is_file else None
     if crop_size == "auto":
         crop_size = round(resize * 7 / 8) if is_file and resize is not None else None
-    if kind == "arrays":  # taken as they are
+    if kind == "arrays":  # the default leaves them unchanged
         mean, std, unit = (0.0,), (1.0,), 1
     else:
         unit = 255
@@ -405,29 +406,30 @@ def _scaled(values, unit):
 
 
 def fitted_preprocessing(estimator, seen):
-    """Return the `Preprocessing` of the fit; the augmentation is that of the estimator's parameters."""
+    """Return the `Preprocessing` of the fit, with the augmentation that the estimator's parameters define now."""
     return Preprocessing(**seen.preprocessing, **_augmentation(estimator, seen.kind))
 
 
 def _check_scale(settings, n_channels):
-    """Refuse a mean or standard deviation of another number of channels."""
+    """Reject a mean or standard deviation with the wrong number of channels."""
     for name, values in (("image_mean", settings.mean), ("image_std", settings.std)):
         if len(values) not in (1, n_channels):
             raise ValueError(
-                f"{name} (None: the backbone's) has {len(values)} values, but the images have {n_channels} channels."
+                f"{name} (None: the backbone's) has {len(values)} values, but the images have {n_channels} channels. "
+                "Give one value, or one per channel."
             )
 
 
 def _check_like_fit(estimator, data, seen):
-    """Refuse images that reach the network in another shape than those of fit."""
+    """Reject images that reach the network with another shape than in fit."""
     if tuple(data.sample_shape) != seen.network_shape:
         raise ValueError(
-            f"X holds images that reach the network in shape {data.sample_shape}, but {expected(estimator, seen)}"
+            f"X holds images that reach the network with shape {data.sample_shape}, but {expected(estimator, seen)}"
         )
 
 
 def _check_crop(settings, height, width):
-    """Refuse a crop that is larger than the (smallest) image."""
+    """Reject a crop that is larger than the (smallest) image."""
     smallest = min(settings.resized(height, width))
     if settings.crop_size is not None and settings.crop_size > smallest:
         raise ValueError(
@@ -439,12 +441,10 @@ def _check_crop(settings, height, width):
 def _check_one_size(files):
     sizes, first = np.unique(files.sizes, axis=0, return_index=True)
     if len(sizes) > 1:
-        one, other = (
-            f"{files.paths[i]} has {h} x {w}" for (h, w), i in zip(sizes[:2].tolist(), first[:2], strict=True)
-        )
+        one, other = (f"{files.paths[i]} is {h} x {w}" for (h, w), i in zip(sizes[:2].tolist(), first[:2], strict=True))
         raise ValueError(
             f"The images have different sizes (height x width){' after resize' * (files.resize is not None)}: {one}, "
-            f"{other}. Set resize= and crop_size=, in pixels, for images of one size."
+            f"{other}. Set resize and crop_size, in pixels, to bring them to one size."
         )
 
 
@@ -456,23 +456,23 @@ def _refuse_image_parameters(estimator, what):
     values = {name: getattr(estimator, name) for name in _IMAGE_PARAMETERS}
     given = [name for name, v in values.items() if v is not None and not (isinstance(v, str) and v == default[name])]
     if given:
-        raise ValueError(f"{', '.join(given)} must be left at the default, since {what}: they are for images.")
+        raise ValueError(f"{what}, but only images use {', '.join(given)}. Leave these at their defaults.")
 
 
 def _check_channels(X):
-    """Refuse what the default networks would read in the wrong order."""
+    """Reject arrays whose axes the default networks would read in the wrong order."""
     is_uint8 = _is_uint8(X)
     if not is_uint8 and X.ndim != 4:
         raise ValueError(
             f"X is a float array of shape {X.shape}: without a backbone, skdml takes vectors (n, f), uint8 "
             "images (n, H, W) or (n, H, W, C) and float images (n, C, H, W). Pass backbone=, or "
-            "X[:, None] for greyscale images."
+            "X[:, None] for grayscale images."
         )
     if is_uint8 and X.ndim == 4 and X.shape[1] in (1, 3, 4) and X.shape[3] > 4:
         raise ValueError(
             f"uint8 images must have shape (n, H, W, C), channels last; got {X.shape}. Use np.moveaxis(X, 1, -1)."
         )
-    # What is one number wide may be signals, (n, C, length, 1).
+    # Arrays of width 1 may be signals, (n, C, length, 1).
     if not is_uint8 and X.shape[1] > 4 and (X.shape[3] in (3, 4) or (X.shape[3] == 1 and X.shape[1] == X.shape[2])):
         raise ValueError(
             f"float images must have shape (n, C, H, W), channels first; got {X.shape}. Use np.moveaxis(X, -1, 1)."
@@ -483,6 +483,6 @@ def expected(estimator, seen):
     """Return a sentence that says what the estimator was fitted on."""
     name = type(estimator).__name__
     if seen.kind == "files":
-        return f"{name} was fitted on image files, which reach the network in shape {seen.shape}."
+        return f"{name} was fitted on image files, which reach the network with shape {seen.shape}."
     shape = ", ".join(["n", *map(str, seen.shape)])
     return f"{name} was fitted on shape ({shape}){' of dtype uint8' * (seen.kind == 'uint8 images')}."

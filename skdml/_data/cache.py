@@ -1,4 +1,4 @@
-"""Decoded images of files, kept in a folder."""
+"""A folder that caches the decoded images of files."""
 
 import json
 import os
@@ -9,24 +9,24 @@ import numpy as np
 
 
 class Cache:
-    """Decoded images in memory maps, found by path, time of change, length and ``resize``.
+    """Decoded images in memory maps, looked up by path, modification time, length and ``resize``.
 
-    A fit that meets files the folder does not hold adds a shard of three files: NAME.json lists its images with their
-    places, NAME.bin holds their pixels, and byte i of NAME.done is 1 once image i is written. Shards are only added to
-    by the process that made them, so that fits in several processes can share a folder.
+    A fit on files that the folder does not hold yet adds a shard of three files: NAME.json lists its images with their
+    positions, NAME.bin holds their pixels, and byte i of NAME.done is 1 once image i is written. Only the process that
+    made a shard writes to it, so that fits in several processes can share a folder.
 
     Parameters
     ----------
     folder : str or os.PathLike
-        Made if it does not exist.
+        Created if it does not exist.
     paths : list of str
-        Files are named by row, their place in this list.
+        Files are identified by row, their index in this list.
     resize : int or None
 
     Raises
     ------
     ValueError
-        If the folder holds a .json file that is no list of a cache, or a list without its pixels.
+        If the folder holds a .json file that does not belong to a cache, or whose pixels are missing.
     """
 
     def __init__(self, folder, paths, resize):
@@ -35,8 +35,8 @@ class Cache:
         self.resize = resize
         self.keys = [_key(path) for path in paths]
         self.places = {}  # row -> (pixels of the shard, offset, height, width)
-        self.reserved = {}  # likewise, with the shard and the number in it; not yet written
-        rows = {}  # a path may stand in several
+        self.reserved = {}  # row -> (place as above, shard, index in the shard), not written yet
+        rows = {}  # a path may occur in several rows
         for row, key in enumerate(self.keys):
             if key is not None:
                 rows.setdefault(key, []).append(row)
@@ -45,8 +45,8 @@ class Cache:
                 self._read_shard(index, rows)
             except (OSError, ValueError, TypeError, LookupError) as error:
                 raise ValueError(
-                    f"cache={os.fspath(folder)!r}: {index.name} is damaged or no part of a cache of images. Give "
-                    f"cache= a folder of its own, or delete {index.stem}.*. ({type(error).__name__}: {error})"
+                    f"cache={os.fspath(folder)!r}: {index.name} is damaged or not part of an image cache. Set cache "
+                    f"to a separate folder, or delete {index.stem}.*. ({type(error).__name__}: {error})"
                 ) from error
 
     def _read_shard(self, index, rows):
@@ -57,11 +57,11 @@ class Cache:
         done = np.fromfile(index.with_suffix(".done"), dtype=np.uint8)
         *_, offset, height, width = images[-1]
         if len(done) != len(images) or index.with_suffix(".bin").stat().st_size != offset + 3 * height * width:
-            raise ValueError("files of the wrong length")
+            raise ValueError("the shard has files of the wrong length")
         pixels = None
         for (*key, offset, height, width), is_done in zip(images, done.tolist(), strict=True):
             for row in rows.get(tuple(key), []) if is_done else []:
-                if pixels is None:  # a shard that is not needed stays closed
+                if pixels is None:  # open a shard only when it is needed
                     pixels = np.memmap(index.with_suffix(".bin"), mode="r")
                 self.places[row] = pixels, offset, height, width
 
@@ -76,12 +76,12 @@ class Cache:
         return self.places[row][2:]
 
     def read(self, row):
-        """Return the image, a view of the memory map."""
+        """Return the image as a view of the memory map."""
         pixels, offset, height, width = self.places[row]
         return pixels[offset : offset + 3 * height * width].reshape(height, width, 3)
 
     def reserve(self, sizes):
-        """Make a shard with room for the images that the folder does not hold."""
+        """Create a shard with space for the images that the folder does not hold."""
         rows = [row for row in range(len(sizes)) if row not in self.places and sizes[row, 0] > 0 and self.keys[row]]
         if not rows:
             return
@@ -97,16 +97,16 @@ class Cache:
             height, width = sizes[row].tolist()
             self.reserved[row] = (pixels, offset, height, width), shard, i
             images.append([*self.keys[row], offset, height, width])
-        # Last, and at once: whoever finds the list finds the rest.
+        # The list appears last and atomically: a process that finds it also finds the other files.
         shard.with_suffix(".tmp").write_text(json.dumps({"resize": self.resize, "images": images}))
         os.replace(shard.with_suffix(".tmp"), shard.with_suffix(".json"))
 
     def write(self, row, image):
-        """Keep the image; one whose size is not that of its header stays out."""
+        """Store the image, unless its size differs from that in its header."""
         place, shard, i = self.reserved.pop(row, (None, None, None))
         if place is None or image.shape[:2] != place[2:]:
             return
-        # Not through the memory map: on a full disk that ends the process, and this raises.
+        # On a full disk, writing to the memory map would kill the process; writing to the file raises an error.
         try:
             for suffix, offset, content in ((".bin", place[1], image), (".done", i, b"\1")):
                 with open(shard.with_suffix(suffix), "r+b") as file:
@@ -118,7 +118,7 @@ class Cache:
         self.places[row] = place
 
     def keep(self, rows):
-        """Return the cache of these rows alone, numbered anew."""
+        """Return the cache of only these rows, renumbered."""
         cache = object.__new__(Cache)
         vars(cache).update(vars(self))
         cache.keys = [self.keys[row] for row in rows]

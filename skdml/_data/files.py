@@ -1,7 +1,7 @@
 """Image files: checked by their headers, decoded by Pillow in worker processes.
 
-An image is a uint8 array (height, width, 3), turned upright, on white where it is transparent, with the shorter side
-already scaled to ``resize``.
+An image is a uint8 array (height, width, 3), rotated upright and composited on white, with its shorter side already
+scaled to ``resize``.
 """
 
 import errno
@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from .cache import Cache
 
-N_SHOWN = 5  # offenders in an error message
-CHUNK = 64  # files a task, where there are no batches
+N_SHOWN = 5  # broken files listed in an error message
+CHUNK = 64  # files per task where there are no batches
 
-# The last bytes of a whole file.
+# The last bytes of a complete file.
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
 
@@ -30,7 +30,7 @@ def check_paths(paths):
     Raises
     ------
     ValueError
-        If an element is neither str nor os.PathLike, or there is none.
+        If an element is neither str nor os.PathLike, or there are no elements.
     """
     paths = list(paths)
     if not paths:
@@ -45,13 +45,14 @@ def check_paths(paths):
 
 
 def decode(path, resize):
-    """Return the image of a file, or, as a str, what is wrong with it.
+    """Return the image of a file, or a str that says what is wrong with the file.
 
     Parameters
     ----------
     path : str
     resize : int or None
-        Pixels of the shorter side. JPEG files of at least twice that are decoded at a fraction of their size.
+        Length of the shorter side in pixels. JPEG files at least twice as large are decoded at a fraction of their
+        size.
     """
     try:
         with _open(path) as image:
@@ -65,22 +66,22 @@ def decode(path, resize):
         if resize is not None and upright.size != _resized(size, resize):
             upright = upright.resize(_resized(size, resize), Image.Resampling.BILINEAR)
         return np.asarray(upright)
-    except Exception as error:  # Pillow's plugins raise whatever a broken file makes them
+    except Exception as error:  # on broken files, Pillow's plugins raise exceptions of any type
         return _what_is_wrong(path, error)
 
 
 def read_header(path, resize):
-    """Return the (height, width) that `decode` will give, or, as a str, what is wrong with the file."""
+    """Return the (height, width) that `decode` will give, or a str that says what is wrong with the file."""
     try:
         with _open(path) as image:
             size = image.size
-            # Of a PNG file getexif() would decode all of it.
+            # For a PNG file, getexif() would decode all of it.
             if image.format == "JPEG" or "exif" in image.info:
                 orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
                 size = size[::-1] if orientation in (5, 6, 7, 8) else size
             ending = _ENDS.get(image.format)
         if ending is not None and not _tail(path).rstrip(b"\0").endswith(ending):
-            # Cut off, or with something harmless behind its end.
+            # The file is cut off, or has harmless bytes after its end.
             decoded = decode(path, resize)
             return decoded if isinstance(decoded, str) else decoded.shape[:2]
         return (size if resize is None else _resized(size, resize))[::-1]
@@ -92,7 +93,7 @@ def read_header(path, resize):
 def _open(path):
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        warnings.filterwarnings("ignore", category=UserWarning)  # of odd metadata; the pixels are there or not
+        warnings.filterwarnings("ignore", category=UserWarning)  # odd metadata does not affect the pixels
         with Image.open(path) as image:
             if image.mode == "F":
                 raise ValueError("it holds floating-point pixels, whose range is unknown")
@@ -111,7 +112,7 @@ def _tail(path):
 
 
 def _rgb(image):
-    if image.mode.startswith("I;16") or image.mode == "I":  # 16 bits of grey
+    if image.mode.startswith("I;16") or image.mode == "I":  # 16-bit gray
         return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -139,7 +140,7 @@ def _what_is_wrong(path, error):
 
 
 class Decoder(Dataset):
-    """The items that workers make: for a list of rows, ``function(path, resize)`` of each."""
+    """Data set whose item for a list of rows is ``function(path, resize)`` of each, computed in a worker."""
 
     def __init__(self, function, paths, resize):
         self.function = function
@@ -151,25 +152,25 @@ class Decoder(Dataset):
 
 
 def run_workers(function, paths, resize, chunks, n_jobs):
-    """Yield ``function`` of the files of each chunk of rows, in order; at most two chunks a worker wait to be taken.
+    """Yield ``function`` of the files of each chunk of rows, in order, computing at most two chunks per worker ahead.
 
     Raises
     ------
     RuntimeError
-        When a worker process dies.
+        If a worker process dies.
     """
     n_workers = effective_n_jobs(n_jobs)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="This DataLoader will create")  # more processes than cores, as asked
-        # Of Python 3.12 about any fork after torch has started its threads, none of which a worker needs.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")  # more processes than cores: intended
+        # Python 3.12 warns about any fork after torch has started its threads, but workers need none of these.
         warnings.filterwarnings("ignore", message=".*is multi-threaded, use of fork", category=DeprecationWarning)
         loader = DataLoader(
             Decoder(function, paths, resize),
             batch_size=None,
             sampler=chunks,
             num_workers=0 if n_workers == 1 else min(n_workers, len(chunks)),
-            collate_fn=_as_it_is,  # arrays, through a pipe: containers often have little shared memory for tensors
-            generator=torch.Generator(),  # else it would draw from the global one
+            collate_fn=_as_it_is,  # arrays use a pipe, tensors shared memory, of which containers have little
+            generator=torch.Generator(),  # otherwise the loader would draw from the global one
         )
         iterator = iter(loader)
     for _ in chunks:
@@ -193,14 +194,14 @@ def chunked(rows):
 
 
 def broken_files(paths, broken, hint=""):
-    """Return the ValueError that lists the first offenders and counts all; ``broken`` maps rows to what is wrong."""
+    """Return a ValueError that lists the first broken files and counts all; ``broken`` maps rows to reasons."""
     listed = "\n".join(f"  {paths[row]} {reason}" for row, reason in sorted(broken.items())[:N_SHOWN])
     more = f"\n  and {len(broken) - N_SHOWN} more" if len(broken) > N_SHOWN else ""
     return ValueError(f"{len(broken)} of {len(paths)} files cannot be used:\n{listed}{more}{hint}")
 
 
 class ImageFiles:
-    """Images of files, decoded when they are asked for, or taken from the cache.
+    """Images of files, decoded on request or read from the cache.
 
     Parameters
     ----------
@@ -213,9 +214,9 @@ class ImageFiles:
     Attributes
     ----------
     sizes : int array of shape (n_files, 2)
-        Height and width of each image, known from the cache or the header; -1 of those that cannot be used.
+        Height and width of each image, from the cache or the header; -1 for files that cannot be used.
     broken : dict
-        Row to what is wrong with the file, as far as headers tell.
+        Maps rows to what is wrong with their files, as far as the headers show.
     """
 
     def __init__(self, paths, resize, *, cache=None, n_jobs=None):
@@ -244,14 +245,14 @@ class ImageFiles:
         return len(self.paths)
 
     def find_broken(self):
-        """Decode every file that is not in the cache, for what no header tells, and add to ``broken``."""
+        """Decode every file that is not in the cache, and add to ``broken`` the errors that no header shows."""
         rows = [row for row in range(len(self)) if row not in self.broken]
         chunks = chunked(rows)
         for chunk, images in zip(chunks, self._decoded(chunks), strict=True):
             self.broken |= {row: im for row, im in zip(chunk, images, strict=True) if isinstance(im, str)}
 
     def keep(self, rows):
-        """Return the files of these rows alone."""
+        """Return only the files of these rows."""
         files = object.__new__(ImageFiles)
         files.paths = [self.paths[row] for row in rows]
         files.resize, files.n_jobs = self.resize, self.n_jobs
@@ -266,18 +267,20 @@ class ImageFiles:
         Raises
         ------
         ValueError
-            When a file cannot be decoded.
+            If a file cannot be decoded.
         RuntimeError
-            When a worker process dies.
+            If a worker process dies.
         """
         for rows, images in zip(chunks, self._decoded(chunks), strict=True):
             broken = {row: image for row, image in zip(rows, images, strict=True) if isinstance(image, str)}
             if broken:
-                raise broken_files(self.paths, broken, "\nFound in one batch; no header told it, there may be more.")
+                raise broken_files(
+                    self.paths, broken, "\nNo header shows this; other batches may hold more such files."
+                )
             yield images
 
     def _decoded(self, chunks):
-        """Yield for each list of rows the images, or what is wrong with the file."""
+        """Yield the images of each list of rows, each broken file as a str that says what is wrong with it."""
         if self.cache is None:
             yield from run_workers(decode, self.paths, self.resize, chunks, self.n_jobs)
             return

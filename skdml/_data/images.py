@@ -1,6 +1,6 @@
-"""Pixels on the device: resize, crop, augmentation, normalisation.
+"""Image preprocessing on the device: resize, crop, augmentation, normalization.
 
-Axes: B images of a batch, C channels, H and W pixels of a source image, h and w of what the network gets.
+Axes: B images of a batch, C channels, H x W pixels of a source image, h x w pixels of the network's input.
 """
 
 import math
@@ -9,25 +9,25 @@ from dataclasses import dataclass
 
 import torch
 
-N_TRIES = 10  # boxes drawn for a random resized crop before the middle of the image is taken
+N_TRIES = 10  # boxes drawn for a random resized crop before falling back to the center of the image
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What happens to an image between the array or file and the network.
+    """Transformation of an image between the array or file and the network.
 
     Parameters
     ----------
     resize : int or None
-        Pixels of the shorter side. None: images stay as large as they are.
+        Length of the shorter side in pixels. None: images keep their size.
     crop_size : int or None
-        Pixels of the square that is cut out. None: the whole image.
+        Side of the square that is cut out, in pixels. None: the whole image.
     mean, std : tuple of float
-        Subtracted, then divided by; one for all channels or one each, in the unit of the pixels.
+        Subtracted, then divided by; one value for all channels or one per channel, in the unit of the pixels.
     augment : {"standard"}, callable or None
-        In training only.
+        Used only in training.
     crop_scale, crop_ratio : tuple of float
-        Range of a random crop's share of the area, and of its width over its height.
+        Range of the share of the area that a random crop covers, and range of its width divided by its height.
     """
 
     resize: int | None
@@ -56,7 +56,7 @@ class Preprocessing:
         ----------
         images : tensor of shape (B, C, H, W), uint8 or float32
         generator : torch.Generator or None
-            On the CPU. None: as in transform. Else the images are augmented, with its random numbers.
+            Generator on the CPU whose random numbers augment the images. None: no augmentation, as in transform.
 
         Returns
         -------
@@ -72,25 +72,26 @@ class Preprocessing:
         return self.normalized(centered)
 
     def draw(self, sizes, generator):
-        """Return the random boxes (B, 4) and flips (B,) of images of these sizes (B, 2)."""
+        """Return random boxes (B, 4) and flips (B,) for images of these sizes (B, 2)."""
         boxes = random_boxes(sizes, self.crop_scale, self.crop_ratio, generator)
         return boxes, torch.rand(len(sizes), generator=generator) < 0.5
 
     def random_crop(self, images, boxes, flip, size):
-        """Return the boxes (B, 4) of the images, scaled to one size, mirrored where ``flip`` (B,) says so."""
-        # Not through torch.tensor(..., device=), here and below: a copy that the host need not wait for.
+        """Return the boxes (B, 4) of the images, scaled to one size and mirrored where ``flip`` (B,) is True."""
+        # Unlike torch.tensor(..., device=), this copy does not make the host wait; the same holds below.
         boxes, flip = (t.to(images.device, non_blocking=True) for t in (boxes, flip))
         rows, columns = filters(boxes, images.shape[2:], size)
         columns = torch.where(flip[:, None, None], columns.flip(1), columns)
         return self.normalized(resample(images, rows, columns))
 
     def augmented(self, images, unit):
-        """Pass the images, of pixels up to ``unit`` then in [0, 1], through the user's augmentation."""
+        """Apply the user's augmentation, which works on [0, 1], to images with pixels in [0, ``unit``]."""
         result = self.augment(images.float() / unit)
         if not isinstance(result, torch.Tensor) or result.shape[:2] != images.shape[:2] or result.ndim != 4:
             got = tuple(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
             raise ValueError(
-                f"augment must return a tensor of shape (B, C, h, w) for one of {tuple(images.shape)}; got {got}."
+                f"augment must return a tensor of shape (B, C, h, w) for images of shape {tuple(images.shape)}; got "
+                f"{got}."
             )
         return result * unit
 
@@ -118,10 +119,10 @@ def _channels(values, images):
 
 
 def random_boxes(sizes, scale, ratio, generator):
-    """Draw the box of a random resized crop [1]_ in each image.
+    """Draw the box of a random resized crop [1]_ for each image.
 
-    The share of the area is uniform in ``scale``, the logarithm of width over height uniform in that of ``ratio``. An
-    image that holds none of `N_TRIES` such boxes gives the largest one in its middle within ``ratio``.
+    The share of the area is uniform in ``scale``, and the logarithm of width over height is uniform in that of
+    ``ratio``. If none of `N_TRIES` such boxes fits into an image, its box is the largest central one within ``ratio``.
 
     Parameters
     ----------
@@ -156,7 +157,7 @@ def random_boxes(sizes, scale, ratio, generator):
 
 
 def filters(boxes, source, size):
-    """Return the matrices that scale a box of each image to one size: bilinear, antialiased where it shrinks.
+    """Return the matrices that scale a box of each image to one size: bilinear, antialiased if the box shrinks.
 
     Parameters
     ----------
@@ -185,5 +186,5 @@ def _triangles(start, length, n_pixels, n_out):
 
 
 def resample(images, rows, columns):
-    """Apply the filters, those of each image or one pair for all: (B, C, H, W) to float32 (B, C, h, w)."""
+    """Apply one pair of filters per image, or one pair for all: (B, C, H, W) to float32 (B, C, h, w)."""
     return rows[:, None] @ (images.float() @ columns[:, None].mT)

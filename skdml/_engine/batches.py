@@ -1,9 +1,9 @@
-"""Which samples share a batch.
+"""Batch rules, which decide which samples share a batch.
 
-A batch rule is made once a fit, from the labels, and called once an epoch: ``rule(generator, embed)`` returns the
-epoch's batches, a sequence of index tensors on the generator's device; one that hands its loss more than the labels
-gives tuples, of the index tensor and further arguments of the loss, on the embeddings' device. ``embed()`` gives the
-training set's embeddings (n_samples, D) by the network as it is, for the rules that look at them.
+A batch rule is made once per fit, from the labels, and called once per epoch: ``rule(generator, embed)`` returns the
+batches of the epoch, a sequence of index tensors on the generator's device. A rule that passes its loss more than the
+labels returns tuples of the index tensor and the further arguments of the loss, on the embeddings' device. ``embed()``
+returns the embeddings (n_samples, D) of the training set by the current network, for the rules that use them.
 """
 
 import warnings
@@ -16,9 +16,9 @@ from threadpoolctl import threadpool_limits
 
 
 class ShuffledBatches:
-    """Every row once an epoch, in random order.
+    """Every row once per epoch, in random order.
 
-    The rows are dealt evenly, so that no batch of one or two rows is left over at the end: sizes differ by one at most.
+    The rows are dealt evenly, so that no batch of one or two rows is left over at the end: sizes differ by at most one.
 
     Parameters
     ----------
@@ -37,13 +37,13 @@ class ShuffledBatches:
 
 
 class BalancedBatches:
-    """P classes x K samples in each batch, and every row at least once an epoch.
+    """P classes x K samples in each batch, and every row at least once per epoch.
 
     P is ``batch_size // samples_per_class``, or the number of classes if that is smaller; K then grows so that the
     batch keeps its size. Each epoch shuffles every class and cuts it into groups of K; the last group is filled up with
-    other rows of the class. No row stands twice in a batch: a class of fewer than K samples gives all it has. Groups
-    are dealt so that a batch never holds a class twice; classes with few groups give additional ones until each batch
-    has its P classes.
+    other rows of the class. No row occurs twice in a batch: a class of fewer than K samples contributes all of them.
+    Groups are dealt so that a batch never holds a class twice; classes with few groups contribute additional ones until
+    each batch has its P classes.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ class BalancedBatches:
         group_class = class_order.repeat_interleave(n_groups, output_size=size)
         number = torch.arange(size, device=device) - (ends - n_groups).repeat_interleave(n_groups, output_size=size)
 
-        within = number[:, None] * K + torch.arange(K, device=device)  # (groups, K): place in the class, to be wrapped
+        within = number[:, None] * K + torch.arange(K, device=device)  # (groups, K): index in the class, wrapped below
         rows = order[starts[group_class, None] + within % counts[group_class, None]]
         # The groups of a class follow each other, so dealing them out in turn puts them into different batches.
         rows = rows.view(P, self.n_batches, K).transpose(0, 1)
@@ -91,7 +91,7 @@ class BalancedBatches:
 
 
 def _fill(n_groups, most, total):
-    """Raise the smallest entries evenly, none above ``most``, until all sum to ``total``."""
+    """Raise the smallest entries evenly, none above ``most``, until the entries sum to ``total``."""
     filled = n_groups.copy()
     while (missing := total - filled.sum()) > 0:
         lowest = np.flatnonzero(filled == filled[filled < most].min())
@@ -102,13 +102,13 @@ def _fill(n_groups, most, total):
 
 
 class LocalBatches:
-    """Local sampling of SST [1]_: clusters of the embeddings, found anew each epoch, are the batches.
+    """Local sampling of SST [1]_: the batches are clusters of the embeddings, recomputed in each epoch.
 
     There are ``n_samples // batch_size`` clusters. A cluster of more than ``batch_size`` rows is cut into even parts,
     with the rows of a class kept together up to an eighth of a batch; the authors' code draws ``batch_size`` rows of it
-    and drops the others, and many positive pairs with them. A part without a triplet (of one class, or with no class
-    twice) gives no batch. Other differences: scikit-learn's minibatch k-means stands for the full one, and the batches
-    come in random order.
+    and drops the others, and many positive pairs with them. A part without a triplet (with only one class, or with no
+    class twice) gives no batch. Other differences: scikit-learn's minibatch k-means replaces the full one, and the
+    batches come in random order.
 
     Parameters
     ----------
@@ -131,9 +131,9 @@ class LocalBatches:
         seed = int(torch.randint(2**31 - 1, (1,), generator=generator, device=generator.device))
         rng = np.random.default_rng(seed)
         kmeans = MiniBatchKMeans(n_clusters, n_init=1, random_state=seed)
-        # In several threads the inertia, hence the end of k-means, would depend on the order of the additions.
+        # With several threads, the inertia and thus the end of k-means would depend on the order of the additions.
         with threadpool_limits(1, user_api="openmp"), warnings.catch_warnings():
-            # Fewer distinct embeddings than clusters: the empty clusters give no batch, which is all that is needed.
+            # With fewer distinct embeddings than clusters, some clusters are empty and simply give no batch.
             warnings.simplefilter("ignore", ConvergenceWarning)
             cluster = kmeans.fit(embeddings).labels_
         parts = [part for c in range(n_clusters) for part in self._cut(np.flatnonzero(cluster == c), rng)]
@@ -147,7 +147,7 @@ class LocalBatches:
         rows = rng.permutation(rows)
         rows = rows[self.y[rows].argsort(kind="stable")]
         _, first, c = np.unique(self.y[rows], return_index=True, return_inverse=True)
-        number = (np.arange(len(rows)) - first[c]) // max(2, self.batch_size // 8)  # of the row's group in its class
+        number = (np.arange(len(rows)) - first[c]) // max(2, self.batch_size // 8)  # the row's group within its class
         group = np.unique(c * len(rows) + number, return_inverse=True)[1]
         order = rng.permutation(group.max() + 1)[group]
         return np.array_split(rows[order.argsort(kind="stable")], n_parts)

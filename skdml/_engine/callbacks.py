@@ -1,4 +1,4 @@
-"""What happens around the steps: the schedule of the rates, warm-up, early stopping, and what is told to others."""
+"""Callbacks around the training steps: learning rate schedule, warm-up, early stopping, progress and epoch tasks."""
 
 import copy
 import math
@@ -24,12 +24,12 @@ except ImportError:  # scikit-learn < 1.9 has no callbacks
         return method
 
 
-STRENGTHS = (0.25, 0.5, 0.75, 1.0)  # of what was learned next to the start, among which early stopping chooses
+STRENGTHS = (0.25, 0.5, 0.75, 1.0)  # of the learned part; early stopping chooses one of them
 WARM_UP = 0.15  # share of the one-cycle schedule in which the learning rate rises
 
 
 def check_callbacks(callbacks, early_stopping):
-    """Refuse what is no skorch callback, and one that needs a prediction or a value that is not recorded.
+    """Reject objects that are not skorch callbacks, and callbacks that need predictions or values not recorded.
 
     Raises
     ------
@@ -39,17 +39,17 @@ def check_callbacks(callbacks, early_stopping):
     missing = {"valid_loss", "valid_acc", "valid_recall_at_1", "valid_map_at_r"}.difference(recorded)
     for callback in _instances(callbacks):
         if not isinstance(callback, Callback):
-            raise TypeError(f"callbacks must be a list of skorch callbacks, or of (name, callback); got {callback!r}.")
+            raise TypeError(f"callbacks must be a list of skorch callbacks or (name, callback); got {callback!r}.")
         if isinstance(callback, EpochScoring | BatchScoring):
             raise TypeError(
-                f"{type(callback).__name__} scores what a network predicts, and an embedder predicts nothing. For a "
-                "score after each epoch set early_stopping=True, or use ScoringMonitor of scikit-learn's callbacks."
+                f"{type(callback).__name__} scores predictions, but an embedder does not predict. For a score after "
+                "each epoch, set early_stopping=True, or use ScoringMonitor, one of scikit-learn's callbacks."
             )
         monitor = getattr(callback, "monitor", None)
         if isinstance(monitor, str) and monitor.removesuffix("_best") in missing:
             raise ValueError(
-                f"{type(callback).__name__} monitors {monitor!r}, which is not recorded. Give it monitor= one of "
-                f"{recorded} (for Checkpoint with '_best' at the end). 'valid_recall_at_1' is recorded with "
+                f"{type(callback).__name__} monitors {monitor!r}, which is not recorded. Set monitor to one of "
+                f"{recorded} (for Checkpoint, append '_best'). 'valid_recall_at_1' is recorded with "
                 "early_stopping=True."
             )
 
@@ -59,24 +59,24 @@ def has_lr_scheduler(callbacks):
 
 
 def _instances(callbacks):
-    """Yield what skorch will make of callbacks: instances, classes, or pairs of a name and one of these."""
+    """Yield the instances of callbacks that are instances, classes, or pairs of a name and one of these."""
     for callback in callbacks or []:
         callback = callback[1] if isinstance(callback, tuple) else callback
         yield callback() if isinstance(callback, type) else callback
 
 
 def copied(callback):
-    """Return a copy, on which skorch may set what must not outlive the fit; shallow, for it may hold an open file."""
+    """Return a copy, so that what skorch sets on it does not outlive the fit; shallow, as it may hold an open file."""
     return (callback[0], copy.copy(callback[1])) if isinstance(callback, tuple) else copy.copy(callback)
 
 
 def ends_training(callback):
-    """Return whether a KeyboardInterrupt of this callback, skorch's sign, ends the training as planned."""
+    """Return whether a KeyboardInterrupt from this callback, skorch's stop signal, ends the training as planned."""
     return isinstance(callback, EarlyStopping | BestWeights | EpochTasks)
 
 
 class OneCycle(Callback):
-    """The 1cycle policy: learning rates, and the momentum of Adam and its relatives, before each step."""
+    """The 1cycle policy: set the learning rates, and the momentum of Adam and its variants, before each step."""
 
     def on_train_begin(self, net, **kwargs):
         self.highest_ = [group["lr"] for group in net.optimizer_.param_groups]
@@ -90,14 +90,14 @@ class OneCycle(Callback):
 
 
 def one_cycle(progress):
-    """Return the factor of the learning rate and the momentum of the 1cycle policy [1]_, both on cosines.
+    """Return the learning rate factor and the momentum of the 1cycle policy [1]_, which both follow cosines.
 
     The factor rises from 1/25 to 1 and falls to 0; the momentum falls from 0.95 to 0.85 and rises again.
 
     Parameters
     ----------
     progress : float in [0, 1)
-        Share of the training that is done.
+        Fraction of the training that is done.
 
     References
     ----------
@@ -112,7 +112,7 @@ def one_cycle(progress):
 
 
 class WarmUp(Callback):
-    """Keep the backbone as it is in the first epochs.
+    """Keep the backbone unchanged in the first epochs.
 
     Parameters
     ----------
@@ -123,14 +123,14 @@ class WarmUp(Callback):
         self.n_epochs = n_epochs
 
     def on_train_begin(self, net, **kwargs):
-        # Parameters that are frozen for good stay so.
+        # Permanently frozen parameters stay frozen.
         self.parameters_ = [p for p in net.module_.backbone.parameters() if p.requires_grad]
 
     def on_epoch_begin(self, net, **kwargs):
         self._train(len(net.history) > self.n_epochs)
 
     def on_train_end(self, net, **kwargs):
-        self._train(True)  # the training may have ended in the warm-up
+        self._train(True)  # the training may have ended during the warm-up
 
     def _train(self, requires_grad):
         for parameter in self.parameters_:
@@ -138,9 +138,9 @@ class WarmUp(Callback):
 
 
 class BestWeights(Callback):
-    """Stop when the validation scores no longer rise, and put the best weights back, those of the start among them.
+    """Stop when the validation scores no longer rise, and restore the best weights, possibly the initial ones.
 
-    skorch's EarlyStopping restores only the module; here the criterion learns too.
+    skorch's EarlyStopping restores only the module; here, the criterion is trained too.
 
     Parameters
     ----------
@@ -148,8 +148,8 @@ class BestWeights(Callback):
         Epochs without a better score before the training ends.
     valid_set : TrainingSet
     split : {"samples", "classes"}
-        What was held out. "classes": a warning says where a network that does not start at its input is worse than
-        that.
+        What was held out. With "classes", a warning tells when a network that does not start at its input is worse than
+        this input.
     """
 
     def __init__(self, patience, valid_set, split):
@@ -164,11 +164,11 @@ class BestWeights(Callback):
     def on_epoch_end(self, net, **kwargs):
         epoch = len(net.history)
         scores = net.history[-1, "valid_recall_at_1"], net.history[-1, "valid_map_at_r"]
-        # Where it makes no difference, what was learned counts more than the start.
+        # In a tie, trained weights are preferred to the initial ones.
         if scores > self.best_ or (self.best_epoch_ == 0 and scores == self.best_):
             self._keep(net, scores, epoch)
         elif epoch - self.best_epoch_ >= self.patience:
-            raise KeyboardInterrupt  # skorch's sign
+            raise KeyboardInterrupt  # skorch's stop signal
 
     def _keep(self, net, scores, epoch):
         self.best_ = scores
@@ -183,8 +183,8 @@ class BestWeights(Callback):
         if self.best_epoch_ == 0:
             warn(
                 f"No epoch was better on the held-out data than the start (Recall@1 {self.start_[0]:.3f}, MAP@R "
-                f"{self.start_[1]:.3f}): the embedder keeps the weights from before the training. Lower learning_rate, "
-                "or hold out more with validation_fraction.",
+                f"{self.start_[1]:.3f}), so the embedder keeps its initial weights. Lower learning_rate, or hold out "
+                "more data with validation_fraction.",
                 ConvergenceWarning,
             )
         elif net.module_.starts_at_input:
@@ -194,9 +194,9 @@ class BestWeights(Callback):
         untrained = retrieval_scores(_flat_input(self.valid_set), self.valid_set.labels(slice(None)))
         if any(u > best for u, best in zip(untrained, self.best_, strict=True)):
             warn(
-                f"On the held-out data the untrained input reaches Recall@1 {untrained[0]:.3f} and MAP@R "
-                f"{untrained[1]:.3f}, the best epoch {self.best_[0]:.3f} and {self.best_[1]:.3f}. Train longer, on "
-                "more classes or from a pretrained backbone, or search the input itself.",
+                f"On the held-out data, the untrained input reaches Recall@1 {untrained[0]:.3f} and MAP@R "
+                f"{untrained[1]:.3f}, and the best epoch {self.best_[0]:.3f} and {self.best_[1]:.3f}. Train longer, on "
+                "more classes or from a pretrained backbone, or search with the input itself.",
                 ConvergenceWarning,
             )
 
@@ -216,7 +216,7 @@ def validate(network, valid_set):
 
 
 def _flat_input(data_set):
-    """Return the network's input as vectors, images of at most 32 x 32 pixels."""
+    """Return the network's input as vectors, with images reduced to at most 32 x 32 pixels."""
     rows = [slice(start, start + 256) for start in range(0, len(data_set), 256)]
     parts = []
     with closing(data_set.batches(rows)) as batches:
@@ -228,7 +228,7 @@ def _flat_input(data_set):
 
 
 class Progress(Callback):
-    """One bar over the epochs, or a line each."""
+    """Show a progress bar over the epochs, or print one line per epoch."""
 
     def __init__(self, verbose):
         self.verbose = verbose
@@ -236,7 +236,7 @@ class Progress(Callback):
     def on_train_begin(self, net, **kwargs):
         self.bar_ = None
         if self.verbose == 1:
-            # A bar where somebody watches: a notebook or a terminal, not a log file.
+            # disable=None shows the bar only where somebody watches, in a notebook or a terminal.
             self.bar_ = tqdm(total=net.max_epochs, unit="epoch", disable=None)
 
     def on_epoch_end(self, net, **kwargs):
@@ -257,18 +257,18 @@ class Progress(Callback):
 
 
 class EpochTasks(Callback):
-    """A task of scikit-learn's callbacks for every epoch.
+    """Report each epoch to scikit-learn's callbacks as a task.
 
     Parameters
     ----------
     estimator : BaseEmbedder
     context : sklearn.callback.CallbackContext
-        Of the fit.
+        Context of the fit.
     arguments : dict
-        What the callbacks are told of the data: X, y, metadata.
+        Data that the callbacks get: X, y, metadata.
     fitted : callable
-        Returns, for skorch's history so far, the attributes that make ``estimator`` a fitted one, with copies of the
-        network and the loss.
+        Returns, for skorch's history so far, the attributes that make ``estimator`` fitted, with copies of the network
+        and the loss.
     """
 
     def __init__(self, estimator, context, arguments, fitted):
@@ -289,7 +289,7 @@ class EpochTasks(Callback):
             reconstruction_attributes=lambda: self.fitted(net.history),
         )
         if stop:
-            raise KeyboardInterrupt  # skorch's sign
+            raise KeyboardInterrupt  # skorch's stop signal
 
     def end(self):
         """End the task of the whole fit."""

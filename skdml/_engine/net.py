@@ -1,7 +1,7 @@
-"""The training loop: a skorch net whose data lie on the device and whose batches are index tensors.
+"""The training loop: a skorch net whose data are on the device and whose batches are index tensors.
 
-skorch brings callbacks, history and checkpoints. Its DataLoader, its optimizer closure and the reading of the loss
-after each batch are left out, because on vectors they cost more than the step itself.
+skorch provides callbacks, history and checkpoints. Its DataLoader, its optimizer closure and its reading of the loss
+after each batch are not used, because on vectors they cost more than the step itself.
 """
 
 import math
@@ -25,7 +25,7 @@ VALIDATION_SCORES = ("valid_recall_at_1", "valid_map_at_r")  # in skorch's histo
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to train.
+    """Settings of the training.
 
     Parameters
     ----------
@@ -33,12 +33,13 @@ class Recipe:
         A batch rule of ``batches.py``.
     max_epochs : int
     learning_rate, head_learning_rate, loss_learning_rate : float
-        Of the backbone, the head and the loss, at their highest.
+        Peak learning rates of the backbone, the head and the loss.
     weight_decay : float
     optimizer : str or class
     chunk_size : int or None
-        Rows that pass the network at a time. A larger batch is embedded twice: without a graph for the gradient in the
-        embeddings, then in chunks for that in the weights, so that its size is not bounded by the activations.
+        Rows that pass the network at a time. A larger batch is embedded twice: without a graph for the gradient with
+        respect to the embeddings, then in chunks for the gradient with respect to the weights, so that the activations
+        do not limit its size.
     """
 
     batches: Callable
@@ -54,30 +55,30 @@ class Recipe:
 class EmbeddingNet(NeuralNet):
     """A skorch net that steps over index batches and reads the loss once per epoch.
 
-    ``criterion(network(inputs), labels)`` is the loss; what a batch rule returns next to the indices follows the
-    labels, and weights go by name, ``sample_weight=``.
+    ``criterion(network(inputs), labels)`` is the loss. What a batch rule returns next to the indices is passed after
+    the labels, and weights are passed by name, as ``sample_weight``.
 
     Parameters
     ----------
     network, criterion : nn.Module
-        On the device of the data; they are trained in place.
+        Trained in place; on the device of the data.
     recipe : Recipe
     callbacks : list
-        Of skorch, in their order.
+        skorch callbacks, in the order in which they are called.
     valid_set : TrainingSet or None
-        Is scored after each epoch.
+        Scored after each epoch.
     generator : torch.Generator
-        Of the batch rule, on the index device.
+        Generator of the batch rule, on the index device.
     augment_generator : torch.Generator
-        Of the augmentation, on the CPU.
+        Generator of the augmentation, on the CPU.
     device : torch.device
 
     Attributes
     ----------
     progress_ : float in [0, 1)
-        Share of the training that is done, before each step.
+        Fraction of the training that is done, updated before each step.
     stopped_by_ : Callback or None
-        The one that ended the training.
+        The callback that ended the training.
     """
 
     def __init__(
@@ -158,7 +159,7 @@ class EmbeddingNet(NeuralNet):
                 total += loss * weight
                 total_weight += weight
                 self.notify("on_batch_end", batch=batch, training=True)
-        # The one synchronization of the epoch.
+        # The only synchronization of the epoch.
         total, total_weight = torch.stack([total, torch.as_tensor(total_weight, device=self.device)]).tolist()
         loss = total / (total_weight or 1)
         if not math.isfinite(loss):
@@ -185,7 +186,7 @@ class EmbeddingNet(NeuralNet):
         return loss.detach()
 
     def backward_in_chunks(self, X, targets, **weights):
-        """Gradient caching [1]_: as one backward pass, but for layers that mix rows, which see a chunk.
+        """Gradient caching [1]_: like one backward pass, except that layers that mix rows see only a chunk.
 
         References
         ----------
@@ -210,12 +211,12 @@ class EmbeddingNet(NeuralNet):
         return loss
 
     def warn_if_interrupted(self):
-        """Warn where neither the number of epochs nor a callback that may do so has ended the training."""
+        """Warn unless the number of epochs or a callback that is meant to do so has ended the training."""
         n_epochs = len(epochs(self.history))
         if n_epochs < self.max_epochs and not ends_training(self.stopped_by_):
             warn(
                 f"Training was interrupted in epoch {len(self.history)} of {self.max_epochs}; the estimator keeps the "
-                "weights it has."
+                "weights reached so far."
             )
 
     def check_weights(self):
@@ -233,13 +234,13 @@ class EmbeddingNet(NeuralNet):
         recipe = self.recipe
         return (
             f"{what} is not finite after epoch {len(self.history)}. Lower learning_rate (now "
-            f"{recipe.learning_rate:g}), and where the loss has parameters of its own their rate (now "
-            f"{recipe.loss_learning_rate:g}), or scale X, for vectors with StandardScaler."
+            f"{recipe.learning_rate:g}) and, if the loss has parameters of its own, their learning rate (now "
+            f"{recipe.loss_learning_rate:g}), or scale X, with StandardScaler for vectors."
         )
 
 
 def epochs(history):
-    """Return skorch's history under our names, a list of dicts, one a finished epoch."""
+    """Return skorch's history under skdml's names: a list of dicts, one per finished epoch."""
     names = {
         "train_loss": "loss",
         "dur": "duration",

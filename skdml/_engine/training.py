@@ -1,4 +1,4 @@
-"""The rows to train on, those that are held out, and the embeddings of either."""
+"""The training rows, the held-out rows, and their embeddings."""
 
 import copy
 import math
@@ -15,7 +15,7 @@ from ..metrics import map_at_r, recall_at_k
 
 @dataclass(frozen=True)
 class Task:
-    """What a fit gets, checked.
+    """The validated input of a fit.
 
     Parameters
     ----------
@@ -23,11 +23,11 @@ class Task:
     attributes : dict
         The fitted attributes that describe X.
     classes : ndarray of shape (n_classes,)
-        Those of y, and others that are known or announced.
+        Classes of y, and others that are already known or were announced.
     labels : ndarray of shape (n_samples,), values 0..C-1
     weights : float32 ndarray of shape (n_samples,) or None
     train_rows, valid_rows : ndarray of int or None
-        None: all rows are trained.
+        None: all rows are for training.
     """
 
     data: Rows
@@ -40,25 +40,25 @@ class Task:
 
     @property
     def training_labels(self):
-        """The labels of the rows to train on, numbered anew: batch rules count the classes that there are."""
+        """The labels of the training rows, renumbered: batch rules count the classes that are present."""
         labels = self.labels if self.train_rows is None else self.labels[self.train_rows]
         return np.unique(labels, return_inverse=True)[1]
 
     def split(self, data):
-        """Return the rows of data to train on and, or None, those that are held out."""
+        """Return the training rows of data, and the held-out rows or None."""
         train_set = TrainingSet(data, self.labels, self.train_rows, self.weights)
         return train_set, None if self.valid_rows is None else TrainingSet(data, self.labels, self.valid_rows)
 
 
 class TrainingSet(Dataset):
-    """Placed data and labels, seen through the rows that take part.
+    """Data and labels on their device, restricted to the rows that are used.
 
     Parameters
     ----------
     data : Rows
     y : ndarray of shape (n_samples,), values 0..C-1
     rows : ndarray of int or None
-        None: all.
+        None: all rows.
     sample_weight : float32 ndarray of shape (n_samples,) or None
     """
 
@@ -85,7 +85,7 @@ class TrainingSet(Dataset):
         return None if self.sample_weight is None else self._of_rows(self.sample_weight, index)
 
     def sample(self, n, seed):
-        """Return the set of its rows that have a weight, n drawn at random where there are more."""
+        """Return the set of rows with a nonzero weight, or n of them drawn at random if there are more."""
         rows = np.arange(len(self.y)) if self.rows is None else self.rows.cpu().numpy()
         if self.sample_weight is not None:
             rows = rows[self.sample_weight.cpu().numpy()[rows] > 0]
@@ -106,7 +106,7 @@ def embed(network, data, device):
     size = min(8192, max(32, 2**18 // math.prod(data.sample_shape)))  # keeps the activations small
     parts = [slice(start, start + size) for start in range(0, len(data), size)]
     outputs = None
-    with closing(data.batches(parts)) as batches:  # an error leaves no worker process behind
+    with closing(data.batches(parts)) as batches:  # no worker process is left after an error
         for part, inputs in zip(parts, batches, strict=True):
             output = network(inputs)
             if outputs is None:
@@ -116,7 +116,7 @@ def embed(network, data, device):
 
 
 def retrieval_scores(embeddings, y):
-    """Return (Recall@1, MAP@R) of the rows among themselves; the second decides where the first is equal."""
+    """Return (Recall@1, MAP@R) of the rows among themselves; MAP@R decides if Recall@1 is equal."""
     return float(recall_at_k(embeddings, y, 1)), float(map_at_r(embeddings, y))
 
 
@@ -140,9 +140,9 @@ def hold_out(y, split, fraction, rng):
 
 
 def _held_out_samples(y, fraction, rng):
-    """Return the rows to hold out: at least two of a class, or none.
+    """Return the rows to hold out: at least two per class, or none of it.
 
-    Recall needs a match for every query, and at a tenth of twelve samples a plain stratified split leaves none.
+    Recall needs a match for every query, and a plain stratified split of a tenth of twelve samples leaves none.
     """
     wanted = max(2, round(fraction * len(y)))
     valid = []

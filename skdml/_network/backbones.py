@@ -16,15 +16,15 @@ def load_backbone(name, weights, pooling):
     name : str
         "timm/..." or "torchvision/...".
     weights : str, os.PathLike or None
-        "pretrained": those that the library names first for the network, fetched by it unless it has them. A file: the
-        network's state dict, also with the classifier. None: random. For torchvision also a name of its weights.
+        "pretrained": the library's default weights for the network, downloaded if necessary. A file: the network's
+        state dict, with or without the classifier. None: random weights. For torchvision, also the name of its weights.
     pooling : {"avg", "max", "avg+max"}
-        "avg": what the network does by itself.
+        "avg": the network's own pooling.
 
     Returns
     -------
     backbone : nn.Module
-        Gives (B, f), or maps (B, f, h, w) where ``pooling`` is not "avg".
+        Gives (B, f), or maps (B, f, h, w) if ``pooling`` is not "avg".
     pixel_scale : (tuple of float, tuple of float)
 
     Raises
@@ -43,12 +43,12 @@ def _import(library):
         return __import__(library)
     except ImportError as error:
         raise ImportError(
-            f"backbone='{library}/...' needs the package {library}: pip install {library}. (Importing it gave: {error})"
+            f"backbone='{library}/...' needs the package {library}: pip install {library}. (The import failed: {error})"
         ) from error
-    except RuntimeError as error:  # of a build for another torch
+    except RuntimeError as error:  # raised by a build for another torch
         raise ImportError(
-            f"The package {library}, or torchvision under it, does not go with the installed torch "
-            f"{torch.__version__}: {error}"
+            f"The package {library}, or torchvision, which it uses, does not match the installed torch "
+            f"{torch.__version__}. Install matching versions. (The import failed: {error})"
         ) from error
 
 
@@ -57,12 +57,12 @@ def _timm(model, weights, pooling):
     options = {"num_classes": 0} if pooling == "avg" else {"num_classes": 0, "global_pool": ""}
     architecture, _, tag = model.partition(".")
     if architecture not in timm.list_models():
-        raise ValueError(f"timm {timm.__version__} has no network {model!r}; timm.list_models() names those it has.")
+        raise ValueError(f"timm {timm.__version__} has no network {model!r}; timm.list_models() lists its networks.")
     known = timm.list_pretrained(f"{architecture}.*")
     if (tag and model not in known) or (weights == "pretrained" and not known):
         raise ValueError(
-            f"timm {timm.__version__} has no weights for {model!r}, but for {', '.join(known) or 'none of its kind'}. "
-            "backbone_weights=None starts from random ones, or may be a file."
+            f"timm {timm.__version__} has no weights for {model!r}, only for {', '.join(known) or 'other networks'}. "
+            "Set backbone_weights to None for random weights, or to a file."
         )
     backbone = timm.create_model(model, pretrained=weights == "pretrained", **options)
     config = backbone.pretrained_cfg
@@ -76,7 +76,7 @@ def _torchvision(model, weights, pooling):
     models = _import("torchvision").models
     if model not in models.list_models(module=models):
         raise ValueError(
-            f"torchvision has no classifier {model!r}; torchvision.models.list_models() names its networks."
+            f"torchvision has no classifier {model!r}; torchvision.models.list_models() lists its networks."
         )
     is_file = weights not in ("pretrained", None) and os.path.exists(weights)
     if is_file or weights is None:
@@ -86,10 +86,10 @@ def _torchvision(model, weights, pooling):
             backbone = models.get_model(model, weights="DEFAULT" if weights == "pretrained" else weights)
         except (KeyError, ValueError) as error:
             raise ValueError(
-                f"backbone_weights={weights!r} is neither a file nor the name of weights that torchvision has for "
+                f"backbone_weights={weights!r} is neither a file nor one of the weights that torchvision has for "
                 f"{model}: {', '.join(models.get_model_weights(model).__members__)}."
             ) from error
-    # The last layer classifies: fc, heads.head, classifier.6 ...; in SqueezeNet it is a convolution.
+    # The last layer is the classifier: fc, heads.head, classifier.6, ...; in SqueezeNet it is a convolution.
     last = [name for name, layer in backbone.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)][-1]
     if is_file:
         _load_file(backbone, weights, (last,))
@@ -101,17 +101,17 @@ def _torchvision(model, weights, pooling):
         names = [name for name, _ in backbone.named_children()]
         if names[-2:] != ["avgpool", "fc"]:
             raise ValueError(
-                f"pooling={pooling!r} is for torchvision's networks that end in avgpool and fc, such as resnet50; "
-                f"{model} is not one. Use pooling='avg' or the network of timm."
+                f"pooling={pooling!r} needs a torchvision network that ends in avgpool and fc, such as resnet50; "
+                f"{model} does not. Use pooling='avg', or the network from timm."
             )
         backbone = nn.Sequential(*list(backbone.children())[:-2])
     return backbone, IMAGENET
 
 
 def _load_file(backbone, path, classifier):
-    """Load a state dict, whose layers named in ``classifier`` need not fit."""
+    """Load a state dict, except for the layers named in ``classifier``."""
     if not os.path.isfile(path):
-        raise ValueError(f"backbone_weights={path!r}: there is no such file.")
+        raise ValueError(f"backbone_weights={path!r} is not an existing file.")
     try:
         if str(path).endswith(".safetensors"):
             from safetensors.torch import load_file

@@ -1,4 +1,4 @@
-"""The network: a backbone, pooling where it gives maps, a head and the L2 normalization.
+"""The network: a backbone, pooling if it gives maps, a head and L2 normalization.
 
 Axes: B batch, f features of the backbone, D embedding dimension.
 """
@@ -12,17 +12,17 @@ from sklearn.utils.extmath import randomized_svd
 from torch import nn
 from torch.nn import functional as F
 
-# What n_components="auto" stands for: over images without a backbone this many, ...
+# n_components="auto" means this many components for images without a backbone, ...
 IMAGE_COMPONENTS = 64
-# ... over features their own dimension within these limits, and of wider ones this many principal components.
+# ... for features their own dimension within these limits, and this many principal components of wider features.
 OWN_DIMENSION = (64, 2048)
 PRINCIPAL_COMPONENTS = 512
-# What is learned counts half next to the input, as in the mean of start and trained weights.
+# The learned part counts half, as in the mean of the initial and the trained weights.
 STRENGTH = 0.5
 
 
 class EmbeddingNetwork(nn.Module):
-    """Map a batch to embeddings: backbone, head, L2 normalisation.
+    """Map a batch to embeddings: backbone, head, L2 normalization.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class EmbeddingNetwork(nn.Module):
     normalize : bool
         Whether rows are scaled to unit length; a row of zeros stays zero, with zero gradient.
     precision : {"float32", "bfloat16"}
-        Type that backbone and head compute in, by autocast. The normalisation and the embeddings are float32.
+        Type in which the backbone and the head compute, by autocast. The normalization and the embeddings are float32.
     """
 
     def __init__(self, backbone, head, normalize, precision):
@@ -46,16 +46,16 @@ class EmbeddingNetwork(nn.Module):
 
     @property
     def starts_at_input(self):
-        """Whether training starts at what the head gets: vectors, or the features of a frozen backbone."""
+        """Whether training starts from the input of the head: vectors, or the features of a frozen backbone."""
         return isinstance(self.head, ResidualHead) and self.head.rescale
 
     def freeze_batchnorm(self):
-        """Keep the statistics and the parameters of the backbone's BatchNorm layers as they are from now on.
+        """Freeze the statistics and the parameters of the backbone's BatchNorm layers.
 
         Raises
         ------
         ValueError
-            If there is none.
+            If the backbone has no such layers.
         """
         layers = self._batchnorm_layers()
         if not layers:
@@ -75,11 +75,11 @@ class EmbeddingNetwork(nn.Module):
         return self
 
     def without_head(self):
-        """Return the backbone alone, with the same weights, as a network that gives its features (B, f)."""
+        """Return only the backbone, with the same weights, as a network that gives its features (B, f)."""
         return EmbeddingNetwork(self.backbone, nn.Identity(), False, self.precision)
 
     def without_backbone(self):
-        """Return the network, with the same weights, that takes the features (B, f) of the backbone."""
+        """Return a network with the same weights that takes the features (B, f) of the backbone."""
         network = copy.copy(self)
         network._modules = {**self._modules, "backbone": nn.Identity()}
         return network
@@ -94,33 +94,33 @@ class EmbeddingNetwork(nn.Module):
 
 
 class ResidualHead(nn.Module):
-    r"""Embed features as they are, plus what is learned.
+    r"""Embed features as they are, plus a learned part.
 
     .. math:: z = P x + s \, (W x + b + V h(x))
 
-    P is the identity, with rows of zeros added where D > f, or holds the principal components of the features where
-    D < f; it is not trained. The learned part begins at W = 0, b = 0 and V = 0, so that the embedding begins as an
-    isometry of the features. In training it counts fully (s = 1), afterwards by ``strength``: with 1/2 the weights are
-    the mean of those at the start and the trained ones, which serves classes that were not trained better than either,
-    as it does where a whole network is fine-tuned [1]_.
+    P is the identity, padded with rows of zeros if D > f, or holds the principal components of the features if D < f;
+    it is not trained. The learned part starts at W = 0, b = 0 and V = 0, so that the embedding starts as an isometry of
+    the features. In training, the learned part counts fully (s = 1), and afterwards by ``strength``: with 1/2, the
+    weights are the mean of the initial and the trained ones, which works better than either on classes that were not
+    trained, as it does when a whole network is fine-tuned [1]_.
 
     Parameters
     ----------
     n_features, n_components : int
         f and D.
     hidden_layer_sizes : tuple of int
-        Hidden layers of h, a multilayer perceptron. (): without h, an affine map.
+        Hidden layers of h, a multilayer perceptron. (): no h, only an affine map.
     strength : float
-        In [0, 1].
+        Weight s of the learned part after training, in [0, 1].
     rescale : bool
-        Whether `start_at` brings the features to a mean square of 1; z then has a length of about 1.
+        Whether `start_at` scales the features to a mean square of 1, so that z has a length of about 1.
 
     Attributes
     ----------
     shift, scale : tensor of shape (f,)
         x is ``(features - shift) * scale``.
     projection : tensor of shape (D, f) or None
-        P where D < f.
+        P if D < f.
     strength : tensor of shape ()
 
     References
@@ -145,25 +145,26 @@ class ResidualHead(nn.Module):
 
     @property
     def needs_features(self):
-        """Whether `start_at` has something to do."""
+        """Whether `start_at` has anything to do."""
         return self.rescale or self.projection is not None
 
     def start_at(self, features, weights, seed):
-        """Set the scale and the projection by a sample of the features.
+        """Set the scale and the projection from a sample of the features.
 
         Parameters
         ----------
         features : float32 ndarray of shape (n_samples, f)
         weights : float32 ndarray of shape (n_samples,) or None
-            Of the samples; not all 0.
+            Weights of the samples, not all 0.
         seed : int
-            Of the randomized SVD that finds the principal components.
+            Seed of the randomized SVD that finds the principal components.
 
         Returns
         -------
         ruling : (int, float) or None
-            Where one or two columns make up nearly all of the squared length of the rows, the largest of them and its
-            share: the columns were standardized, lest cosines compare nothing else. None: they keep their proportions.
+            If one or two columns make up nearly all of the squared length of the rows, the index of the largest one and
+            its share: the columns are standardized, as cosines would compare little else. None: they keep their
+            proportions.
         """
         ruling = self._set_scale(features, weights) if self.rescale else None
         if self.projection is not None:
@@ -178,12 +179,12 @@ class ResidualHead(nn.Module):
         features = features.astype(np.float64)
         mean, squares = (np.average(a, axis=0, weights=weights) for a in (features, features**2))  # (f,)
         shares = squares / (squares.sum() or 1)
-        # 1 / sum(shares**2) is f where all columns are alike, and the number of those that count where others are small
+        # 1 / sum(shares**2) is f if all columns are alike, and the number of large columns if the others are small
         if (shares**2).sum() <= max(0.5, 1 / (0.6 * self.n_features)):
             self.scale.fill_(float((squares.mean() or 1) ** -0.5))
             return None
         deviation = np.sqrt(np.average((features - mean) ** 2, axis=0, weights=weights))
-        varies = deviation > 1e-6 * np.sqrt(squares)  # float32 knows no smaller ones
+        varies = deviation > 1e-6 * np.sqrt(squares)  # float32 does not resolve less
         self.shift.copy_(torch.from_numpy(mean))
         self.scale.copy_(torch.from_numpy(np.divide(1, deviation, out=np.zeros_like(deviation), where=varies)))
         return int(shares.argmax()), float(shares.max())
@@ -208,16 +209,16 @@ def _zeros(layer):
 
 
 class PartsNetwork(EmbeddingNetwork):
-    """An embedding of several parts, each normalised by itself.
+    """An embedding of several parts, each normalized separately.
 
     Parameters
     ----------
     backbone, head : nn.Module
         ``head(backbone(x))`` is (B, D).
     sizes : list of int
-        Components of each part; they add up to D.
+        Number of components of each part; they sum to D.
     lengths : list of float
-        Length of each part in a normalised row; their squares add up to 1, so that rows have unit length.
+        Length of each part in a normalized row; their squares sum to 1, so that rows have unit length.
     normalize : bool
     precision : {"float32", "bfloat16"}
     """
@@ -238,28 +239,28 @@ class PartsNetwork(EmbeddingNetwork):
 
 
 def unit_rows(z):
-    """Scale the vectors of the last axis to unit length; zeros stay zero and get no gradient.
+    """Scale the vectors of the last axis to unit length; zero vectors stay zero and get no gradient.
 
-    torch's ``normalize`` divides by 1e-12 there, and multiplies the gradient by 1e12.
+    torch's ``normalize`` divides zero vectors by 1e-12, which multiplies their gradient by 1e12.
     """
     norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
     return z / norm.masked_fill(norm < 1e-12, torch.inf)
 
 
 def default_mlp(n_features, hidden_layer_sizes):
-    """Return a multilayer perceptron over vectors, without its output layer."""
+    """Return a multilayer perceptron for vectors, without its output layer."""
     sizes = [n_features, *hidden_layer_sizes]
     return nn.Sequential(*(layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())))
 
 
 def default_cnn(n_channels):
-    """Return a small convolutional network over images: widths 32, 64, 128, 128, average pool, f = 128."""
+    """Return a small convolutional network for images: widths 32, 64, 128, 128, average pooling, f = 128."""
 
     def block(n_in, n_out):
         return nn.Conv2d(n_in, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU(inplace=True)
 
     def pool():
-        return nn.MaxPool2d(2, ceil_mode=True)  # rounding up: images of any size pass
+        return nn.MaxPool2d(2, ceil_mode=True)  # rounding up lets images of any size pass
 
     return nn.Sequential(
         *block(n_channels, 32), pool(), *block(32, 64), pool(), *block(64, 128), pool(), *block(128, 128),
@@ -287,15 +288,15 @@ def build_network(
     Parameters
     ----------
     backbone : nn.Module or None
-        Copied, never changed. None: a default by the number of the sample's axes.
+        Copied, never changed. None: a default chosen by the number of axes of the sample.
     sample : Tensor of shape (2, ...)
         Two rows as the network will get them.
     pooling : {"avg", "max", "avg+max"}
-        Of a backbone that gives maps (B, f, h, w).
+        Pooling for a backbone that gives maps (B, f, h, w).
     n_components : int, "auto" or None
-        None: the dimension of the features, without a head where the backbone is trained.
+        None: the dimension of the features, without a head if the backbone is trained.
     hidden_layer_sizes : tuple of int
-        Of what is learned over vectors, and over the features of a frozen backbone.
+        Hidden layers of the learned part, for vectors and for the features of a frozen backbone.
     normalize : bool
     precision : {"float32", "bfloat16"}
     frozen_backbone : bool
@@ -323,7 +324,7 @@ def build_network(
     elif pooling != "avg":
         raise ValueError(
             f"pooling={pooling!r} needs a backbone that gives maps (B, f, h, w); {_gives(features, sample)}. Leave "
-            "pooling at 'avg', or take the pooling out of the backbone."
+            "pooling at 'avg', or remove the pooling from the backbone."
         )
     n_features = count_features(backbone, sample)
     if n_components is None:
@@ -357,7 +358,7 @@ def count_components(n_components, n_features):
 
 
 def pass_sample(backbone, sample):
-    """Return the backbone's output, in eval mode so that no statistic of it changes."""
+    """Return the backbone's output, in eval mode so that none of its statistics changes."""
     backbone.eval()
     try:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""torch's global generators: seeded inside a block and put back after it."""
+"""Seeding of torch's global generators inside a block, after which their states are restored."""
 
 from contextlib import contextmanager, nullcontext
 
@@ -7,7 +7,7 @@ import torch
 
 @contextmanager
 def seeded(seed, device):
-    """Seed torch's generators of the CPU and of the device inside the block, and put their states back after it."""
+    """Seed torch's generators of the CPU and the device inside the block, and restore their states after it."""
     states = generator_states(device)
     try:
         # torch.manual_seed would also seed every GPU of the machine.
@@ -21,7 +21,7 @@ def seeded(seed, device):
 
 
 def generator_states(device):
-    """Return the states of torch's generators of the CPU and of the device."""
+    """Return the states of torch's generators of the CPU and the device."""
     states = [torch.get_rng_state()]
     if device.type != "cpu":
         states.append(getattr(torch, device.type).get_rng_state(*[device] if device.type == "cuda" else []))
@@ -29,7 +29,7 @@ def generator_states(device):
 
 
 def set_generator_states(states, device):
-    """Put the states of `generator_states` back."""
+    """Restore the states from `generator_states`."""
     torch.set_rng_state(states[0])
     if device.type != "cpu":
         getattr(torch, device.type).set_rng_state(states[1], *[device] if device.type == "cuda" else [])

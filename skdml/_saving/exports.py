@@ -1,4 +1,4 @@
-"""The ONNX file and the model card."""
+"""ONNX export and the model card."""
 
 import copy
 import inspect
@@ -23,7 +23,7 @@ def to_onnx(embedder, path):
     except ImportError as error:
         raise ImportError("to_onnx needs onnx and onnxscript: pip install 'skdml[onnx]'.") from error
     network = copy.deepcopy(embedder.network_)
-    network.precision = "float32"  # runtimes have no layers in bfloat16
+    network.precision = "float32"  # ONNX runtimes lack layers in bfloat16
     program = torch.onnx.export(
         network,
         (network_input(embedder),),
@@ -72,7 +72,7 @@ def model_card(embedder, passed, measures):
         "",
         "## Parameters",
         "",
-        "All others have their defaults.",
+        "All other parameters have their defaults.",
         "",
         "```python",
         repr(embedder),

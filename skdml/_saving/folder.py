@@ -27,7 +27,7 @@ FORMAT = 1
 HASHED = ("params.json", *MODULES.values())
 FILES = (*HASHED, "SHA256SUMS", "README.md")
 KEYS = {"format", "embedder", "versions", "params", "passed", "made_with", "fitted", "frozen"}
-# Written in another form, or found again.
+# Attributes that are written in another form or recomputed.
 NOT_FITTED = {*MODULES, "_input", "_made_with", "_structure", "_skl_callbacks"}
 
 
@@ -39,7 +39,7 @@ def save(embedder, path, measures):
     name = type(embedder).__name__
     if getattr(skdml, name, None) is not type(embedder):
         raise TypeError(
-            f"{name} is a class of your own, which skdml.load could not find. Keep the embedder with pickle or joblib."
+            f"{name} is not a class of skdml, so skdml.load could not find it. Save the embedder with pickle or joblib."
         )
     embedder._check_params()
     params, passed = {}, {}
@@ -55,10 +55,12 @@ def save(embedder, path, measures):
         try:
             fitted[key] = encode(value)
         except TypeError as error:
-            raise TypeError(f"{key} of the {name} cannot be saved: {error}. Take it out, or use pickle.") from None
+            raise TypeError(f"{key} of the {name} cannot be saved: {error}. Remove it, or use pickle.") from None
     change = changed(embedder)
     if change:
-        raise ValueError(f"{name} cannot be saved: {change}. Parameters cannot make it; fit again, or use pickle.")
+        raise ValueError(
+            f"{name} cannot be saved: {change}. The parameters cannot reproduce this. Fit again, or use pickle."
+        )
     contents = {
         file: safetensors.torch.save(_tensors(getattr(embedder, key), f"{key} of the {name}"))
         for key, file in MODULES.items()
@@ -80,7 +82,7 @@ def save(embedder, path, measures):
 
 
 def _made_with(embedder, params):
-    """Return the parameters, encoded, that were others when network and loss were made."""
+    """Return, encoded, the parameters that had other values when the network and the loss were made."""
     made_with = {}
     for key, value in embedder._made_with.items():
         if value is getattr(embedder, key):
@@ -90,7 +92,7 @@ def _made_with(embedder, params):
         except TypeError:
             raise ValueError(
                 f"{type(embedder).__name__} cannot be saved: its {key} was changed since the fit, and a file cannot "
-                "hold the one of the fit. Put it back, fit again, or use pickle."
+                "hold the original. Restore it, fit again, or use pickle."
             ) from None
         if key not in params or encoded != params[key]:
             made_with[key] = encoded
@@ -98,31 +100,31 @@ def _made_with(embedder, params):
 
 
 def load(path, **params) -> "BaseEmbedder":
-    """Load an embedder that was written by its ``save``.
+    """Load an embedder that was written by its ``save`` method.
 
     No code from the file is run: the class is looked up in skdml, and the rest is JSON and safetensors.
 
     Parameters
     ----------
     path : str or path-like
-        The folder.
+        The folder that ``save`` wrote.
     **params : object
-        The parameters that a file cannot hold, under their names, and only those: modules of one's own (``backbone``,
-        ``loss``), as a module or as its class, which is then called without arguments; callbacks; functions. The
-        error for a missing one lists them. The weights come from the file.
+        The parameters that a file cannot hold, by name, and only those: your own modules (``backbone``, ``loss``), as a
+        module or as its class, which is then called without arguments; callbacks; functions. If one is missing, the
+        error lists them. The weights come from the file.
 
     Returns
     -------
     embedder : object
-        The fitted embedder; it transforms as the saved one does, to the last bit on the same machine.
+        The fitted embedder. It transforms exactly as the saved one does, to the last bit on the same machine.
 
     Raises
     ------
     FileNotFoundError
         If the folder or one of its files is missing.
     ValueError
-        If path is no saved embedder, a file is damaged or changed, the format is newer than this skdml, or the
-        parameters passed are not those that are needed, or make another network.
+        If path is not a saved embedder, a file is damaged or was changed, the format is newer than this skdml, or the
+        parameters passed are not those that are needed or make another network.
 
     Warns
     -----
@@ -151,7 +153,7 @@ def load(path, **params) -> "BaseEmbedder":
     cls = getattr(skdml, name) if isinstance(name, str) and name in skdml.__all__ else None
     if not (isinstance(cls, type) and hasattr(cls, "save")):
         raise ValueError(
-            f"{path / 'params.json'} names the embedder {name!r}, which skdml {skdml.__version__} has not."
+            f"{path / 'params.json'} names the embedder {name!r}, which skdml {skdml.__version__} does not have."
         )
     _check_passed(path, cls, about["passed"], params)
     _warn_of_versions(path, about["versions"])
@@ -163,7 +165,9 @@ def load(path, **params) -> "BaseEmbedder":
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path / 'params.json'} was not written by an embedder's save: {error!r}") from error
     if unknown := (stored.keys() | made_with.keys()) - inspect.signature(cls).parameters.keys():
-        raise ValueError(f"{path / 'params.json'} holds parameters that {name} has not: {', '.join(sorted(unknown))}.")
+        raise ValueError(
+            f"{path / 'params.json'} holds parameters that {name} does not have: {', '.join(sorted(unknown))}."
+        )
     embedder = cls(**stored, **{key: _instance(key, value) for key, value in params.items()})
     embedder._check_params()
     vars(embedder).update(fitted)
@@ -179,26 +183,26 @@ def load(path, **params) -> "BaseEmbedder":
 def read_folder(path):
     """Return the contents of the files: params.json as a dict, the others as dicts of tensors.
 
-    What is returned is what was hashed.
+    Each file is read once, so that the contents returned are those that were hashed.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist.")
     if not path.is_dir():
         raise ValueError(
-            f"{path} is a file, and no folder that an embedder's save wrote. Read a pickle with pickle or joblib."
+            f"{path} is a file, not a folder that an embedder's save wrote. Read a pickle with pickle or joblib."
         )
     params = _read(path / "params.json")
     try:
         about = json.loads(params)
     except ValueError as error:
-        raise ValueError(f"{path / 'params.json'} is damaged, it is no JSON: {error}") from error
+        raise ValueError(f"{path / 'params.json'} is damaged: it is not valid JSON: {error}") from error
     version = about.get("format") if isinstance(about, dict) else None
     if type(version) is not int:
         raise ValueError(f"{path / 'params.json'} was not written by an embedder's save: it has no format.")
     if version > FORMAT:
         raise ValueError(
-            f"{path / 'params.json'} has format {version}, and this skdml {versions()['skdml']} reads formats up to "
-            f"{FORMAT}: update skdml."
+            f"{path / 'params.json'} has format {version}, but skdml {versions()['skdml']} reads formats up to "
+            f"{FORMAT}. Update skdml."
         )
     sums = _read(path / "SHA256SUMS").decode(errors="replace").split()
     if len(sums) != 2 * len(HASHED) or sums[1::2] != list(HASHED):
@@ -211,33 +215,33 @@ def read_folder(path):
                 "again, or copy the folder again."
             )
     if about.keys() != KEYS:
-        raise ValueError(f"{path / 'params.json'} has the keys {sorted(about)}; needed are {sorted(KEYS)}.")
+        raise ValueError(f"{path / 'params.json'} has the keys {sorted(about)}, but needs {sorted(KEYS)}.")
     for file in MODULES.values():
         try:
             contents[file] = safetensors.torch.load(contents[file])
         except safetensors.SafetensorError as error:
-            raise ValueError(f"{path / file} is no safetensors file: {error}") from error
+            raise ValueError(f"{path / file} is not a safetensors file: {error}") from error
     return contents | {"params.json": about}
 
 
 def write_folder(path, contents):
     """Write the files to a new folder and move them to the path: all of them or none.
 
-    A folder that is there stays, as it may be the working directory or a mounted one, and its files are exchanged: the
-    sums tell whoever reads it meanwhile.
+    An existing folder is kept, as it may be the working directory or a mount point, and its files are replaced; a
+    process that reads it in the meantime notices by the checksums.
 
     Raises
     ------
     FileExistsError
-        If the path is a file, or a folder that is neither empty nor a saved embedder alone.
+        If the path is a file, or a folder that holds anything but a saved embedder.
     """
     if path.is_file():
-        raise FileExistsError(f"{path} is a file; save writes a folder. Give another path.")
+        raise FileExistsError(f"{path} is a file, but save writes a folder. Pass another path.")
     present = {entry.name for entry in path.iterdir()} if path.exists() else set()
     if present and not {"params.json", "SHA256SUMS"} <= present <= set(FILES):
         raise FileExistsError(
-            f"{path} holds {sorted(present - set(FILES)) or sorted(present)}; only a saved embedder alone is replaced. "
-            "Give another path."
+            f"{path} holds {sorted(present - set(FILES)) or sorted(present)}, but save replaces only a folder that "
+            "holds nothing but a saved embedder. Pass another path."
         )
     name = f".{path.name}.{uuid.uuid4().hex}"
     new = path / name if path.exists() else path.with_name(name)
@@ -259,7 +263,7 @@ def write_folder(path, contents):
 
 
 def _move(moves):
-    """Rename the pairs (from, to) in this order, or none of them."""
+    """Rename the pairs (source, target) in this order, all or none of them."""
     try:
         for source, target in moves:
             source.rename(target)
@@ -272,7 +276,7 @@ def _move(moves):
 
 def _read(file):
     if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing: {file.parent} is no saved embedder, or not all of it.")
+        raise FileNotFoundError(f"{file} is missing: {file.parent} is not a complete saved embedder.")
     return file.read_bytes()
 
 
@@ -284,11 +288,11 @@ def _check_passed(path, cls, passed, params):
     given = f"load({str(path)!r}, {', '.join(f'{key}=...' for key in passed)})"
     if missing := passed.keys() - params.keys():
         kinds = ", ".join(f"{key} (it was {passed[key]})" for key in sorted(missing))
-        raise ValueError(f"{cls.__name__} in {path} needs what a file cannot hold: {kinds}. Pass it: {given}.")
+        raise ValueError(f"{cls.__name__} in {path} needs parameters that a file cannot hold: {kinds}. Call {given}.")
     if superfluous := params.keys() - passed.keys():
         raise ValueError(
             f"{', '.join(sorted(superfluous))} must not be passed: {path} holds all parameters of the {cls.__name__}"
-            f"{' but ' * bool(passed)}{', '.join(passed)}. Use set_params on the loaded embedder."
+            f"{' except ' * bool(passed)}{', '.join(passed)}. Use set_params on the loaded embedder."
         )
 
 
@@ -297,12 +301,12 @@ def _warn_of_versions(path, saved_with):
     changes = [f"{key} {old} (now {now.get(key)})" for key, old in saved_with.items() if old != now.get(key)]
     if changes:
         warnings.warn(
-            f"{path} was saved with {', '.join(changes)}: embeddings may differ from those of then.", stacklevel=3
+            f"{path} was saved with {', '.join(changes)}: embeddings may differ from the original ones.", stacklevel=3
         )
 
 
 def _instance(key, value):
-    """Return what was passed, called if it is the class of a module."""
+    """Return the value, or an instance of it if it is a module class."""
     if not (isinstance(value, type) and issubclass(value, nn.Module)):
         return value
     with seeded(0, torch.device("cpu")):
@@ -315,8 +319,8 @@ def _instance(key, value):
 
 
 def _tensors(module, owner):
-    """Return the tensors of the module as safetensors takes them: none shares memory, all are contiguous."""
+    """Return the tensors of the module as safetensors needs them: contiguous and without shared memory."""
     for name, value in module.state_dict().items():
         if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_quantized:
-            raise TypeError(f"{name} in {owner} cannot be saved: it is no dense tensor. Use pickle.")
+            raise TypeError(f"{name} in {owner} cannot be saved: it is not a dense tensor. Use pickle.")
     return {k: t.detach().cpu().clone(memory_format=torch.contiguous_format) for k, t in module.state_dict().items()}

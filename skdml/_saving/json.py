@@ -1,4 +1,4 @@
-"""Values as JSON and back, exactly: what JSON has no form for is an object with its type under "__type__"."""
+"""Exact conversion of values to JSON and back: types that JSON lacks become objects with a "__type__"."""
 
 import inspect
 import math
@@ -9,12 +9,12 @@ import torch
 
 
 def encode(value):
-    """Return the value as JSON has it.
+    """Return the value in a form that JSON can hold.
 
     Raises
     ------
     TypeError
-        If `decode` could not give exactly this value back.
+        If `decode` could not return exactly this value.
     """
     kind = type(value)
     if value is None or kind in (bool, int, str) or (kind is float and math.isfinite(value)):
@@ -56,7 +56,7 @@ def optimizer_class(name):
 
 
 def decode(value):
-    """Return what `encode` was given; no code is run, whatever the value holds.
+    """Return the value that `encode` got; no code is run, whatever the value holds.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def decode(value):
             array = np.fromiter(content, np.int64 if dtype.kind in "mM" else dtype, len(content))
             array = array.view(dtype).reshape(value["shape"])
             return array if kind == "ndarray" else array[()]
-    raise ValueError(f"{value['__type__']!r} is no type that skdml stores")
+    raise ValueError(f"{value['__type__']!r} is not a type that skdml stores")
 
 
 def type_name(value):

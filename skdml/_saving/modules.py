@@ -1,4 +1,4 @@
-"""The fitted network and loss: made again from the parameters, and the state that pickle, joblib and skops keep."""
+"""Rebuilding the fitted network and loss from the parameters, and the state that pickle, joblib and skops keep."""
 
 import torch
 from torch import nn
@@ -12,18 +12,18 @@ MODULES = {"network_": "network.safetensors", "criterion_": "criterion.safetenso
 
 
 def network_input(embedder):
-    """Return two rows as the fitted network gets them."""
+    """Return two rows of zeros with the shape that the fitted network gets."""
     return torch.zeros(2, *embedder._input.network_shape)
 
 
 def build(embedder):
-    """Return ``network_`` and ``criterion_`` as the fit made them, in eval mode, with other weights."""
+    """Return ``network_`` and ``criterion_`` as the fit made them, in eval mode, with arbitrary weights."""
     cpu = torch.device("cpu")
     maker = type(embedder)(**embedder._made_with)
     backbone = maker.backbone
     if isinstance(backbone, str):
         backbone, _ = load_backbone(backbone, None, maker.pooling)
-    # The default networks hold nothing that is not saved, so they need no first weights.
+    # Everything that the default networks hold is saved, so they need no initial weights.
     device = torch.device("meta") if backbone is None else cpu
     with seeded(0, cpu):
         with device:
@@ -37,9 +37,9 @@ def build(embedder):
 
 
 def describe(module):
-    """Return what makes the module besides the values of its tensors, as a dict of texts by the names of its parts.
+    """Return what defines the module, except the values of its tensors, as a dict of texts by the names of its parts.
 
-    Of skdml's own modules these are also the attributes: margins, sizes, rules.
+    For skdml's own modules, this includes the attributes: margins, sizes, rules.
     """
     parts = {}
     for name, part in module.named_modules():
@@ -53,12 +53,12 @@ def describe(module):
 
 
 def changed(embedder):
-    """Return what was changed in the fitted network and loss by hand, so that parameters do not make them, or None."""
+    """Return a manual change of the fitted network or loss that the parameters cannot reproduce, or None."""
     for key, before in embedder._structure.items():
         after = describe(getattr(embedder, key))
         for name in sorted(before.keys() | after.keys()):
             if before.get(name) != after.get(name):
-                return f"{name} of {key} is {after.get(name, 'gone')}, and was {before.get(name, 'not there')} in fit"
+                return f"{name} of {key} is {after.get(name, 'missing')}, but was {before.get(name, 'missing')} in fit"
     return None
 
 
@@ -66,7 +66,7 @@ def tensors_differ(module, tensors):
     """Return how the names, shapes and types of tensors differ from those of the module, or None."""
     made = module.state_dict()
     if differing := sorted(made.keys() ^ tensors.keys()):
-        return f"{differing[0]} is {'missing' if differing[0] in made else 'one too many'}"
+        return f"{differing[0]} is {'missing' if differing[0] in made else 'unexpected'}"
     for name, tensor in made.items():
         want, got = _kind_of_tensor(tensor), _kind_of_tensor(tensors[name])
         if want != got:
@@ -81,25 +81,25 @@ def _kind_of_tensor(value):
 
 
 def frozen(embedder):
-    """Return the names of the parameters that do not train, for each module."""
+    """Return the names of the frozen parameters of each module."""
     return {
         key: [name for name, p in getattr(embedder, key).named_parameters() if not p.requires_grad] for key in MODULES
     }
 
 
 def take_over(module, tensors, frozen_names, source):
-    """Put the tensors into the module.
+    """Load the tensors into the module.
 
     Raises
     ------
     ValueError
-        If names, shapes or types are not those of the module; ``source`` says whose tensors they are.
+        If names, shapes or types differ from those of the module; ``source`` says where the tensors come from.
     """
     difference = tensors_differ(module, tensors)
     if difference:
         raise ValueError(
-            f"{source} does not fit the module that the parameters make: {difference}. A backbone or loss that is "
-            "passed must be built like the saved one."
+            f"{source} does not fit the module that the parameters define: {difference}. A backbone or loss that you "
+            "pass must be built like the saved one."
         )
     module.load_state_dict(tensors)
     for name, parameter in module.named_parameters():
@@ -107,10 +107,10 @@ def take_over(module, tensors, frozen_names, source):
 
 
 def compact_state(embedder, state):
-    """Return the state with arrays in place of network and loss, if the parameters make these again.
+    """Return the state with arrays in place of the network and the loss, if the parameters can rebuild these.
 
-    Arrays are what skops can store, and pickles of them outlive changes inside torch. Modules and classes of one's own
-    are pickled as they are, and so is what was changed by hand.
+    skops can store arrays, and pickles of arrays survive changes inside torch. Custom modules and classes are pickled
+    as they are, and so are modules that were changed by hand.
     """
     is_own = not type(embedder).__module__.startswith("skdml.") or any(
         isinstance(value, nn.Module) or (name == "backbone" and value is not None)
@@ -125,7 +125,7 @@ def compact_state(embedder, state):
 
 
 def restore_state(embedder, state):
-    """Put a state of `compact_state` into the embedder."""
+    """Restore the embedder from a state of `compact_state`."""
     vars(embedder).update({key: value for key, value in state.items() if key != "_weights"})
     if "_weights" not in state:
         return
