@@ -443,6 +443,8 @@ BAD_PARAMS = [
     ("hidden_layer_sizes", 256),
     ("hidden_layer_sizes", (256, 0)),
     ("normalize", "yes"),
+    ("learned_share", 1.5),
+    ("learned_share", "half"),
     ("max_epochs", 0),
     ("max_epochs", 1.5),
     ("batch_size", 0),

@@ -13,7 +13,7 @@ from skorch.callbacks import Callback, Checkpoint, EarlyStopping, EpochScoring, 
 from torch import nn
 
 from skdml import RAWEmbedder, SoftTripleEmbedder, map_at_r, recall_at_k
-from skdml._engine.callbacks import STRENGTHS, one_cycle
+from skdml._engine.callbacks import SHARES, one_cycle
 from skdml._engine.parameters import LEARNING_RATE, TOTAL_MOVE, WIDTH_MOVE
 from skdml._engine.training import hold_out
 from skdml._network.random import seeded
@@ -342,18 +342,108 @@ def test_strength_is_chosen_on_the_held_out_rows(hidden, split, learning_rate):
     _, rows = held_out(y, split, 0.3)
     strength = fitted.network_.head.strength.item()
     results = {}
-    for candidate in (0.0, *STRENGTHS):
+    for candidate in (0.0, *SHARES):
         fitted.network_.head.strength.fill_(candidate)
         Z = fitted.transform(X[rows])
         results[candidate] = float(recall_at_k(Z, y[rows])), float(map_at_r(Z, y[rows]))
     assert len(set(results.values())) > 3
     assert results[strength] == max(results.values())
     assert strength != 0.5  # the choice made a difference
-    assert strength in STRENGTHS
+    assert strength in SHARES
 
 
 def test_strength_stays_where_nothing_is_held_out(hidden):
     assert embedder(learning_rate=3e-2).fit(*hidden).network_.head.strength == 0.5
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_learned_share_over_vectors(hidden, early_stopping):
+    X, y = hidden
+    params = {"learning_rate": 3e-2, "early_stopping": early_stopping, "n_components": None}
+    none, some, full = (embedder(**params, learned_share=share).fit(X, y) for share in (0, 0.3, 1))
+    assert [e.network_.head.strength.item() for e in (none, some, full)] == [0, pytest.approx(0.3), 1]
+    np.testing.assert_allclose(none.transform(X), X / np.linalg.norm(X, axis=1, keepdims=True), atol=1e-6)
+    weights = [e.network_.head.linear.weight for e in (none, some, full)]
+    assert early_stopping or (weights[0].equal(weights[1]) and weights[1].equal(weights[2]))
+
+
+def backbone():
+    with seeded(1, torch.device("cpu")):
+        return nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 4))
+
+
+def float_tensors(fitted):
+    return {k: v for k, v in fitted.network_.state_dict().items() if v.is_floating_point()}
+
+
+@pytest.mark.parametrize("params", [{}, {"n_components": 3}, {"freeze": "batchnorm"}, {"warmup_epochs": 1}])
+def test_weights_of_a_backbone_lie_between_the_start_and_the_end(blobs, params):
+    X, y = blobs
+    fits = [embedder(backbone=backbone(), learned_share=share, **params).fit(X, y) for share in (0, 0.25, 1, "auto")]
+    start, between, end, default = map(float_tensors, fits)
+    for name, tensor in backbone().state_dict().items():
+        assert start[f"backbone.{name}"].equal(tensor) if f"backbone.{name}" in start else tensor.dtype == torch.int64
+    assert any(not start[name].equal(end[name]) for name in start)
+    for name in start:
+        torch.testing.assert_close(between[name], torch.lerp(start[name], end[name], 0.25))
+        torch.testing.assert_close(default[name], end[name])  # nobody knows whether a module is pretrained
+
+
+@pytest.fixture
+def named_backbone(monkeypatch):
+    """The name of a backbone that no library is needed for."""
+    monkeypatch.setattr("skdml._engine.embedder.load_backbone", lambda *args: (backbone(), None))
+    return "timm/small"
+
+
+def test_half_of_what_a_pretrained_backbone_learns_is_kept(blobs, named_backbone):
+    X, y = blobs
+    fits = [embedder(backbone=named_backbone, learned_share=share).fit(X, y) for share in ("auto", 0.5, 1)]
+    auto, half, full = map(float_tensors, fits)
+    assert all(auto[name].equal(half[name]) for name in auto)
+    assert not auto["backbone.0.weight"].equal(full["backbone.0.weight"])
+
+
+def test_a_share_of_random_weights_is_refused(blobs, named_backbone):
+    X, y = blobs
+    for case, X_fit in [
+        ({"backbone": named_backbone, "backbone_weights": None}, X),
+        ({}, np.zeros((60, 8, 8), dtype=np.uint8)),
+    ]:
+        with pytest.raises(ValueError, match=r"learned_share=0\.5 keeps a part .* random.*Set learned_share to 'auto'"):
+            embedder(**case, learned_share=0.5).fit(X_fit, y)
+        embedder(**case, max_epochs=1).fit(X_fit, y)
+
+
+def test_a_warm_start_goes_on_from_all_that_was_learned(blobs):
+    X, y = blobs
+    fitted = embedder(backbone=backbone(), learned_share=0.5, warm_start=True).fit(X, y)
+    middle = float_tensors(fitted)["backbone.0.weight"].clone()
+    again = embedder(backbone=backbone(), learned_share=0.5, warm_start=True).fit(X, y)
+    again.set_params(learned_share=1).fit(X, y)
+    fitted.fit(X, y)
+    assert not float_tensors(fitted)["backbone.0.weight"].equal(middle)
+    torch.testing.assert_close(float_tensors(fitted), float_tensors(again))
+
+
+def test_share_of_a_trained_backbone_is_chosen_on_held_out_rows(hidden):
+    X, y = hidden
+    with seeded(0, torch.device("cpu")):
+        network = nn.Sequential(nn.Linear(30, 30))
+        nn.init.eye_(network[0].weight)
+    params = {"backbone": network, "validation_split": "classes", "learning_rate": 3e-2, "max_epochs": 12}
+    chosen = stopping(**params).fit(X, y)
+    _, rows = held_out(y, "classes", 0.3)
+
+    def result(fitted):
+        Z = fitted.transform(X[rows])
+        return float(recall_at_k(Z, y[rows])), float(map_at_r(Z, y[rows]))
+
+    fits = {share: stopping(**params, learned_share=share).fit(X, y) for share in SHARES}
+    results = {share: result(fitted) for share, fitted in fits.items()}
+    assert len(set(results.values())) > 2
+    assert result(chosen) == max(results.values())
+    assert result(chosen) != results[1.0]  # the choice made a difference
 
 
 @pytest.mark.filterwarnings("ignore:No epoch was better:sklearn.exceptions.ConvergenceWarning")
@@ -367,7 +457,7 @@ def test_raw_input_that_is_better_is_named(size):
     raw = (torch.from_numpy(X[rows])[:, None] - 127.0) / 128
     raw = nn.functional.adaptive_avg_pool2d(raw, min(size, 32)).flatten(1)
     expected = recall_at_k(raw, y[rows]), map_at_r(raw, y[rows])
-    message = r"raw input reaches Recall@1 {:.3f} and MAP@R {:.3f}, and the best epoch (0\.\d+) and (0\.\d+)\."
+    message = r"untrained input reaches Recall@1 {:.3f} and MAP@R {:.3f}, and the best epoch (0\.\d+) and (0\.\d+)\."
     message = message.format(*expected)
     with pytest.warns(ConvergenceWarning, match=message) as caught:
         fitted = stopping(validation_split="classes", learning_rate=1e-9, max_epochs=1).fit(X, y)

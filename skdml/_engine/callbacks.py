@@ -24,7 +24,7 @@ except ImportError:  # scikit-learn < 1.9 has no callbacks
         return method
 
 
-STRENGTHS = (0.25, 0.5, 0.75, 1.0)  # of the learned part; early stopping chooses one of them
+SHARES = (0.25, 0.5, 0.75, 1.0)  # of the learned part; early stopping chooses one of them
 WARM_UP = 0.15  # share of the one-cycle schedule in which the learning rate rises
 
 
@@ -187,8 +187,6 @@ class BestWeights(Callback):
                 "more data with validation_fraction.",
                 ConvergenceWarning,
             )
-        elif net.module_.starts_at_input:
-            self._choose_strength(net, net.module_.head)
 
     def _compare_with_input(self):
         untrained = retrieval_scores(_flat_input(self.valid_set), self.valid_set.labels(slice(None)))
@@ -200,14 +198,55 @@ class BestWeights(Callback):
                 ConvergenceWarning,
             )
 
-    def _choose_strength(self, net, head):
-        best = head.strength.item()
-        for strength in STRENGTHS:
-            head.strength.fill_(strength)
+
+class LearnedShare(Callback):
+    """Keep a share of what was learned, next to what was there at the start.
+
+    In a network that starts at its input, the head adds the learned part with this share. Otherwise the weights are set
+    between the initial and the trained ones, as proposed for the fine-tuning of pretrained networks [1]_.
+
+    Parameters
+    ----------
+    share : float in [0, 1]
+    valid_set : TrainingSet or None
+        Where the share is chosen; ``share`` then wins ties. None: it is not chosen.
+
+    References
+    ----------
+    .. [1] M. Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, arXiv:2109.01903.
+    """
+
+    def __init__(self, share, valid_set):
+        self.share = share
+        self.valid_set = valid_set
+
+    def on_train_begin(self, net, **kwargs):
+        if not net.module_.starts_at_input:
+            self.start_ = _float_tensors(net.module_)
+
+    def on_train_end(self, net, **kwargs):
+        if not net.module_.starts_at_input:
+            self.trained_ = _float_tensors(net.module_)
+        best, best_scores = self.share, None
+        for share in (self.share, *SHARES) if self.valid_set else ():
+            self._set(net.module_, share)
             scores = validate(net.module_, self.valid_set)
-            if scores > self.best_:
-                self.best_, best = scores, strength
-        head.strength.fill_(best)
+            if best_scores is None or scores > best_scores:
+                best, best_scores = share, scores
+        self._set(net.module_, best)
+
+    @torch.no_grad()
+    def _set(self, network, share):
+        if network.starts_at_input:
+            network.head.strength.fill_(share)
+            return
+        for name, value in network.state_dict().items():
+            if name in self.start_:
+                value.copy_(torch.lerp(self.start_[name], self.trained_[name], share))
+
+
+def _float_tensors(network):
+    return {name: value.clone() for name, value in network.state_dict().items() if value.is_floating_point()}
 
 
 def validate(network, valid_set):

@@ -20,7 +20,7 @@ from .._data.targets import check_classes, check_sample_weight
 from .._loss.memory import CrossBatchMemory
 from .._loss.pairs import PairLoss
 from .._network.backbones import load_backbone
-from .._network.networks import ResidualHead, build_network
+from .._network.networks import STRENGTH, ResidualHead, build_network
 from .._network.random import seeded
 from .._saving import exports, folder, modules
 from .._warnings import warn
@@ -30,6 +30,7 @@ from .callbacks import (
     BestWeights,
     CallbackSupportMixin,
     EpochTasks,
+    LearnedShare,
     OneCycle,
     Progress,
     WarmUp,
@@ -219,6 +220,7 @@ class BaseEmbedder(
                     *(copied(callback) for callback in self.callbacks or []),
                     *epoch_tasks,
                     *([BestWeights(self.n_iter_no_change, valid_set, self.validation_split)] if valid_set else []),
+                    *self._find_learned_share(trained, valid_set, goes_on),
                 ],
                 valid_set=valid_set,
                 generator=torch.Generator(data.index_device).manual_seed(seed),
@@ -292,6 +294,26 @@ class BaseEmbedder(
             optimizer=self.optimizer,
             chunk_size=self.chunk_size,
         )
+
+    def _find_learned_share(self, network, valid_set, goes_on):
+        """Return the callback that keeps a share of what was learned, in a list, or no callback where all is kept."""
+        is_auto = self.learned_share == "auto"
+        if network.starts_at_input:
+            share = network.head.strength.item()  # of a new head, or of the fit before
+        elif goes_on:
+            return []
+        elif self.backbone is None or (isinstance(self.backbone, str) and self.backbone_weights is None):
+            if not is_auto and self.learned_share < 1:
+                raise ValueError(
+                    f"learned_share={self.learned_share} keeps a part of the start, but this network starts from "
+                    "random weights. Set learned_share to 'auto' or 1, or pass a pretrained backbone."
+                )
+            return []
+        else:
+            share = STRENGTH if isinstance(self.backbone, str) else 1.0
+        if not is_auto:
+            share, valid_set = self.learned_share, None
+        return [LearnedShare(share, valid_set)] if share < 1 or valid_set or network.starts_at_input else []
 
     def _begin_epoch_tasks(self, X, y, sample_weight, recipe, fitted):
         """Begin the task of scikit-learn's callbacks, if there are any, and return it in a list."""

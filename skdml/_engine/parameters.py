@@ -53,6 +53,12 @@ class EmbedderParameters:
     hidden_layer_sizes : tuple of int, default=(256,)
         Hidden layers of the multilayer perceptron that learns over vectors and over the features of a frozen backbone,
         next to a linear map; () gives a linear embedding. Not used otherwise.
+    learned_share : float or "auto", default="auto"
+        Share of what was learned that counts after training, next to what was there at the start; in [0, 1]. Over
+        vectors and the features of a frozen backbone, the learned part of the embedding is multiplied by it; the
+        weights of a backbone that is trained are set between the initial and the trained ones. "auto": 1/2, but 1 for a
+        module of your own that is trained, and where the network starts from random weights; ``early_stopping`` chooses
+        it. A smaller share helps on unseen classes, a larger one on new samples of the training classes.
     normalize : bool, default=True
         Whether embeddings are scaled to unit length.
     max_epochs : int, default=50
@@ -163,6 +169,7 @@ class EmbedderParameters:
     pooling: str = "avg"
     freeze: str = "none"
     hidden_layer_sizes: tuple[int, ...] = (256,)
+    learned_share: float | str = "auto"
     normalize: bool = True
     max_epochs: int = 50
     batch_size: int = 64
@@ -200,6 +207,7 @@ class EmbedderParameters:
         "pooling": [StrOptions({"avg", "max", "avg+max"})],
         "freeze": [StrOptions({"none", "batchnorm", "backbone"})],
         "hidden_layer_sizes": [tuple, list],
+        "learned_share": [Interval(Real, 0, 1, closed="both"), StrOptions({"auto"})],
         "normalize": ["boolean"],
         "max_epochs": [POSITIVE_INT],
         "batch_size": [POSITIVE_INT],
