@@ -1,8 +1,8 @@
-"""What a hyperparameter may be.
+"""Validation of hyperparameters.
 
-The one file that touches a private part of scikit-learn, for its wording of the errors: estimators and losses declare
-``_parameter_constraints`` and get "The 'tau' parameter of SoftTripleLoss must be a float in the range [0.0, inf). Got
--1 instead."
+This is the only file that uses a private part of scikit-learn, for its wording of the errors: estimators and losses
+declare ``_parameter_constraints`` and get "The 'tau' parameter of SoftTripleLoss must be a float in the range [0.0,
+inf). Got -1 instead."
 """
 
 from numbers import Integral, Real
@@ -35,7 +35,7 @@ def check_constraints(owner, params):
     owner : object
         Its class's ``_parameter_constraints`` maps each name to a list of allowed types, ranges and constants.
     params : dict
-        The values by name; names without a constraint pass.
+        The values by name; names without a constraint are not checked.
     """
     constraints = type(owner)._parameter_constraints
     checked = {name: value for name, value in params.items() if name in constraints}

@@ -1,4 +1,4 @@
-"""What other packages need to read and write embedders."""
+"""Support for other packages that read and write embedders."""
 
 import inspect
 
@@ -16,8 +16,8 @@ def _classes(module):
 
 
 #: Names of the types that fitted embedders consist of, for ``skops.io.load(file, trusted=TRUSTED_TYPES)``: the
-#: estimators, scorers and splitters of skdml, ``torch.device`` and the optimizers of torch. Modules and functions of
-#: one's own are not among them.
+#: estimators, scorers and splitters of skdml, ``torch.device`` and the optimizers of torch. Your own modules and
+#: functions are not among them.
 TRUSTED_TYPES = sorted(
     f"{cls.__module__}.{cls.__qualname__}"
     for cls in {

@@ -1,7 +1,7 @@
 """Splitters whose training and test sets have no class in common.
 
-Metric learning is judged on classes that were not seen in training. scikit-learn's own splitters put every class on
-both sides or need the classes a second time, as ``groups``; these make the split from y itself.
+Metric learning is evaluated on classes that were not seen in training. scikit-learn's own splitters put every class on
+both sides or need the classes a second time, as ``groups``; these split the classes in y itself.
 """
 
 from collections.abc import Iterator
@@ -23,9 +23,9 @@ class ClassKFold(KFold):
     n_splits : int, default=4
         Number of folds, from 2 to the number of classes.
     shuffle : bool, default=False
-        Whether to deal the classes to the folds at random.
+        Whether to assign the classes to the folds at random.
     random_state : int, RandomState instance or None, default=None
-        Seed of the shuffling; only with `shuffle=True`.
+        Seed of the shuffling; used only with `shuffle=True`.
 
     Raises
     ------
@@ -41,7 +41,7 @@ class ClassKFold(KFold):
 
     Notes
     -----
-    Folds hold the same number of classes, give or take one, not the same number of samples.
+    Folds have the same number of classes, give or take one, but not the same number of samples.
 
     References
     ----------
@@ -67,23 +67,23 @@ class ClassKFold(KFold):
         Parameters
         ----------
         X : array-like of shape (n_samples, ...) or None
-            Only its length is looked at.
+            Only its length is used.
         y : array-like of shape (n_samples,)
             Class of each sample.
         groups : object
-            Ignored; there for compatibility.
+            Ignored; exists for compatibility.
 
         Yields
         ------
         train : ndarray of int
-            Indices of the training samples, rising.
+            Indices of the training samples, in ascending order.
         test : ndarray of int
-            Indices of the test samples, rising.
+            Indices of the test samples, in ascending order.
 
         Raises
         ------
         ValueError
-            If y is missing, continuous or of another length than X, or has fewer classes than there are folds.
+            If y is missing, continuous or not as long as X, or has fewer classes than there are folds.
         """
         codes, n_classes = _encode(X, y)
         if self.n_splits > n_classes:
@@ -95,18 +95,18 @@ class ClassKFold(KFold):
 
 
 class ClassShuffleSplit(ShuffleSplit):
-    """Random splits of the classes: a share of them trains, another one tests.
+    """Random splits of the classes: some of them for training, others for testing.
 
     Parameters
     ----------
     n_splits : int, default=10
         Number of splits, drawn independently.
     test_size : float or int, default=None
-        Share of the classes in (0, 1), rounded up, or number of classes in the test set. None: those that do not
-        train, or a tenth of them if `train_size` is None too.
+        Share of the classes in (0, 1), rounded up, or number of classes in the test set. None: all classes not in the
+        training set, or a tenth of the classes if `train_size` is None too.
     train_size : float or int, default=None
-        Share of the classes in (0, 1), rounded down, or number of classes in the training set. None: those that do
-        not test.
+        Share of the classes in (0, 1), rounded down, or number of classes in the training set. None: all classes not in
+        the test set.
     random_state : int, RandomState instance or None, default=None
         Seed of the draws. With an integer, each call of `split` gives the same splits.
 
@@ -134,24 +134,23 @@ class ClassShuffleSplit(ShuffleSplit):
         Parameters
         ----------
         X : array-like of shape (n_samples, ...) or None
-            Only its length is looked at.
+            Only its length is used.
         y : array-like of shape (n_samples,)
             Class of each sample.
         groups : object
-            Ignored; there for compatibility.
+            Ignored; exists for compatibility.
 
         Yields
         ------
         train : ndarray of int
-            Indices of the training samples, rising.
+            Indices of the training samples, in ascending order.
         test : ndarray of int
-            Indices of the test samples, rising.
+            Indices of the test samples, in ascending order.
 
         Raises
         ------
         ValueError
-            If y is missing, continuous or of another length than X, or its classes cannot be divided into the sizes
-            asked for.
+            If y is missing, continuous or not as long as X, or its classes cannot be divided into the requested sizes.
         """
         codes, n_classes = _encode(X, y)
         for train, test in super().split(np.arange(n_classes)):
@@ -159,10 +158,10 @@ class ClassShuffleSplit(ShuffleSplit):
 
 
 def class_train_test_split(X, y, test_size=0.5, shuffle=False, random_state=None):
-    """Split into training and test data without a common class: the first classes train, the last ones test.
+    """Split into training and test data with no class in common: the first classes for training, the last for testing.
 
-    With the defaults, the first half of the sorted classes trains and the second half tests, as in the papers [1]_.
-    Of an odd number of classes, the test set gets one more.
+    With the defaults, the first half of the sorted classes is for training and the second half for testing, as in the
+    papers [1]_. If the number of classes is odd, the test set gets one more.
 
     Parameters
     ----------
@@ -175,20 +174,20 @@ def class_train_test_split(X, y, test_size=0.5, shuffle=False, random_state=None
     shuffle : bool, default=False
         Whether to draw the test classes at random instead of taking the last ones.
     random_state : int, RandomState instance or None, default=None
-        Seed of the draw; only with `shuffle=True`.
+        Seed of the draw; used only with `shuffle=True`.
 
     Returns
     -------
     X_train, X_test : of the type of X
-        Samples, in the order given.
+        Samples, in their original order.
     y_train, y_test : of the type of y
         Their classes.
 
     Raises
     ------
     ValueError
-        If y is missing, continuous, of another length than X or of one class only, `test_size` leaves no class to one
-        of the sides, or `random_state` is set without `shuffle`.
+        If y is missing, continuous, not as long as X or of only one class, `test_size` leaves one side without classes,
+        or `random_state` is set without `shuffle`.
 
     See Also
     --------
@@ -214,22 +213,22 @@ def class_train_test_split(X, y, test_size=0.5, shuffle=False, random_state=None
     X, y = indexable(X, y)
     codes, n_classes = _encode(X, y)
     if n_classes < 2:
-        raise ValueError(f"y must hold at least 2 classes, got {n_classes}: there is nothing to keep apart.")
+        raise ValueError(f"y must hold at least 2 classes, got {n_classes}. Pass samples of more classes.")
     classes = train_test_split(np.arange(n_classes), test_size=test_size, shuffle=shuffle, random_state=random_state)
     train, test = (_members(codes, side) for side in classes)
     return _take(X, train), _take(X, test), _take(y, train), _take(y, test)
 
 
 def _encode(X, y):
-    """Check y; return the number of each sample's class among the sorted classes, and how many there are."""
+    """Check y; return the index of each sample's class among the sorted classes, and the number of classes."""
     if y is None:
-        raise ValueError("y is missing: the split is made over its classes. Pass the class of each sample.")
-    indexable(X, y)  # of the same length
+        raise ValueError("y is missing, but the split is made over its classes. Pass the class of each sample.")
+    indexable(X, y)  # checks that the lengths agree
     y = np.asarray(y)
     if y.ndim != 1:
-        raise ValueError(f"y must be 1-D, a label for each sample, got shape {y.shape}. Pass y.ravel().")
+        raise ValueError(f"y must be 1-D, with one label per sample, got shape {y.shape}. Pass y.ravel().")
     if y.dtype.kind == "f" and not (np.isfinite(y) & (y == np.floor(y))).all():
-        raise ValueError("y must hold classes, got continuous or missing values. Bin them or use labels.")
+        raise ValueError("y must hold classes, got continuous or missing values. Bin them, or use labels.")
     classes, codes = np.unique(y, return_inverse=True)
     return codes, len(classes)
 

@@ -1,4 +1,4 @@
-"""Same class or not: a threshold on the similarity of two embeddings.
+"""Verification: whether two samples are of one class, by a threshold on the similarity of their embeddings.
 
 Axes: N samples, D components, P pairs, T thresholds.
 """
@@ -20,46 +20,46 @@ from .metrics._rows import check_points, normalize_, prepare, similarities, tile
 __all__ = ["PairVerifier", "calibrate_threshold"]
 
 _HALF = 2**19  # bins of similarities in [0, 1]: 2e-6 wide, a few times the rounding of a product in float32
-_N_BINS = 2 * _HALF + 1  # from -1 to 1; 0, 1/2 and 1, which equal rows and codes have, are in the middle of theirs
+_N_BINS = 2 * _HALF + 1  # from -1 to 1; 0, 1/2 and 1, which equal rows and codes have, are in the middle of a bin
 
 
 def calibrate_threshold(embedder, X, y, *, strategy="eer", far=1e-3) -> float:
-    r"""Find the similarity from which on two samples count as of one class.
+    r"""Find the similarity at or above which two samples count as one class.
 
-    The threshold is chosen on all :math:`N (N - 1) / 2` pairs of the samples. With the share of the pairs of two
-    classes that it accepts, FAR (false accept rate), and the share of the pairs of one class that it rejects, FRR
-    (false reject rate), it is where
+    The threshold is chosen on all :math:`N (N - 1) / 2` pairs of the samples. The false accept rate, FAR, is the share
+    of the pairs from two classes that it accepts; the false reject rate, FRR, is the share of the pairs from one class
+    that it rejects. The threshold is where
 
-    - "eer": FAR and FRR are equal, or nearest to that (equal error rate);
-    - "max_accuracy": the fewest pairs are judged wrong. As most pairs are of two classes, it is stricter than "eer";
-    - "far": FAR is at most `far`, and FRR as low as that allows.
+    - "eer": FAR and FRR are equal, or as close as possible (equal error rate);
+    - "max_accuracy": the fewest pairs are misjudged. As most pairs are from two classes, it is stricter than "eer";
+    - "far": FAR is at most `far`, and FRR is as low as that allows.
 
     Parameters
     ----------
     embedder : fitted transformer or Pipeline that ends in one
-        Gives the embeddings. Calibrate on classes that it was not trained on: those are closer together.
+        Estimator of the embeddings. Calibrate on classes that it was not trained on, as these lie closer together.
     X : array-like of shape (n_samples, ...)
         Anything that `embedder.transform` takes.
     y : array-like of shape (n_samples,)
-        Class of each sample: two classes or more, two samples or more of one of them.
+        Class of each sample: two or more classes, one of them with two or more samples.
     strategy : {"eer", "max_accuracy", "far"}, default="eer"
-        What the threshold is for.
+        Criterion for the threshold.
     far : float, default=1e-3
-        Highest false accept rate in [0, 1); only with strategy="far".
+        Highest false accept rate in [0, 1); used only with strategy="far".
 
     Returns
     -------
     float
-        Threshold on the cosine of two embeddings: those with at least this similarity are accepted. It lies in the
-        middle of the range within which no pair is judged otherwise.
+        Threshold on the cosine of two embeddings: pairs with at least this similarity are accepted. It is the middle of
+        the range of thresholds that judge all pairs in the same way.
 
     Raises
     ------
     TypeError
         If the embedder has no `transform`, or the labels cannot be compared with each other.
     ValueError
-        If a parameter is out of range, there is no pair of one class or none of two, the lengths of X and y differ, or
-        an embedding is not finite.
+        If a parameter is out of range, there are no pairs from one class or none from two, the lengths of X and y
+        differ, or an embedding is not finite.
 
     See Also
     --------
@@ -67,9 +67,9 @@ def calibrate_threshold(embedder, X, y, *, strategy="eer", far=1e-3) -> float:
 
     Notes
     -----
-    The pairs are counted in :math:`2^{20}` bins of similarity, in one pass over tiles of similarities; no pair is held.
-    The threshold is therefore an odd multiple of :math:`2^{-20}`, about 1e-6, for which the counts are exact but for
-    pairs within the rounding of it. FAR may be measured no finer than one over the pairs of two classes.
+    The pairs are counted in :math:`2^{20}` bins of similarity, in one pass over tiles of similarities, and not stored.
+    The threshold is therefore an odd multiple of :math:`2^{-20}`, about 1e-6, for which the counts are exact except for
+    pairs within rounding of it. FAR cannot be measured more finely than one over the number of pairs from two classes.
 
     Examples
     --------
@@ -93,37 +93,37 @@ def calibrate_threshold(embedder, X, y, *, strategy="eer", far=1e-3) -> float:
 
 
 class PairVerifier(BaseEstimator):
-    """Tells whether two samples are of the same class, by the similarity of their embeddings.
+    """Tell whether two samples are of the same class by the similarity of their embeddings.
 
     Parameters
     ----------
     embedder : transformer or Pipeline that ends in one
-        Gives the embeddings. If it is fitted, it is used as it is; if not, a clone is fitted, see Notes.
+        Estimator of the embeddings. If it is fitted, it is used as is; otherwise, a clone is fitted, see Notes.
     strategy : {"eer", "max_accuracy", "far"}, default="eer"
-        What the threshold is for, see :func:`calibrate_threshold`.
+        Criterion for the threshold, see :func:`calibrate_threshold`.
     far : float, default=1e-3
-        Highest false accept rate in [0, 1); only with strategy="far".
+        Highest false accept rate in [0, 1); used only with strategy="far".
 
     Attributes
     ----------
     embedder_ : transformer
-        The one given, or its fitted clone.
+        The embedder that was passed, or its fitted clone.
     threshold_ : float
-        Cosine of two embeddings from which on they count as of one class.
+        Cosine at or above which two embeddings count as one class.
     n_features_in_ : int
-        Of the embedder, where it has it.
+        Number of features of the embedder, if it has this attribute.
     feature_names_in_ : ndarray of shape (n_features,)
-        Of the embedder, where it has them.
+        Feature names of the embedder, if it has this attribute.
 
     See Also
     --------
-    calibrate_threshold : The threshold alone.
+    calibrate_threshold : Only the threshold.
 
     Notes
     -----
-    A threshold that is calibrated on the classes of the training is too high for new ones, as these are less tight. So
-    fit the embedder on some classes and the verifier on others. Where estimators are cloned, as in a grid search, wrap
-    the fitted embedder in ``sklearn.frozen.FrozenEstimator``: a clone of it stays fitted.
+    A threshold calibrated on the training classes is too high for new classes, which are less tight, so fit the
+    embedder on some classes and the verifier on others. If estimators are cloned, as in a grid search, wrap the fitted
+    embedder in ``sklearn.frozen.FrozenEstimator``, whose clones stay fitted.
 
     Examples
     --------
@@ -170,12 +170,13 @@ class PairVerifier(BaseEstimator):
         TypeError
             If the embedder has no `transform`, or the labels cannot be compared with each other.
         ValueError
-            If a parameter is out of range, there is no pair of one class or none of two, the lengths of X and y differ,
-            or an embedding is not finite.
+            If a parameter is out of range, there are no pairs from one class or none from two, the lengths of X and y
+            differ, or an embedding is not finite.
         """
         if y is None:
             raise ValueError(
-                "PairVerifier requires y to be passed, but the target y is None. Pass fit(X, y) with a class a sample."
+                "PairVerifier requires y to be passed, but the target y is None. Call fit(X, y) with one class label "
+                "per sample."
             )
         try:
             check_is_fitted(self.embedder)
@@ -194,13 +195,13 @@ class PairVerifier(BaseEstimator):
         Parameters
         ----------
         X : array-like of shape (n_pairs, 2, ...), or tuple or list of two array-likes of shape (n_pairs, ...)
-            The two samples of each pair; or all first samples and all second ones, which may be data frames, sparse
-            matrices or what else the embedder takes. Two lists of two samples each, in a list, are two pairs.
+            The two samples of each pair; or all first samples and all second samples, which may be data frames, sparse
+            matrices or anything else that the embedder takes. A list of two lists of two samples each is two pairs.
 
         Returns
         -------
         ndarray of shape (n_pairs,)
-            Cosine of the two embeddings less `threshold_`.
+            Cosine of the two embeddings minus `threshold_`.
 
         Raises
         ------
@@ -215,14 +216,14 @@ class PairVerifier(BaseEstimator):
             X = np.asarray(X)
             if X.ndim < 3 or X.shape[1] != 2:
                 raise ValueError(
-                    f"X must hold pairs, an array of shape (n_pairs, 2, ...) or a tuple of the first and the second "
-                    f"samples; got shape {X.shape}."
+                    f"X must hold pairs, as an array of shape (n_pairs, 2, ...) or as a tuple of the first and the "
+                    f"second samples; got shape {X.shape}."
                 )
             Z = normalize_(_embed(self.embedder_, X.reshape(-1, *X.shape[2:])))  # (2 P, D)
             Z = [Z[::2], Z[1::2]]
         if Z[0].shape != Z[1].shape:
             raise ValueError(
-                f"A pair has two samples; got {len(Z[0])} first samples and {len(Z[1])} second ones, embedded in "
+                f"Each pair must have two samples; got {len(Z[0])} first and {len(Z[1])} second samples, embedded in "
                 f"{Z[0].shape[1]} and {Z[1].shape[1]} components."
             )
         return (Z[0] * Z[1]).sum(1).cpu().numpy() - self.threshold_
@@ -233,7 +234,7 @@ class PairVerifier(BaseEstimator):
         Parameters
         ----------
         X : array-like of shape (n_pairs, 2, ...), or tuple or list of two array-likes of shape (n_pairs, ...)
-            As `decision_function` takes them.
+            The pairs, as for `decision_function`.
 
         Returns
         -------
@@ -248,9 +249,9 @@ class PairVerifier(BaseEstimator):
         return self.decision_function(X) >= 0
 
     def roc_auc(self, X, y) -> float:
-        """Return the area under the ROC curve over all pairs of the samples, whatever the threshold.
+        """Return the area under the ROC curve over all pairs of the samples, regardless of the threshold.
 
-        It is the chance that a pair of one class is more similar than a pair of two.
+        It is the probability that a pair from one class is more similar than a pair from two.
 
         Parameters
         ----------
@@ -262,13 +263,13 @@ class PairVerifier(BaseEstimator):
         Returns
         -------
         float
-            In [0, 1]; 0.5 for embeddings that say nothing of the classes. Similarities in the same of 2**20 bins count
-            as equal, and a pair of them as half a success.
+            In [0, 1]; 0.5 for embeddings that carry no information on the classes. Similarities in the same of 2**20
+            bins count as equal, and such a tie as half a success.
 
         Raises
         ------
         ValueError
-            If there is no pair of one class or none of two, the lengths of X and y differ, or an embedding is not
+            If there are no pairs from one class or none from two, the lengths of X and y differ, or an embedding is not
             finite.
         """
         check_is_fitted(self)
@@ -291,7 +292,7 @@ def _embed(embedder, X):
 
 @torch.no_grad()
 def _count_pairs(Z, y):
-    """Return how many pairs of two classes, and of one, have a similarity in each bin; (T - 1,) each.
+    """Return how many pairs from two classes, and from one, have a similarity in each bin; (T - 1,) each.
 
     Each pair counts twice, once in either order.
     """
@@ -307,13 +308,13 @@ def _count_pairs(Z, y):
             bins += (rows.classes[q, None] == rows.classes[g]).int().mul_(_N_BINS)
         found = torch.bincount(bins.flatten(), minlength=2 * _N_BINS if may_match else _N_BINS)
         if q == g:
-            found -= torch.bincount(bins.diagonal(), minlength=2 * _N_BINS)  # a row is no pair with itself
+            found -= torch.bincount(bins.diagonal(), minlength=2 * _N_BINS)  # a row is not a pair with itself
         counts[: len(found)].add_(found, alpha=1 if q == g else 2)
     different, same = counts.view(2, _N_BINS).cpu().numpy()
     if not different.any() or not same.any():
         raise ValueError(
-            f"y must form pairs of one class and pairs of two, got {same.sum() // 2} and {different.sum() // 2}. "
-            "Pass two classes or more, with two samples or more of one of them."
+            f"y must form pairs from one class and pairs from two, got {same.sum() // 2} and {different.sum() // 2}. "
+            "Pass two or more classes, one of them with two or more samples."
         )
     return different, same
 

@@ -292,11 +292,11 @@ def test_cub200_2010(publish, tmp_path):
 def test_missing_images_of_cub200_2010_are_an_error(publish, tmp_path):
     publish("CUB200_2010", counts={"train": (3, 2), "test": (4, 2)})
     write_cub200_2010(tmp_path, [2, 1, 2, 1])
-    with pytest.raises(ValueError, match=r"hold 3 test images of 2 classes, 3 train images .* were 4 test images"):
+    with pytest.raises(ValueError, match=r"hold 3 test images of 2 classes, 3 train images .* has 4 test images"):
         load_cub200_2010(data_home=tmp_path)
     shutil.rmtree(tmp_path / "images")
     (tmp_path / "images").mkdir()
-    with pytest.raises(ValueError, match="hold no images; published were 4 test images"):
+    with pytest.raises(ValueError, match="hold no images, but the published set has 4 test images"):
         load_cub200_2010(data_home=tmp_path)
     (tmp_path / "images").rmdir()
     with pytest.raises(FileNotFoundError, match="lacks images"):
@@ -388,10 +388,10 @@ def test_other_counts_than_published_are_an_error(name):
     check(target, split)
     images, classes = PUBLISHED[name]["train"]
     with pytest.raises(
-        ValueError, match=rf"hold .*{images - 1} train.* published were .*{images} train images of {classes}"
+        ValueError, match=rf"hold .*{images - 1} train.* published set has .*{images} train images of {classes}"
     ):
         check(target[1:], split[1:])
-    with pytest.raises(ValueError, match=f"of {classes - 1} classes.* published were .*of {classes} classes"):
+    with pytest.raises(ValueError, match=f"of {classes - 1} classes.* published set has .*of {classes} classes"):
         check(np.where(target == 0, 1, target), split)
     for beyond in (-1, n_classes):
         with pytest.raises(ValueError, match=rf"name {n_classes} classes, .* from .*{beyond}"):
@@ -405,7 +405,7 @@ def test_other_counts_than_published_are_an_error(name):
         (load_cub200_2010, "https://www.vision.caltech.edu/datasets/cub_200_2010/", "unpack it in {home}/CUB_200_2010"),
         (load_cars196, "https://github.com/pytorch/vision/issues/7545", "into {home}/cars196"),
         (load_sop, "https://cvgl.stanford.edu/projects/lifted_struct/", "unpack it in {home}, or pass download=True"),
-        (load_inshop, "https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/", "folders of {home}/In-shop Clothes Retr"),
+        (load_inshop, "https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/", "folders in {home}/In-shop Clothes Retr"),
         (load_fashion_mnist, "https://github.com/zalandoresearch/fashion-mnist", "into {home}/fashion-mnist"),
     ],
 )
@@ -438,7 +438,7 @@ def test_missing_images_are_counted(small):
     data = load(data_home=home).data
     os.unlink(data[1])
     with pytest.raises(
-        FileNotFoundError, match=rf"1 of {len(data)} images are missing, the first one is .*{Path(data[1]).name}"
+        FileNotFoundError, match=rf"1 of {len(data)} images are missing; the first one is .*{Path(data[1]).name}"
     ):
         load(data_home=home)
     for path in data:
@@ -456,8 +456,8 @@ def test_missing_images_are_counted(small):
         ("image_class_labels.txt", b"1 one\n2 2\n", r"labels\.txt, line 1: got '1 one', need 'int int'"),
         ("bounding_boxes.txt", b"1 0.0 0.5 2.0 4.0 9\n", r"need 'int float float float float'"),
         ("bounding_boxes.txt", b"2 0 0 1 1\n1 0 0 1 1\n", r"bounding_boxes\.txt does not list the images of images"),
-        ("classes.txt", b"", r"classes\.txt lists nothing"),
-        ("classes.txt", b"1 \xff\xfe\n", r"classes\.txt is no text"),
+        ("classes.txt", b"", r"classes\.txt has no entries"),
+        ("classes.txt", b"1 \xff\xfe\n", r"classes\.txt is not a text file"),
     ],
 )
 def test_damaged_text(tmp_path, file, content, message):
@@ -472,7 +472,7 @@ def test_damaged_list_of_boxes(tmp_path):
     boxes = tmp_path / "Anno" / "list_bbox_inshop.txt"
     boxes.write_text("".join(boxes.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(
-        ValueError, match=r"lacks 1 of 4 images, the first one is img/WOMEN/Tees/id_00000002/02_1_front"
+        ValueError, match=r"lacks 1 of 4 images; the first one is img/WOMEN/Tees/id_00000002/02_1_front"
     ):
         load_inshop(data_home=tmp_path)
 
@@ -483,21 +483,24 @@ def test_damaged_mat(tmp_path):
     content = file.read_bytes()
     for damaged in (b"", b"not a MATLAB file" * 20, content[: len(content) // 2]):
         file.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"cars_annos\.mat is no MATLAB file with 'annotations'"):
+        with pytest.raises(ValueError, match=r"cars_annos\.mat is not a MATLAB file with 'annotations'"):
             load_cars196(data_home=tmp_path)
     savemat(file, car_annotations(["a.jpg", "b.jpg"], [1, 2], "fname"))
-    with pytest.raises(ValueError, match=r"has the fields .*'fname'.* need .*'relative_im_path'"):
+    with pytest.raises(ValueError, match=r"has the fields .*'fname'.* needs .*'relative_im_path'"):
         load_cars196(data_home=tmp_path)
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda content: content[:-9], "is no whole gzip file"),
-        (lambda content: b"<html>404</html>", "is no whole gzip file"),
-        (lambda content: gzip.compress(gzip.decompress(content)[:-1]), "is no whole idx file of bytes with 3 axes"),
-        (lambda content: gzip.compress(b""), "is no whole idx file"),
-        (lambda content: gzip.compress(idx(np.zeros(8))), "is no whole idx file"),
+        (lambda content: content[:-9], "is not a complete gzip file"),
+        (lambda content: b"<html>404</html>", "is not a complete gzip file"),
+        (
+            lambda content: gzip.compress(gzip.decompress(content)[:-1]),
+            "is not a complete idx file of bytes with 3 axes",
+        ),
+        (lambda content: gzip.compress(b""), "is not a complete idx file"),
+        (lambda content: gzip.compress(idx(np.zeros(8))), "is not a complete idx file"),
         (lambda content: gzip.compress(idx(np.zeros((7, 28, 28)))), "holds 8 labels for 7 images"),
     ],
 )
@@ -597,7 +600,7 @@ def test_download_that_fails_says_what_to_do_by_hand(server, publish, tmp_path, 
 def test_download_leaves_a_folder_that_is_there_alone(server, publish, tmp_path):
     serve_cub200(server, publish, tmp_path / "made")
     write(tmp_path / "CUB_200_2011" / "notes.txt", ["mine"])
-    with pytest.raises(OSError, match="CUB_200_2011 is there, but not complete; move it away first"):
+    with pytest.raises(OSError, match="CUB_200_2011 exists but is not complete; move it away first"):
         load_cub200(data_home=tmp_path, download=True)
     assert not server[2]
 

@@ -218,20 +218,20 @@ def test_queries_have_something_to_find_and_follow_the_seed(Z, y):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_neighbors": 60}, r"n_neighbors must lie in 1\.\.59, the samples to find; got 60"),
-        ({"n_neighbors": 0}, r"n_neighbors must lie in 1\.\.59"),
+        ({"n_neighbors": 60}, r"n_neighbors must be in 1\.\.59, .* samples to find; got 60"),
+        ({"n_neighbors": 0}, r"n_neighbors must be in 1\.\.59"),
         ({"queries": [60]}, r"queries must be rows in 0\.\.59; got \[60\]"),
         ({"queries": [-1]}, r"queries must be rows in 0\.\.59"),
         ({"queries": 0}, "queries must be at least 1"),
-        ({"y": np.zeros(59)}, "y must hold an entry for each of the 60 embeddings, got 59"),
-        ({"texts": ["a"]}, "texts must hold an entry for each of the 60 embeddings, got 1"),
-        ({"y": 3}, r"y must hold one class label a sample.* got shape \(\)"),
+        ({"y": np.zeros(59)}, "y must hold one entry for each of the 60 embeddings, got 59"),
+        ({"texts": ["a"]}, "texts must hold one entry for each of the 60 embeddings, got 1"),
+        ({"y": 3}, r"y must hold one class label per sample.* got shape \(\)"),
         ({"y": np.zeros((60, 2))}, r"got shape \(60, 2\)"),
-        ({"y": np.arange(60)}, "no class has two samples.* Pass rows as queries="),
-        ({"gallery": np.ones((9, 6)), "gallery_y": np.full(9, 7)}, "the classes of the gallery are others"),
+        ({"y": np.arange(60)}, "no class has two samples.* pass rows as queries"),
+        ({"gallery": np.ones((9, 6)), "gallery_y": np.full(9, 7)}, "the gallery has other classes"),
         ({"gallery": np.ones((9, 6))}, "belong together"),
         ({"images": np.zeros((60, 8))}, r"images must be uint8 .* got shape \(60, 8\) and dtype float64"),
-        ({"images": np.zeros((59, 8, 8), np.uint8)}, "images must hold an entry for each of the 60 embeddings, got 59"),
+        ({"images": np.zeros((59, 8, 8), np.uint8)}, "images must hold one entry for each of the 60 .*, got 59"),
         ({"embeddings": np.full((60, 6), np.nan)}, "finite numbers"),
         ({"embeddings": np.ones(60)}, r"got shape \(60,\)"),
     ],
@@ -519,7 +519,7 @@ def test_labels_lie_in_the_figure(Z, y, name):
 @pytest.mark.parametrize("name", DISPLAYS)
 def test_matplotlib_is_named_where_it_is_missing(Z, y, name, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
-    with pytest.raises(ImportError, match=r"Display draws with matplotlib: pip install 'skdml\[plot\]'"):
+    with pytest.raises(ImportError, match=r"Display needs matplotlib: pip install 'skdml\[plot\]'"):
         DISPLAYS[name](Z, y, None)
 
 

@@ -486,7 +486,7 @@ def test_intra_inter_ratio_at_its_limits():
     assert np.isnan(intra_inter_ratio([[1.0, 0.0]] * 4, [0, 0, 1, 1]))
     assert intra_inter_ratio([[1.0], [-1.0], [1.0], [-1.0]], [0, 0, 1, 1]) == np.inf
     for y in ([0, 0, 0], [0, 1, 2]):
-        with pytest.raises(ValueError, match=r"two classes or more and two rows of one of them, got \d classes"):
+        with pytest.raises(ValueError, match=r"two or more classes, one of them with two or more rows; got \d classes"):
             intra_inter_ratio(X, y)
 
 
@@ -784,7 +784,7 @@ def test_k_is_checked(k, error, message):
         ({"embeddings": [["a", "b"]] * 3}, ValueError, "got str"),
         ({"embeddings": np.array([["a", None]] * 3, dtype=object)}, ValueError, "got ndarray of object"),
         ({"embeddings": sparse.csr_array(np.eye(3))}, ValueError, "dense 2-D array.*got csr_array"),
-        ({"y": [0, 0]}, ValueError, "y must hold a label for each row, got 2 labels for 3 rows"),
+        ({"y": [0, 0]}, ValueError, "y must hold one label per row, got 2 labels for 3 rows"),
         ({"y": [[0], [0], [1]]}, ValueError, r"y must be 1-D.*got shape \(3, 1\)"),
         ({"y": None}, ValueError, r"y must be 1-D"),
         ({"y": [0.0, np.nan, 1.0]}, ValueError, "missing values"),
@@ -794,7 +794,7 @@ def test_k_is_checked(k, error, message):
         ({"gallery": X}, ValueError, "got only gallery. Pass gallery_y too"),
         ({"gallery_y": Y}, ValueError, "got only gallery_y. Pass gallery too"),
         ({"gallery": [[1.0, 2.0, 3.0]], "gallery_y": [0]}, ValueError, "same number of columns, got 2 and 3"),
-        ({"gallery": X, "gallery_y": [0]}, ValueError, "gallery_y must hold a label for each row, got 1 labels"),
+        ({"gallery": X, "gallery_y": [0]}, ValueError, "gallery_y must hold one label per row, got 1 labels"),
         ({"gallery": [[np.nan, 1.0]], "gallery_y": [0]}, ValueError, "gallery must be .* got NaN"),
         ({"gallery": [1.0, 2.0], "gallery_y": [0, 1]}, ValueError, r"gallery must be .* got shape \(2,\)"),
         ({"gallery": X, "gallery_y": ["a", "a", "b"]}, TypeError, "one sortable type, got a mixture"),

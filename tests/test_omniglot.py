@@ -174,7 +174,7 @@ def test_missing_files_say_what_to_get_and_where_to_put_it(tmp_path, home):
     with pytest.raises(FileNotFoundError) as caught:
         load_omniglot(data_home=tmp_path / "mistyped")
     assert "https://github.com/brendenlake/omniglot" in str(caught.value)
-    assert f"into {tmp_path}/mistyped/omniglot; they may stay packed, or pass download=True." in str(caught.value)
+    assert f"into {tmp_path}/mistyped/omniglot; they may stay zipped, or pass download=True." in str(caught.value)
     assert not (tmp_path / "mistyped").exists()
     (home / "omniglot" / "images_evaluation.zip").unlink()
     with pytest.raises(FileNotFoundError, match=r"omniglot lacks images_evaluation\.zip\. Download python/images_back"):
@@ -185,11 +185,11 @@ def test_missing_files_say_what_to_get_and_where_to_put_it(tmp_path, home):
 def test_other_counts_than_published_are_an_error(tmp_path, contents, packed):
     contents.pop("images_background/Gurmukhi/character41/0002_02.png")
     write_layout(tmp_path / "omniglot", contents, packed)
-    with pytest.raises(ValueError, match=r"hold 5 background images of 3 classes, .* published were 6 background"):
+    with pytest.raises(ValueError, match=r"hold 5 background images of 3 classes, .* published set has 6 background"):
         load_omniglot(data_home=tmp_path)
     (tmp_path / "omniglot").rename(tmp_path / "incomplete")
     write_layout(tmp_path / "omniglot", {f"{folder}/README": b"" for folder in FOLDERS}, packed)
-    with pytest.raises(ValueError, match=r"hold no images; published were 6 background"):
+    with pytest.raises(ValueError, match=r"hold no images, but the published set has 6 background"):
         load_omniglot(data_home=tmp_path)
 
 
@@ -225,7 +225,7 @@ def test_damaged_image(tmp_path, contents, packed, damage, message):
 def test_damaged_zip(home, damage):
     file = home / "omniglot" / "images_background.zip"
     file.write_bytes(damage(file.read_bytes()))
-    with pytest.raises(ValueError, match=r"images_background\.zip is no whole zip file: .* download it again"):
+    with pytest.raises(ValueError, match=r"images_background\.zip is not a complete zip file: .* download it again"):
         load_omniglot(data_home=home)
 
 

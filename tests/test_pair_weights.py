@@ -209,7 +209,7 @@ def test_weights_ask_for_the_gradient_even_without_grad(batch):
 
 
 def test_what_has_no_weights_is_refused(batch):
-    with pytest.raises(TypeError, match=r"PDDMLoss is no function of the similarities.* Pass a loss"):
+    with pytest.raises(TypeError, match=r"PDDMLoss is not a function of the similarities.* Pass a loss"):
         pair_weights(PDDMLoss(4), *batch)
     with pytest.raises(ValueError, match=r"need \(B, D\) and \(B,\)"):
         pair_weights(RAWLoss(), batch[0], batch[1][:, None])
@@ -220,8 +220,8 @@ def test_what_has_no_weights_is_refused(batch):
     [
         ("ProxyAnchorLoss", (10, 4), "compares 10 rows to 10 others"),
         ("NPairsLoss", (), "NPairsLoss compares 3 rows to 3 others"),
-        ("AngularLoss", (), "must ask its distance once .* it did 0 times"),
-        ("SignalToNoiseRatioContrastiveLoss", (), "its distance is SNRDistance.* must be a similarity"),
+        ("AngularLoss", (), "must compute its distance once.* it did so 0 times"),
+        ("SignalToNoiseRatioContrastiveLoss", (), "is SNRDistance.* must be a similarity"),
     ],
 )
 def test_other_losses_of_pytorch_metric_learning_are_refused(batch, name, args, message):

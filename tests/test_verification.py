@@ -149,8 +149,8 @@ def test_lengths_do_not_matter():
         ({"strategy": "best"}, ValueError, "'strategy' parameter of PairVerifier must be a str among.*Got 'best'"),
         ({"far": 1.0}, ValueError, r"'far' parameter .* range \[0.0, 1.0\).*Got 1.0"),
         ({"far": -0.1}, ValueError, "Got -0.1"),
-        ({"y": [0, 0, 0]}, ValueError, "pairs of one class and pairs of two, got 3 and 0. Pass two classes"),
-        ({"y": [0, 1, 2]}, ValueError, "pairs of one class and pairs of two, got 0 and 3"),
+        ({"y": [0, 0, 0]}, ValueError, "pairs from one class and pairs from two, got 3 and 0. Pass two or more"),
+        ({"y": [0, 1, 2]}, ValueError, "pairs from one class and pairs from two, got 0 and 3"),
         ({"y": [0, 1]}, ValueError, "got 2 labels for 3 rows"),
         ({"y": [0, 1, np.nan]}, ValueError, "missing values"),
         ({"X": [[1.0, np.nan]] * 3}, ValueError, "got NaN or infinity"),
@@ -263,9 +263,9 @@ def test_pickles_prints_and_must_be_fitted():
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        (np.ones((4, 6)), r"pairs, an array of shape \(n_pairs, 2, ...\) or a tuple .*; got shape \(4, 6\)"),
+        (np.ones((4, 6)), r"pairs, as an array of shape \(n_pairs, 2, ...\) or as a tuple .*; got shape \(4, 6\)"),
         (np.ones((4, 3, 6)), r"got shape \(4, 3, 6\)"),
-        ((np.ones((4, 6)), np.ones((3, 6))), "A pair has two samples; got 4 first samples and 3 second ones"),
+        ((np.ones((4, 6)), np.ones((3, 6))), "Each pair must have two samples; got 4 first and 3 second samples"),
         ((np.full((1, 6), np.nan), np.ones((1, 6))), "NaN"),
     ],
 )

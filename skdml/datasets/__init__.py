@@ -1,4 +1,4 @@
-"""The bundled images, and the benchmarks of the field from files of one's own."""
+"""The bundled images, and the standard benchmarks from local files."""
 
 from skdml.datasets._benchmarks import (
     load_cars196,

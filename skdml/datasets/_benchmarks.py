@@ -1,4 +1,4 @@
-"""The benchmarks of the field, read from the files in the layout in which their authors published them."""
+"""The standard benchmarks, read from files in the layout in which their authors published them."""
 
 import ftplib
 import gzip
@@ -19,24 +19,24 @@ from sklearn.utils import Bunch
 
 @dataclass(frozen=True)
 class Source:
-    """What was published, and where.
+    """A published data set, and where to get it.
 
     Parameters
     ----------
     name : str
     folder : str
-        Name of the set's own folder.
+        Name of the folder of the set.
     layouts : tuple of tuple of str
-        Files or folders that are read, relative to the folder; any one of these tuples suffices.
+        Files or folders to read, relative to the folder; any one of these tuples suffices.
     counts : dict of str to tuple of int
-        Images and classes of each part of the split.
+        Number of images and of classes in each part of the split.
     advice : str
-        Where the files are to be had and where they belong; may hold ``{home}`` and ``{folder}``.
+        Where to get the files and where to put them; may hold ``{home}`` and ``{folder}``.
     description : str
         File in ``data/`` that becomes ``DESCR``.
     downloads : dict of str to str
-        SHA-256 of each address: of one archive that holds the folder, or of the files that go into it. Empty: the set
-        cannot be downloaded by a program.
+        SHA-256 by URL, of one archive that holds the folder or of the files that go into it. Empty: no program can
+        download the set.
     """
 
     name: str
@@ -69,7 +69,7 @@ CUB200_2010 = Source(
     layouts=(("images",),),
     counts={"train": (2990, 100), "test": (3043, 100)},
     advice=(
-        "download=True cannot fetch it: download images.tgz (679 MB) by way of "
+        "download=True cannot fetch it: download images.tgz (679 MB) via "
         "https://www.vision.caltech.edu/datasets/cub_200_2010/ and unpack it in {folder}"
     ),
     description="cub200_2010.md",
@@ -84,7 +84,7 @@ CARS196 = Source(
     ),
     counts={"train": (8054, 98), "test": (8131, 98)},
     advice=(
-        "Its page is gone, so download=True cannot fetch it; https://github.com/pytorch/vision/issues/7545 names "
+        "Its page is gone, so download=True cannot fetch it; https://github.com/pytorch/vision/issues/7545 lists "
         "copies. Put either car_ims/ and cars_annos.mat into {folder}, or cars_train/, cars_test/, devkit/ and "
         "cars_test_annos_withlabels.mat"
     ),
@@ -113,9 +113,9 @@ INSHOP = Source(
     layouts=(("Eval/list_eval_partition.txt",),),
     counts={"train": (25882, 3997), "query": (14218, 3985), "gallery": (12612, 3985)},
     advice=(
-        "It lies on Google Drive, from which download=True cannot fetch it: download Eval/list_eval_partition.txt, "
-        "Img/img.zip and, for the bounding boxes, Anno/list_bbox_inshop.txt by way of "
-        "https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html into the same folders of {folder}, and "
+        "It is on Google Drive, from which download=True cannot fetch it: download Eval/list_eval_partition.txt, "
+        "Img/img.zip and, for the bounding boxes, Anno/list_bbox_inshop.txt via "
+        "https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html into the same folders in {folder}, and "
         "unpack img.zip in Img"
     ),
     description="inshop.md",
@@ -156,8 +156,8 @@ _INTACT = "Take the files from an intact copy of the set."
 def load_cub200(*, data_home=None, download=False, return_X_y=False) -> Bunch | tuple[np.ndarray, np.ndarray]:
     """Load the paths and labels of CUB-200-2011: photographs of 200 bird species.
 
-    The first half of the classes trains and the second tests, as in the papers of metric learning; the authors' own
-    ``train_test_split.txt``, in which all classes are on both sides, is not read.
+    The first half of the classes is for training and the second for testing, as in the metric learning papers; the
+    authors' own ``train_test_split.txt``, which has all classes on both sides, is not read.
 
     ================   =============================
     classes            200 (100 + 100)
@@ -172,14 +172,14 @@ def load_cub200(*, data_home=None, download=False, return_X_y=False) -> Bunch | 
         Folder that holds ``CUB_200_2011``, or that folder itself. None: the data folder of scikit-learn, see
         :func:`sklearn.datasets.get_data_home`.
     download : bool, default=False
-        Whether to download the set into ``data_home`` when it is not there. Needs pooch (``skdml[download]``).
+        Whether to download the set into ``data_home`` if it is not there. Needs pooch (``skdml[download]``).
     return_X_y : bool, default=False
         If True, return only ``(data, target)``.
 
     Returns
     -------
     data : :class:`~sklearn.utils.Bunch`
-        With the attributes
+        Object with the attributes
 
         data : ndarray of shape (11788,), str
             The paths of the images, in the order of ``images.txt``.
@@ -194,7 +194,7 @@ def load_cub200(*, data_home=None, download=False, return_X_y=False) -> Bunch | 
         bbox : ndarray of shape (11788, 4), float64
             Left, top, right and bottom of the bird, in pixels.
         DESCR : str
-            Content, citation and terms.
+            Content, citation and terms of use.
 
     (data, target) : tuple of ndarray, if ``return_X_y``
         The paths and their classes.
@@ -204,9 +204,9 @@ def load_cub200(*, data_home=None, download=False, return_X_y=False) -> Bunch | 
     FileNotFoundError
         If files are missing; the message says what to download, from which page, and where to put it.
     ValueError
-        If a file is damaged, or images and classes are not as many as published.
+        If a file is damaged, or the numbers of images and classes are not those published.
     ImportError
-        If a download needs pooch.
+        If a download needs pooch and it is not installed.
     OSError
         If the download fails.
 
@@ -238,11 +238,12 @@ def load_cub200(*, data_home=None, download=False, return_X_y=False) -> Bunch | 
 
 
 def load_cub200_2010(*, data_home=None, download=False, return_X_y=False) -> Bunch | tuple[np.ndarray, np.ndarray]:
-    """Load the paths and labels of CUB-200 in its first release, of 2010: photographs of 200 bird species.
+    """Load the paths and labels of CUB-200 (2010), the first release: photographs of 200 bird species.
 
-    The release has about half the photographs per species of CUB-200-2011, see :func:`load_cub200`; results on the two
-    cannot be compared. The first half of the classes trains and the second tests, as there. The classes are the folders
-    of the images, in alphabetical order; the authors' lists, in which all classes are on both sides, are not read.
+    This release has about half as many photographs per species as CUB-200-2011, see :func:`load_cub200`; results on the
+    two are not comparable. As there, the first half of the classes is for training and the second for testing. The
+    classes are the folders of the images, in alphabetical order; the authors' lists, which have all classes on both
+    sides, are not read.
 
     ================   ===========================
     classes            200 (100 + 100)
@@ -257,14 +258,14 @@ def load_cub200_2010(*, data_home=None, download=False, return_X_y=False) -> Bun
         Folder that holds ``CUB_200_2010``, or that folder itself, which holds the archive's folder ``images``. None:
         the data folder of scikit-learn, see :func:`sklearn.datasets.get_data_home`.
     download : bool, default=False
-        There as in the other loaders; the set has no lasting address, so missing files are an error all the same.
+        Exists for consistency with the other loaders; the set has no permanent URL, so missing files raise an error.
     return_X_y : bool, default=False
         If True, return only ``(data, target)``.
 
     Returns
     -------
     data : :class:`~sklearn.utils.Bunch`
-        With the attributes
+        Object with the attributes
 
         data : ndarray of shape (6033,), str
             The paths of the images, in alphabetical order.
@@ -277,7 +278,7 @@ def load_cub200_2010(*, data_home=None, download=False, return_X_y=False) -> Bun
         train : ndarray of shape (6033,), bool
             True for the images of the 100 classes to train on.
         DESCR : str
-            Content, citation and terms.
+            Content, citation and terms of use.
 
     (data, target) : tuple of ndarray, if ``return_X_y``
         The paths and their classes.
@@ -287,7 +288,7 @@ def load_cub200_2010(*, data_home=None, download=False, return_X_y=False) -> Bun
     FileNotFoundError
         If the folder ``images`` is missing; the message says what to download, from which page, and where to put it.
     ValueError
-        If images and classes are not as many as published.
+        If the numbers of images and classes are not those published.
 
     Examples
     --------
@@ -313,8 +314,8 @@ def load_cub200_2010(*, data_home=None, download=False, return_X_y=False) -> Bun
 def load_cars196(*, data_home=None, download=False, return_X_y=False) -> Bunch | tuple[np.ndarray, np.ndarray]:
     """Load the paths and labels of Cars-196: photographs of 196 models of cars.
 
-    The first half of the classes trains and the second tests, as in the papers of metric learning, which put the
-    authors' training and test images together.
+    The first half of the classes is for training and the second for testing, as in the metric learning papers, which
+    merge the authors' training and test images.
 
     ================   =============================
     classes            196 (98 + 98)
@@ -327,17 +328,17 @@ def load_cars196(*, data_home=None, download=False, return_X_y=False) -> Bunch |
     ----------
     data_home : str or path-like, default=None
         Folder that holds ``cars196``, or that folder itself. None: the data folder of scikit-learn, see
-        :func:`sklearn.datasets.get_data_home`. Both layouts of the authors are read: ``car_ims`` and
+        :func:`sklearn.datasets.get_data_home`. Both of the authors' layouts are read: ``car_ims`` and
         ``cars_annos.mat``; or ``cars_train``, ``cars_test``, ``devkit`` and ``cars_test_annos_withlabels.mat``.
     download : bool, default=False
-        There as in the other loaders; the authors' page is gone, so missing files are an error all the same.
+        Exists for consistency with the other loaders; the authors' page is gone, so missing files raise an error.
     return_X_y : bool, default=False
         If True, return only ``(data, target)``.
 
     Returns
     -------
     data : :class:`~sklearn.utils.Bunch`
-        With the attributes
+        Object with the attributes
 
         data : ndarray of shape (16185,), str
             The paths of the images, in the order of the annotations; ``cars_train`` comes before ``cars_test``.
@@ -352,7 +353,7 @@ def load_cars196(*, data_home=None, download=False, return_X_y=False) -> Bunch |
         bbox : ndarray of shape (16185, 4), float64
             Left, top, right and bottom of the car, in pixels.
         DESCR : str
-            Content, citation and terms.
+            Content, citation and terms of use.
 
     (data, target) : tuple of ndarray, if ``return_X_y``
         The paths and their classes.
@@ -362,7 +363,7 @@ def load_cars196(*, data_home=None, download=False, return_X_y=False) -> Bunch |
     FileNotFoundError
         If files are missing; the message says where to look for them and where to put them.
     ValueError
-        If a file is damaged, or images and classes are not as many as published.
+        If a file is damaged, or the numbers of images and classes are not those published.
 
     Examples
     --------
@@ -397,10 +398,10 @@ def load_cars196(*, data_home=None, download=False, return_X_y=False) -> Bunch |
 
 
 def load_sop(*, data_home=None, download=False, return_X_y=False) -> Bunch | tuple[np.ndarray, np.ndarray]:
-    """Load the paths and labels of Stanford Online Products: pictures of 22,634 things that were sold.
+    """Load the paths and labels of Stanford Online Products: pictures of 22,634 products for sale.
 
-    The split is that of the authors, in ``Ebay_train.txt`` and ``Ebay_test.txt``. It is not quite one into halves: take
-    ``train``, not :func:`~skdml.model_selection.class_train_test_split`.
+    The split is that of the authors, in ``Ebay_train.txt`` and ``Ebay_test.txt``. Its parts are not exactly halves, so
+    use ``train`` instead of :func:`~skdml.model_selection.class_train_test_split`.
 
     ================   =====================================
     classes            22,634 (11,318 + 11,316)
@@ -415,27 +416,27 @@ def load_sop(*, data_home=None, download=False, return_X_y=False) -> Bunch | tup
         Folder that holds ``Stanford_Online_Products``, or that folder itself. None: the data folder of scikit-learn,
         see :func:`sklearn.datasets.get_data_home`.
     download : bool, default=False
-        Whether to download the set into ``data_home`` when it is not there. Needs pooch (``skdml[download]``).
+        Whether to download the set into ``data_home`` if it is not there. Needs pooch (``skdml[download]``).
     return_X_y : bool, default=False
         If True, return only ``(data, target)``.
 
     Returns
     -------
     data : :class:`~sklearn.utils.Bunch`
-        With the attributes
+        Object with the attributes
 
         data : ndarray of shape (120053,), str
             The paths of the images, in the order of ``Ebay_train.txt``, then of ``Ebay_test.txt``.
         target : ndarray of shape (120053,), int64
             The class of each image, in 0..22633.
         target_names : ndarray of shape (22634,), str
-            Kind and number of each product, as "bicycle/111085122871".
+            Kind and number of each product, such as "bicycle/111085122871".
         split : ndarray of shape (120053,), str
             "train" or "test".
         train : ndarray of shape (120053,), bool
             True for the images of the 11,318 classes to train on.
         DESCR : str
-            Content, citation and terms.
+            Content, citation and terms of use.
 
     (data, target) : tuple of ndarray, if ``return_X_y``
         The paths and their classes.
@@ -445,9 +446,9 @@ def load_sop(*, data_home=None, download=False, return_X_y=False) -> Bunch | tup
     FileNotFoundError
         If files are missing; the message says what to download, from which page, and where to put it.
     ValueError
-        If a file is damaged, or images and classes are not as many as published.
+        If a file is damaged, or the numbers of images and classes are not those published.
     ImportError
-        If a download needs pooch.
+        If a download needs pooch and it is not installed.
     OSError
         If the download fails.
 
@@ -477,37 +478,37 @@ def load_sop(*, data_home=None, download=False, return_X_y=False) -> Bunch | tup
 def load_inshop(*, data_home=None, download=False, return_X_y=False) -> Bunch | tuple[np.ndarray, np.ndarray]:
     """Load the paths and labels of In-Shop Clothes Retrieval, a benchmark of DeepFashion: 7,982 pieces of clothing.
 
-    The split is that of the authors. In the test, each image of "query" is searched among those of "gallery", which are
+    The split is that of the authors. In testing, each image of "query" is a query to the images of "gallery", which are
     of the same classes.
 
     ================   ==============================================
     classes            7,982 (3,997 + 3,985)
     images             52,712 (25,882 + 14,218 queries + 12,612)
-    bounding boxes     yes, in a file of their own
-    files              by way of the authors' page
+    bounding boxes     yes, in a separate file
+    files              via the authors' page
     ================   ==============================================
 
     Parameters
     ----------
     data_home : str or path-like, default=None
         Folder that holds ``In-shop Clothes Retrieval Benchmark``, or that folder itself. None: the data folder of
-        scikit-learn, see :func:`sklearn.datasets.get_data_home`. The images lie in ``Img/img``, or in ``img``.
+        scikit-learn, see :func:`sklearn.datasets.get_data_home`. The images are in ``Img/img`` or in ``img``.
     download : bool, default=False
-        There as in the other loaders; no program may fetch the set, so missing files are an error all the same.
+        Exists for consistency with the other loaders; no program may fetch the set, so missing files raise an error.
     return_X_y : bool, default=False
         If True, return only ``(data, target)``.
 
     Returns
     -------
     data : :class:`~sklearn.utils.Bunch`
-        With the attributes
+        Object with the attributes
 
         data : ndarray of shape (52712,), str
             The paths of the images, in the order of ``list_eval_partition.txt``.
         target : ndarray of shape (52712,), int64
             The class of each image, in 0..7981.
         target_names : ndarray of shape (7982,), str
-            The number of each piece, as "id_00000002".
+            The number of each piece, such as "id_00000002".
         split : ndarray of shape (52712,), str
             "train", "query" or "gallery".
         train : ndarray of shape (52712,), bool
@@ -516,7 +517,7 @@ def load_inshop(*, data_home=None, download=False, return_X_y=False) -> Bunch | 
             Left, top, right and bottom of the clothing in the images of ``img.zip``, in pixels. None without
             ``Anno/list_bbox_inshop.txt``.
         DESCR : str
-            Content, citation and terms.
+            Content, citation and terms of use.
 
     (data, target) : tuple of ndarray, if ``return_X_y``
         The paths and their classes.
@@ -526,7 +527,7 @@ def load_inshop(*, data_home=None, download=False, return_X_y=False) -> Bunch | 
     FileNotFoundError
         If files are missing; the message says what to download, from which page, and where to put it.
     ValueError
-        If a file is damaged, or images and classes are not as many as published.
+        If a file is damaged, or the numbers of images and classes are not those published.
 
     Examples
     --------
@@ -543,7 +544,7 @@ def load_inshop(*, data_home=None, download=False, return_X_y=False) -> Bunch | 
     return _bunch(
         INSHOP,
         root,
-        # Img/img, not Img: where case does not count, Img is img.
+        # Img/img, not Img: on a case-insensitive file system, Img is img.
         data=_image_paths(INSHOP, images if (images / "img").is_dir() else root, names),
         target=target,
         target_names=target_names,
@@ -556,32 +557,33 @@ def load_inshop(*, data_home=None, download=False, return_X_y=False) -> Bunch | 
 def load_fashion_mnist(*, data_home=None, download=False, return_X_y=False) -> Bunch | tuple[np.ndarray, np.ndarray]:
     """Load Fashion-MNIST: small pictures of 10 kinds of clothing.
 
-    Classes 0 to 4 train and 5 to 9 test, so that no class of the test is seen in training. The authors' training and
-    test images, with all classes on both sides, are put together; rows from 60,000 on are their test images. The set is
-    easy: raw pixels already find the classes well. It shows that a method works, hardly which one is better.
+    Classes 0 to 4 are for training and 5 to 9 for testing, so that no test class is seen in training. The authors'
+    training and test images, which have all classes on both sides, are merged; rows from 60,000 on are their test
+    images. The set is easy: raw pixels already retrieve the classes well. It shows whether a method works, but hardly
+    which one is better.
 
     ================   ==========================
     classes            10 (5 + 5)
     samples            70,000 (35,000 + 35,000)
-    image              28 x 28, grey, uint8
+    image              28 x 28, gray, uint8
     files              four, 31 MB
     ================   ==========================
 
     Parameters
     ----------
     data_home : str or path-like, default=None
-        Folder that holds ``fashion-mnist``, or that folder itself, with the four idx files, packed (``.gz``) or not.
-        None: the data folder of scikit-learn, see :func:`sklearn.datasets.get_data_home`. "/usr/share/datasets" where
-        Debian's ``dataset-fashion-mnist`` is installed.
+        Folder that holds ``fashion-mnist``, or that folder itself, with the four idx files, compressed (``.gz``) or
+        not. None: the data folder of scikit-learn, see :func:`sklearn.datasets.get_data_home`. Debian's package
+        ``dataset-fashion-mnist`` installs the set in "/usr/share/datasets".
     download : bool, default=False
-        Whether to download the set into ``data_home`` when it is not there. Needs pooch (``skdml[download]``).
+        Whether to download the set into ``data_home`` if it is not there. Needs pooch (``skdml[download]``).
     return_X_y : bool, default=False
         If True, return only ``(data, target)``.
 
     Returns
     -------
     data : :class:`~sklearn.utils.Bunch`
-        With the attributes
+        Object with the attributes
 
         data : ndarray of shape (70000, 28, 28), uint8
             The images.
@@ -596,7 +598,7 @@ def load_fashion_mnist(*, data_home=None, download=False, return_X_y=False) -> B
         train : ndarray of shape (70000,), bool
             True for the images of the 5 classes to train on.
         DESCR : str
-            Content, citation and terms.
+            Content, citation and terms of use.
 
     (data, target) : tuple of ndarray, if ``return_X_y``
         The images and their classes.
@@ -606,9 +608,9 @@ def load_fashion_mnist(*, data_home=None, download=False, return_X_y=False) -> B
     FileNotFoundError
         If files are missing; the message says what to download, from which page, and where to put it.
     ValueError
-        If a file is damaged, or images and classes are not as many as published.
+        If a file is damaged, or the numbers of images and classes are not those published.
     ImportError
-        If a download needs pooch.
+        If a download needs pooch and it is not installed.
     OSError
         If the download fails.
 
@@ -642,8 +644,8 @@ def load_fashion_mnist(*, data_home=None, download=False, return_X_y=False) -> B
 
 
 def find(source, data_home, download):
-    """Return the folder that holds the files of a layout, and that layout; download them if need be and wanted."""
-    # scikit-learn creates the folder: right for its own, not for one that is mistyped.
+    """Return the folder that holds the files of a layout, and that layout, downloading them if missing and wanted."""
+    # get_data_home creates the folder, which is right for the default but not for a mistyped path.
     home = Path(get_data_home() if data_home is None else data_home).expanduser()
     folder = home / source.folder
     for root in (folder, home):
@@ -667,7 +669,7 @@ def _advice(source, home):
 
 
 def _download(source, home):
-    """Fetch the files, check them and put them into their folder under home. Archives are unpacked and removed."""
+    """Download the files, verify them and put them into their folder under home, with archives unpacked."""
     try:
         import pooch
     except ImportError as error:
@@ -680,13 +682,13 @@ def _download(source, home):
         options = {"url": url, "known_hash": f"sha256:{sha256}", "fname": file, "progressbar": True}
         unpack = {".tgz": pooch.Untar, ".zip": pooch.Unzip}.get(Path(file).suffix)
         try:
-            if unpack is None or file in source.layouts[0]:  # read as it is
+            if unpack is None or file in source.layouts[0]:  # read without unpacking
                 pooch.retrieve(path=folder, **options)
                 continue
             if folder.exists():
-                raise FileExistsError(f"{folder} is there, but not complete; move it away first")
+                raise FileExistsError(f"{folder} exists but is not complete; move it away first")
             home.mkdir(parents=True, exist_ok=True)
-            # The folder appears at once and whole, so that one that is there can be trusted.
+            # The folder appears in one step and complete, so that an existing one can be trusted.
             with TemporaryDirectory(dir=home) as unpacked:
                 pooch.retrieve(path=home, processor=unpack(extract_dir=unpacked), **options)
                 os.replace(Path(unpacked, source.folder), folder)
@@ -696,11 +698,11 @@ def _download(source, home):
 
 
 def _bunch(source, root, *, data, target, target_names, split, return_X_y, **more):
-    """Check the labels and return what a loader returns."""
+    """Check the labels and return the result of a loader."""
     if len(target) and (target.min() < 0 or target.max() >= len(target_names)):
         raise ValueError(
             f"{source.name}: the files in {root} name {len(target_names)} classes, but their labels, counted from 0, "
-            f"go from {target.min()} to {target.max()}. {_INTACT}"
+            f"range from {target.min()} to {target.max()}. {_INTACT}"
         )
     check_counts(source, root, target, split)
     if return_X_y:
@@ -717,13 +719,13 @@ def _bunch(source, root, *, data, target, target_names, split, return_X_y, **mor
 
 
 def check_counts(source, root, target, split):
-    """Check that each part holds as many images and classes as were published."""
+    """Check that each part has the published numbers of images and classes."""
     counts = {
         str(part): (int(np.sum(split == part)), len(np.unique(target[split == part]))) for part in np.unique(split)
     }
     if counts != source.counts:
         raise ValueError(
-            f"{source.name}: the files in {root} hold {_in_words(counts) or 'no images'}; published were "
+            f"{source.name}: the files in {root} hold {_in_words(counts) or 'no images'}, but the published set has "
             f"{_in_words({part: source.counts[part] for part in sorted(source.counts)})}. {_INTACT}"
         )
 
@@ -733,14 +735,14 @@ def _in_words(counts):
 
 
 def _halves(target, target_names):
-    """Return the split of the papers: the first half of the classes trains, the second tests."""
+    """Return the split of the papers: the first half of the classes for training, the second for testing."""
     return np.where(target < len(target_names) // 2, "train", "test")
 
 
 def _image_paths(source, folder, names):
-    """Return the paths of the images, all of which are there."""
+    """Return the paths of the images, after checking that all exist."""
     paths = [os.path.join(folder, os.path.normpath(name)) for name in names]
-    # To list the folders is much faster than to ask for each file, above all over a network.
+    # Listing the folders is much faster than checking each file, especially over a network.
     present = set()
     for parent in {os.path.dirname(path) for path in paths}:
         if os.path.isdir(parent):
@@ -748,18 +750,18 @@ def _image_paths(source, folder, names):
     missing = [path for path in paths if path not in present]
     if missing:
         raise FileNotFoundError(
-            f"{source.name}: {len(missing)} of {len(paths)} images are missing, the first one is {missing[0]}. "
+            f"{source.name}: {len(missing)} of {len(paths)} images are missing; the first one is {missing[0]}. "
             f"Unpack the archive of the images again."
         )
     return np.array(paths)
 
 
 def _read_columns(path, *types, skip=0):
-    """Return the columns of a text file with white space between them, as arrays of these types."""
+    """Return the whitespace-separated columns of a text file as arrays of these types."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()[skip:]
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text: {error}. {_INTACT}") from error
+        raise ValueError(f"{path} is not a text file: {error}. {_INTACT}") from error
     rows = []
     for number, line in enumerate(lines, start=skip + 1):
         if not line.strip():
@@ -770,24 +772,24 @@ def _read_columns(path, *types, skip=0):
             needed = " ".join(as_type.__name__ for as_type in types)
             raise ValueError(f"{path}, line {number}: got {line[:80]!r}, need '{needed}'. {_INTACT}") from error
     if not rows:
-        raise ValueError(f"{path} lists nothing. {_INTACT}")
+        raise ValueError(f"{path} has no entries. {_INTACT}")
     return [np.array(column) for column in zip(*rows, strict=True)]
 
 
 def _read_mat(path, variable):
-    """Return an array of a MATLAB file."""
+    """Return an array from a MATLAB file."""
     try:
         return np.atleast_1d(loadmat(path, squeeze_me=True, variable_names=[variable])[variable])
-    except Exception as error:  # scipy has many, down to TypeError
-        raise ValueError(f"{path} is no MATLAB file with {variable!r}: {error}. {_INTACT}") from error
+    except Exception as error:  # scipy raises many types, even TypeError
+        raise ValueError(f"{path} is not a MATLAB file with {variable!r}: {error}. {_INTACT}") from error
 
 
 def _read_car_annotations(path, name_field):
-    """Return names, labels from 1 on and bounding boxes of the images that a file of Cars-196 lists."""
+    """Return the names, labels (from 1) and bounding boxes of the images that a file of Cars-196 lists."""
     annotations = _read_mat(path, "annotations")
     needed = [name_field, "class", "bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2"]
     if not set(needed) <= set(annotations.dtype.names or ()):
-        raise ValueError(f"{path} has the fields {annotations.dtype.names}, need {needed}. {_INTACT}")
+        raise ValueError(f"{path} has the fields {annotations.dtype.names}, but needs {needed}. {_INTACT}")
     names, labels, *bbox = (annotations[field].tolist() for field in needed)
     return names, np.array(labels, dtype=np.int64), np.array(bbox, dtype=np.float64).T
 
@@ -800,7 +802,7 @@ def _read_inshop_boxes(path, names):
     missing = [name for name in names if name not in rows]
     if missing:
         raise ValueError(
-            f"{path} lacks {len(missing)} of {len(names)} images, the first one is {missing[0]}. {_INTACT}"
+            f"{path} lacks {len(missing)} of {len(names)} images; the first one is {missing[0]}. {_INTACT}"
         )
     return np.column_stack(corners)[[rows[name] for name in names]].astype(np.float64)
 
@@ -811,12 +813,12 @@ def _read_idx(path, n_axes):
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             content = file.read()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} is no whole gzip file: {error}. Delete it and download it again.") from error
+        raise ValueError(f"{path} is not a complete gzip file: {error}. Delete it and download it again.") from error
     start = 4 + 4 * n_axes
     shape = np.frombuffer(content[4:start], dtype=">u4").tolist() if len(content) >= start else ()
     if content[:4] != bytes([0, 0, 8, n_axes]) or len(content) != start + math.prod(shape):
         raise ValueError(
-            f"{path} is no whole idx file of bytes with {n_axes} axes: it starts with {content[:4]!r} and has "
+            f"{path} is not a complete idx file of bytes with {n_axes} axes: it starts with {content[:4]!r} and has "
             f"{len(content)} bytes. Delete it and download it again."
         )
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)

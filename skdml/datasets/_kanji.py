@@ -10,12 +10,12 @@ def load_kanji(*, return_X_y=False) -> Bunch | tuple[np.ndarray, np.ndarray]:
     """Load the bundled kanji images, a small retrieval task that needs no download.
 
     300 characters (classes) are drawn in 12 fonts each. Half of the classes are for training and the other half for
-    testing, as in the papers of metric learning: an embedding learns from some characters and has to find the others.
+    testing, as in the metric learning papers: an embedding learns from some characters and has to retrieve the others.
 
     ================   ====================
     classes            300 (150 + 150)
-    samples            3600, 12 a class
-    image              32 x 32, grey, uint8
+    samples            3600, 12 per class
+    image              32 x 32, gray, uint8
     ================   ====================
 
     Parameters
@@ -26,7 +26,7 @@ def load_kanji(*, return_X_y=False) -> Bunch | tuple[np.ndarray, np.ndarray]:
     Returns
     -------
     data : :class:`~sklearn.utils.Bunch`
-        With the attributes
+        Object with the attributes
 
         data : ndarray of shape (3600, 32, 32), uint8
             The images, ink 255 on paper 0.
@@ -43,7 +43,7 @@ def load_kanji(*, return_X_y=False) -> Bunch | tuple[np.ndarray, np.ndarray]:
         fonts : ndarray of shape (12,), str
             The names of the fonts.
         DESCR : str
-            Where the images come from, and the licence of each font.
+            Origin of the images, and the license of each font.
 
     (data, target) : tuple of ndarray, if ``return_X_y``
         The images and their classes.

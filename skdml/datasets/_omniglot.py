@@ -20,7 +20,7 @@ OMNIGLOT = Source(
     counts={"background": (19280, 964), "evaluation": (13180, 659)},
     advice=(
         f"Download python/images_background.zip and python/images_evaluation.zip (16 MB) from {_PAGE} into {{folder}}; "
-        "they may stay packed"
+        "they may stay zipped"
     ),
     description="omniglot.md",
     downloads={
@@ -48,8 +48,8 @@ def load_omniglot(
 ) -> Bunch | tuple[np.ndarray, np.ndarray]:
     """Load Omniglot: 1,623 handwritten characters of 50 alphabets, each drawn by 20 people.
 
-    The defaults, with ``rotations=True``, are the protocol of few-shot learning [1]_, [2]_: images of 28 x 28 pixels,
-    the classes split as by Vinyals et al., and each character turned by 90, 180 and 270 degrees as three more classes.
+    The defaults with ``rotations=True`` are the protocol of few-shot learning [1]_, [2]_: images of 28 x 28 pixels, the
+    split of the classes by Vinyals et al., and each character rotated by 90, 180 and 270 degrees as three more classes.
 
     ================   ======================================
     classes            1,623 (1,028 + 172 + 423)
@@ -65,41 +65,42 @@ def load_omniglot(
         ``images_evaluation.zip`` or with the folders in them. None: the data folder of scikit-learn, see
         :func:`sklearn.datasets.get_data_home`.
     download : bool, default=False
-        Whether to download the set into ``data_home`` when it is not there. Needs pooch (``skdml[download]``).
+        Whether to download the set into ``data_home`` if it is not there. Needs pooch (``skdml[download]``).
     split : {"vinyals", "background"}, default="vinyals"
         "vinyals": 1,028 characters to train on, 172 to validate and 423 to test. "background": the authors' own split,
         964 characters to train on and 659 of other alphabets to test.
     size : int or None, default=28
-        Height and width of the images; >= 1. As in the code of [2]_, a pixel is that of the file at its center, so that
-        the images stay black and white. None: 105, as in the files.
+        Height and width of the images, >= 1. As in the code of [2]_, each pixel is the file's pixel at its center, so
+        that the images stay black and white. None: 105, as in the files.
     rotations : bool, default=False
-        Whether to add the images turned counterclockwise by 90, 180 and 270 degrees, each turn of a character as a
-        class of its own: 129,840 images of 6,492 classes. A character and its turns are in the same part of the split.
+        Whether to add the images rotated counterclockwise by 90, 180 and 270 degrees, each rotation of a character as a
+        separate class: 129,840 images of 6,492 classes. A character and its rotations are in the same part of the
+        split.
     return_X_y : bool, default=False
         If True, return only ``(data, target)``.
 
     Returns
     -------
     data : :class:`~sklearn.utils.Bunch`
-        With the attributes
+        Object with the attributes
 
         data : ndarray of shape (32460, size, size) or (129840, size, size), uint8
             The images, ink 255 on paper 0 as in :func:`load_kanji` and in the code of [2]_; the files have black ink on
-            white paper. The 20 images of a class follow each other; all images at 90 degrees follow those at 0 degrees,
+            white paper. The 20 images of a class are consecutive; all images at 90 degrees follow those at 0 degrees,
             and so on.
         images : ndarray of the same shape, uint8
             The same array.
         target : ndarray of shape (32460,) or (129840,), int64
             The class of each image, in 0..1622 or 0..6491.
         target_names : ndarray of shape (1623,) or (6492,), str
-            Alphabet and number of each character, as "Greek/character01"; with ``rotations`` also its turn, as
-            "Greek/character01/rot090".
+            Alphabet and number of each character, such as "Greek/character01"; with ``rotations``, also its rotation,
+            such as "Greek/character01/rot090".
         split : ndarray of shape (32460,) or (129840,), str
             "train", "val" or "test".
         train : ndarray of shape (32460,) or (129840,), bool
             True for the images of the "train" part. The papers' final models are trained on ``split != "test"``.
         DESCR : str
-            Content, citation and terms.
+            Content, citation and terms of use.
 
     (data, target) : tuple of ndarray, if ``return_X_y``
         The images and their classes.
@@ -109,11 +110,12 @@ def load_omniglot(
     FileNotFoundError
         If files are missing; the message says what to download, from which page, and where to put it.
     ValueError
-        If ``split`` or ``size`` is out of range, a file is damaged, or images and classes are not as many as published.
+        If ``split`` or ``size`` is out of range, a file is damaged, or the numbers of images and classes are not those
+        published.
     TypeError
         If ``size`` is not an integer.
     ImportError
-        If a download needs pooch.
+        If a download needs pooch and it is not installed.
     OSError
         If the download fails.
 
@@ -166,7 +168,7 @@ def load_omniglot(
 
 
 def _read_files(path):
-    """Return the content of the image files in a folder or a zip file, by names as "Greek/character01/0394_01.png"."""
+    """Return the contents of the images in a folder or zip file, by names such as "Greek/character01/0394_01.png"."""
     if path.is_dir():
         return {file.relative_to(path).as_posix(): file.read_bytes() for file in path.glob("*/*/*.png")}
     folder = f"{path.stem}/"
@@ -178,7 +180,7 @@ def _read_files(path):
                 if name.startswith(folder) and name.endswith(".png")
             }
     except (BadZipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is no whole zip file: {error}. Delete it and download it again.") from error
+        raise ValueError(f"{path} is not a complete zip file: {error}. Delete it and download it again.") from error
 
 
 def _decode(root, name, content, size):
@@ -188,13 +190,13 @@ def _decode(root, name, content, size):
             if image.size != (_SIDE, _SIDE):
                 raise ValueError(f"it has {image.width} x {image.height} pixels, not {_SIDE} x {_SIDE}")
             gray = image.resize((size, size), Image.Resampling.NEAREST).convert("L")
-    except Exception as error:  # Pillow raises whatever a broken file makes it
+    except Exception as error:  # on broken files, Pillow raises exceptions of any type
         raise ValueError(f"{name} in {root} is not as published: {error}. Unpack or download it again.") from error
     return 255 - np.asarray(gray)
 
 
 def _vinyals_part(name):
-    """Return the part of a character, as "Greek/character01", in the split of Vinyals et al."""
+    """Return the part of a character, such as "Greek/character01", in the split of Vinyals et al."""
     alphabet = name.partition("/")[0]
     if alphabet in _VAL_ALPHABETS:
         return "val"

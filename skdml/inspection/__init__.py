@@ -1,4 +1,4 @@
-"""Pictures of embeddings, of what they retrieve and of how losses weigh pairs."""
+"""Plots of embeddings, of what they retrieve and of how losses weigh pairs."""
 
 from ._centers import CentersDisplay
 from ._embedding import EmbeddingDisplay

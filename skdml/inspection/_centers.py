@@ -1,4 +1,4 @@
-"""The centers that SoftTriple learned."""
+"""Plot of the centers that SoftTriple learned."""
 
 from numbers import Integral
 from typing import Self
@@ -28,36 +28,36 @@ from ._drawing import (
 class CentersDisplay:
     """The distinct centers of some classes, and the samples nearest to each.
 
-    A row is a class, and a group of tiles in it a center: the samples of the class that are nearest to it. The number
-    above is that of the samples whose nearest center it is; the frame of a sample that is nearer to another center is
-    dotted. Centers closer than 0.1 count as one, as in ``SoftTripleEmbedder.n_centers_per_class_``.
+    Each row is a class, and each group of tiles in it is a center: the samples of the class that are nearest to it. The
+    number above counts the samples whose nearest center it is; the frame of a sample that is nearer to another center
+    is dotted. Centers closer than 0.1 count as one, as in ``SoftTripleEmbedder.n_centers_per_class_``.
 
-    It is recommended to use `from_estimator` or `from_embeddings` to make one. See :doc:`/inspection` for how to read
-    the picture.
+    It is recommended to use `from_estimator` or `from_embeddings` to create one. See :doc:`/inspection` for how to read
+    the plot.
 
     Parameters
     ----------
     classes : list of shape (n_classes,)
         The classes shown.
     sizes : list of n_classes lists of int
-        For each distinct center of a class the number of samples whose nearest center it is, the largest first.
+        For each distinct center of a class, the number of samples whose nearest center it is, largest first.
     is_own : list of n_classes lists of ndarray of shape (n_samples,)
-        Whether a sample shown beside a center has no nearer one.
+        Whether each sample shown for a center has no nearer center.
     tiles : list of n_classes lists of lists of ndarray or str
-        What these samples look like: an image, uint8 of shape (H, W) or (H, W, C), or a text.
+        How these samples are shown: an image, uint8 of shape (H, W) or (H, W, C), or a text.
     name : str or None, default=None
         The title.
 
     Attributes
     ----------
     ax_ : matplotlib Axes
-        With the picture.
+        Axes with the plot.
     figure_ : matplotlib Figure
-        With the axes.
+        Figure that contains the axes.
 
     See Also
     --------
-    skdml.SoftTripleEmbedder : Learns several centers a class.
+    skdml.SoftTripleEmbedder : Learns several centers per class.
 
     Examples
     --------
@@ -85,20 +85,20 @@ class CentersDisplay:
         Parameters
         ----------
         estimator : fitted SoftTripleEmbedder or Pipeline that ends in one
-            Whose centers are shown.
+            Estimator whose centers are shown.
         X : array-like of shape (n_samples, ...)
-            Anything that ``estimator.transform`` takes, such as the training data. Images and image files are shown,
-            other samples by their rows.
+            Anything that ``estimator.transform`` takes, such as the training data. Images and image files are shown;
+            other samples are shown by their row numbers.
         y : array-like of shape (n_samples,)
-            Class of each sample. Those that were not in the training data have no centers and are left out.
+            Class of each sample. Classes that were not in the training data have no centers and are left out.
         classes : int or sequence, default=6
-            The classes to show; or how many to draw at random, all if they are fewer.
+            The classes to show, or how many to draw at random; all if there are fewer.
         n_samples : int, default=2
-            Samples a center, >= 1; all of the class if they are fewer.
+            Samples per center, >= 1; all of the class if there are fewer.
         random_state : int, RandomState instance or None, default=None
             Seeds the draw.
         name : str or None, default=None
-            The title. None: the class of the estimator.
+            The title. None: the class name of the estimator.
         ax : matplotlib Axes or None, default=None
             Axes to plot on. None: a new figure.
 
@@ -110,7 +110,7 @@ class CentersDisplay:
         Raises
         ------
         TypeError
-            If the estimator is no SoftTripleEmbedder.
+            If the estimator is not a SoftTripleEmbedder.
         ValueError
             If a class has no centers or no samples, and as for `from_embeddings`.
         """
@@ -118,7 +118,7 @@ class CentersDisplay:
         check_is_fitted(embedder)
         if not hasattr(embedder, "centers_"):
             raise TypeError(
-                f"{type(embedder).__name__} has no centers_. Pass a fitted SoftTripleEmbedder, or centers of your own "
+                f"{type(embedder).__name__} has no centers_. Pass a fitted SoftTripleEmbedder, or your own centers "
                 "to from_embeddings."
             )
         centers = dict(zip(embedder.classes_.tolist(), embedder.centers_, strict=True))
@@ -126,14 +126,14 @@ class CentersDisplay:
             both = np.intersect1d(embedder.classes_, y)
             if classes < 1 or len(both) == 0:
                 raise ValueError(
-                    f"There must be classes to show: at least 1, got {classes}, and with centers: y shares "
-                    f"{len(both)} classes with the training data, which has the {len(centers)} that have centers."
+                    f"There are no classes to show: classes={classes} must be at least 1, and y shares {len(both)} "
+                    f"classes with the training data, whose {len(centers)} classes have centers."
                 )
             rng = check_random_state(random_state)
             classes = np.sort(rng.choice(both, min(classes, len(both)), replace=False)).tolist()
         unknown = [label for label in classes if label not in centers]
         if unknown:
-            raise ValueError(f"The classes {unknown!r} were not in the training data, so that they have no centers.")
+            raise ValueError(f"The classes {unknown!r} were not in the training data, so they have no centers.")
         return cls.from_embeddings(
             embed(estimator, X),
             y,
@@ -153,7 +153,7 @@ class CentersDisplay:
         Parameters
         ----------
         embeddings : array-like of shape (n_samples, n_components)
-            They and the centers are compared by cosine.
+            Embeddings, compared with the centers by cosine.
         y : array-like of shape (n_samples,)
             Class of each row.
         centers : dict of class to array-like of shape (n_centers, n_components)
@@ -162,9 +162,9 @@ class CentersDisplay:
             uint8 (n, H, W) or (n, H, W, C); float (n, C, H, W), each stretched to its own range; or paths of image
             files, of which only those shown are opened.
         texts : sequence of str or None, default=None
-            Shown with the class where there are no images, such as a title. None: the number of the row.
+            Texts such as titles, shown with the class if there are no images. None: the row numbers.
         n_samples : int, default=2
-            Samples a center, >= 1; all of the class if they are fewer.
+            Samples per center, >= 1; all of the class if there are fewer.
         name : str or None, default=None
             The title.
         ax : matplotlib Axes or None, default=None
@@ -178,8 +178,8 @@ class CentersDisplay:
         Raises
         ------
         ValueError
-            If lengths do not fit together, a value is not finite, images are of another kind, ``n_samples`` is below 1,
-            there is no class, or a class has no samples or centers of another dimension.
+            If the lengths differ, a value is not finite, the images are of an unsupported kind, ``n_samples`` < 1,
+            there is no class, or a class has no samples or has centers of another dimension.
         """
         images = check_images(images)
         Z, y = check_embeddings(embeddings, y, images=images, texts=texts)
@@ -224,7 +224,7 @@ class CentersDisplay:
         CentersDisplay
             The display itself, with ``ax_`` and ``figure_``.
         """
-        gap, height = 0.35, 1.3  # between groups; of a row with the numbers above its tiles
+        gap, height = 0.35, 1.3  # between groups; of a row including the numbers above its tiles
         n_columns = max(sum(len(group) + gap for group in groups) - gap for groups in self.tiles)
         has_texts = isinstance(self.tiles[0][0][0], str)
         if ax is None:
@@ -250,7 +250,7 @@ class CentersDisplay:
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
         ax.set_xlabel(
-            "group: the samples most similar to a center\nnumber: samples of which it is the nearest center\n"
+            "group: the samples most similar to a center\nnumber: samples whose nearest center it is\n"
             "dotted: another center is nearer" + "\nno images: names and classes" * has_texts,
             loc="right",
         )

@@ -1,7 +1,7 @@
-"""What the displays share: colors, axes, and the tile that stands for a sample.
+"""Shared parts of the displays: colors, axes, and the tile that represents a sample.
 
-A tile is an image, as matplotlib's imshow takes it, or a text. It is a square of side 1 in data units, and so are the
-letters and marks on it: they keep their places at any size of the figure.
+A tile is an image, as matplotlib's imshow takes it, or a text. It is a square with side 1 in data units, in which the
+letters and marks on it are measured too, so that they keep their places at any size of the figure.
 """
 
 import os
@@ -12,17 +12,17 @@ from scipy import sparse
 
 from .._data.files import decode
 
-COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe and Ito: for all eyes
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe-Ito, color-blind safe
 LINE_STYLES = ["-", "--", "-.", ":"]
-MARKERS = ["o", "s", "^", "v", "D", "P", "X", "*"]  # more than colors, and coprime: 56 pairs before one comes again
+MARKERS = ["o", "s", "^", "v", "D", "P", "X", "*"]  # 8 markers, coprime to 7 colors: 56 pairs before one repeats
 
-# Outlines of the marks, in a square from -1 to 1: not every font has them.
+# Outlines of the marks, in a square from -1 to 1, as not every font has these marks.
 _TICK = [(-0.8, 0.0), (-0.55, 0.25), (-0.25, -0.1), (0.55, 0.7), (0.8, 0.45), (-0.25, -0.6)]
 _CROSS = [
     (0, 0.25), (0.45, 0.7), (0.7, 0.45), (0.25, 0), (0.7, -0.45), (0.45, -0.7),
     (0, -0.25), (-0.45, -0.7), (-0.7, -0.45), (-0.25, 0), (-0.7, 0.45), (-0.45, 0.7),
 ]  # fmt: skip
-_SHORTER_SIDE = 128  # of an image file, in pixels: what a tile shows
+_SHORTER_SIDE = 128  # of an image file in a tile, in pixels
 
 
 def new_axes(display, figsize=None):
@@ -30,7 +30,7 @@ def new_axes(display, figsize=None):
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise ImportError(f"{type(display).__name__} draws with matplotlib: pip install 'skdml[plot]'.") from error
+        raise ImportError(f"{type(display).__name__} needs matplotlib: pip install 'skdml[plot]'.") from error
     return plt.subplots(figsize=figsize, layout="compressed")[1]
 
 
@@ -38,8 +38,8 @@ def embed(estimator, X):
     """Return the estimator's embeddings of X."""
     if not hasattr(estimator, "transform"):
         raise TypeError(
-            f"A display of embeddings needs an estimator with transform, got {type(estimator).__name__}. Of a pipeline "
-            "that ends in a classifier, pass the steps before it: pipeline[:-1]."
+            f"A display of embeddings needs an estimator with transform, got {type(estimator).__name__}. If a pipeline "
+            "ends in a classifier, pass the steps before it: pipeline[:-1]."
         )
     return estimator.transform(X)
 
@@ -50,18 +50,18 @@ def last_step(estimator):
 
 
 def check_embeddings(embeddings, y, **others):
-    """Return embeddings (n, D) and y (n,) as arrays; the others must have length n, or be None."""
+    """Return embeddings (n, D) and y (n,) as arrays; the others must have length n or be None."""
     Z, y = _as_array(embeddings), _as_array(y)
     if Z.ndim != 2 or 0 in Z.shape or Z.dtype.kind not in "fiu" or not np.isfinite(Z).all():
         raise ValueError(
-            "embeddings must be a dense array (n_samples, n_components) of finite numbers, at least one sample; got "
-            f"shape {Z.shape} and dtype {Z.dtype}. Pass the output of transform."
+            "embeddings must be a dense array (n_samples, n_components) of finite numbers, with at least one sample; "
+            f"got shape {Z.shape} and dtype {Z.dtype}. Pass the output of transform."
         )
     if y.ndim != 1:
-        raise ValueError(f"y must hold one class label a sample, shape (n_samples,); got shape {y.shape}.")
+        raise ValueError(f"y must hold one class label per sample, shape (n_samples,); got shape {y.shape}.")
     for name, sequence in {"y": y, **others}.items():
         if sequence is not None and len(sequence) != len(Z):
-            raise ValueError(f"{name} must hold an entry for each of the {len(Z)} embeddings, got {len(sequence)}.")
+            raise ValueError(f"{name} must hold one entry for each of the {len(Z)} embeddings, got {len(sequence)}.")
     return Z, y
 
 
@@ -70,7 +70,7 @@ def _as_array(a):
 
 
 def find_images(X):
-    """Return X as an array of images or of paths of image files, or None if it is no such thing."""
+    """Return X as an array of images or of paths of image files, or None if it is neither."""
     if sparse.issparse(X):
         return None
     X = _as_array(X)
@@ -83,7 +83,7 @@ def find_images(X):
 
 
 def check_images(images):
-    """Return what a caller gave as images, as an array."""
+    """Return the images that a caller passed as an array."""
     if images is None:
         return None
     found = find_images(images)
@@ -103,9 +103,9 @@ def make_tiles(rows, y, images=None, texts=None):
     rows : sequence of int
     y : ndarray of shape (n_samples,)
     images : ndarray or None
-        As `find_images` gives it. None: the tiles are texts.
+        As `find_images` returns them. None: the tiles are texts.
     texts : sequence of length n_samples or None
-        None: the numbers of the rows.
+        None: the row numbers.
 
     Returns
     -------
@@ -120,22 +120,22 @@ def make_tiles(rows, y, images=None, texts=None):
 
 
 def class_name(label, width=12):
-    """Return a short name of a class, in two lines of so many letters at most."""
+    """Return a short name of a class, in at most two lines of ``width`` letters."""
     return _shorten(label if isinstance(label, str) else f"class {label}", 2, width)
 
 
 def legend_label(text):
-    """Return the text as matplotlib shows it: it leaves out what begins with an underscore."""
+    """Return the text so that matplotlib shows it, which leaves out labels that begin with an underscore."""
     return f" {text}" if text is not None and text.startswith("_") else text
 
 
 def _shorten(text, n_lines, width=12):
     text = "\n".join(textwrap.wrap(str(text), width=width, max_lines=n_lines, placeholder=" …"))
-    return text.replace("$", r"\$")  # else what stands between two is a formula
+    return text.replace("$", r"\$")  # otherwise text between two of them is a formula
 
 
 def _stretch(image):
-    """Return a float image (C, H, W) of any scale as uint8 (H, W, C), its lowest number black."""
+    """Return a float image (C, H, W) of any scale as uint8 (H, W, C), with its lowest value black."""
     low, high = image.min(), image.max()
     return np.moveaxis((image - low) / (high - low or 1) * 255, 0, -1).round().astype(np.uint8)
 
@@ -173,7 +173,7 @@ def draw_mark(ax, x, y, is_correct, color):
 
 
 def draw_text(ax, x, y, text, *, letter=0.12, width):
-    """Write lines centered on (x, y), letters as large as said, or smaller where a line would be wider than `width`."""
+    """Write lines centered on (x, y), with letters of size `letter`, or smaller if a line is wider than `width`."""
     from matplotlib.patches import PathPatch
     from matplotlib.textpath import TextPath
     from matplotlib.transforms import Affine2D
@@ -185,10 +185,10 @@ def draw_text(ax, x, y, text, *, letter=0.12, width):
         scale = min(letter / 100, width / (right - left))
         middle = y + 1.3 * letter * ((len(lines) - 1) / 2 - i)
         place = Affine2D().translate(-(left + right) / 2, -37).scale(scale).translate(x, middle)
-        # No add_patch: it would look through every curve for the limits of the axes.
+        # Not add_patch, which would go through every curve to find the limits of the axes.
         ax.add_artist(PathPatch(path, color="black", linewidth=0, transform=place + ax.transData, zorder=3))
 
 
 def set_view(ax, low, high):
-    """Show the data from one corner (x, y) to the other, x and y on one scale, without ticks."""
+    """Show the data from one corner (x, y) to the other, with x and y on the same scale and without ticks."""
     ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[], aspect="equal")

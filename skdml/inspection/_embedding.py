@@ -28,21 +28,21 @@ _THUMBNAILS_A_SIDE = 20
 class EmbeddingDisplay:
     """A map of embeddings by t-SNE, with thumbnails where the samples are images.
 
-    A dot is a sample; its color and marker stand for its class. Thumbnails cover some of the dots, where there is room.
+    Each dot is a sample; its color and marker show its class. Thumbnails cover some of the dots, where there is room.
 
-    It is recommended to use `from_estimator` or `from_embeddings` to make one. See :doc:`/inspection` for how to read
-    the picture.
+    It is recommended to use `from_estimator` or `from_embeddings` to create one. See :doc:`/inspection` for how to read
+    the plot.
 
     Parameters
     ----------
     points : ndarray of shape (n_points, 2)
-        The places on the map.
+        Positions on the map.
     y : ndarray of shape (n_points,)
-        The class of each.
+        Class of each point.
     rows : ndarray of shape (n_points,)
-        Which samples these are.
+        Row of each point in the data.
     thumbnails : dict of int to ndarray, default=None
-        Images, uint8 of shape (H, W) or (H, W, C), of some of the points, by their places in ``points``. None: there
+        Images, uint8 of shape (H, W) or (H, W, C), of some of the points, by their indices in ``points``. None: there
         are no images.
     name : str or None, default=None
         The title.
@@ -50,13 +50,14 @@ class EmbeddingDisplay:
     Attributes
     ----------
     ax_ : matplotlib Axes
-        With the map.
+        Axes with the map.
     figure_ : matplotlib Figure
-        With the axes.
+        Figure that contains the axes.
 
     Notes
     -----
-    t-SNE keeps neighborhoods [1]_. Distances between groups, their sizes and densities on the map mean nothing.
+    t-SNE preserves neighborhoods [1]_. Distances between groups, their sizes and their densities on the map mean
+    nothing.
 
     References
     ----------
@@ -85,9 +86,9 @@ class EmbeddingDisplay:
         Parameters
         ----------
         estimator : fitted transformer or Pipeline that ends in one
-            What is looked at.
+            Estimator whose embeddings are shown.
         X : array-like of shape (n_samples, ...)
-            Anything that ``estimator.transform`` takes. Images and image files make thumbnails.
+            Anything that ``estimator.transform`` takes. Images and image files are shown as thumbnails.
         y : array-like of shape (n_samples,)
             Class of each sample.
         subsample : int or None, default=1000
@@ -95,7 +96,7 @@ class EmbeddingDisplay:
         random_state : int, RandomState instance or None, default=None
             Seeds the draw, the choice of the thumbnails and t-SNE.
         name : str or None, default=None
-            The title. None: the class of the estimator.
+            The title. None: the class name of the estimator.
         ax : matplotlib Axes or None, default=None
             Axes to plot on. None: a new figure.
 
@@ -135,7 +136,7 @@ class EmbeddingDisplay:
             Class of each row.
         images : array-like of shape (n_samples, ...) or None, default=None
             uint8 (n, H, W) or (n, H, W, C); float (n, C, H, W), each stretched to its own range; or paths of image
-            files, of which only those shown are opened. None: dots alone.
+            files, of which only those shown are opened. None: only dots.
         metric : {"cosine", "euclidean"}, default="cosine"
             How t-SNE compares the rows.
         subsample : int or None, default=1000
@@ -155,12 +156,12 @@ class EmbeddingDisplay:
         Raises
         ------
         ValueError
-            If lengths do not fit together, a value is not finite, images are of another kind, there are fewer than 4
+            If the lengths differ, a value is not finite, the images are of an unsupported kind, there are fewer than 4
             samples or 2 components, or all embeddings are equal.
 
         Notes
         -----
-        The perplexity of t-SNE is 30, and a third of the number of samples where they are fewer than 90.
+        The perplexity of t-SNE is 30, or a third of the number of samples if there are fewer than 90.
         """
         images = check_images(images)
         Z, y = check_embeddings(embeddings, y, images=images)
@@ -169,11 +170,11 @@ class EmbeddingDisplay:
             raise ValueError(f"A map needs at least 4 samples and 2 components; got {n} and {Z.shape[1]}.")
         rng = check_random_state(random_state)
         rows = rng.permutation(len(Z))[:n]
-        Z = Z[rows] / (np.abs(Z).max() or 1)  # t-SNE does not depend on the scale, its rounding does
+        Z = Z[rows] / (np.abs(Z).max() or 1)  # t-SNE does not depend on the scale, but its rounding does
         if np.ptp(Z, axis=0).max() < 1e-6:
             raise ValueError(
-                "The embeddings are all equal, so that there is nothing to map: the network has collapsed. Look at the "
-                "loss (HistoryDisplay), and train with a lower learning_rate."
+                "The embeddings are all equal, so there is nothing to map: the network has collapsed. Look at the loss "
+                "(HistoryDisplay), and train with a lower learning_rate."
             )
         tsne = TSNE(metric=metric, perplexity=min(30, n / 3), random_state=rng)
         points = tsne.fit_transform(Z.astype(np.float32))
@@ -224,7 +225,7 @@ class EmbeddingDisplay:
 
 
 def _spread(points, side):
-    """Return the places of points whose squares do not overlap, the first ones first."""
+    """Return the indices of points whose squares do not overlap, chosen in the order of the points."""
     chosen = []
     for i, point in enumerate(points):
         if not chosen or np.abs(points[chosen] - point).max(axis=1).min() >= side:

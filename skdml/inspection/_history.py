@@ -1,4 +1,4 @@
-"""What a fit recorded, over the epochs."""
+"""Plot of the history of a fit over its epochs."""
 
 from numbers import Real
 from typing import Self
@@ -16,28 +16,28 @@ _LABELS = {
 
 
 class HistoryDisplay:
-    """A measure of the training over its epochs.
+    """A training measure over the epochs.
 
-    Each further display on the same axes takes another color and line style. A circle marks the epoch with the highest
-    validation Recall@1 where there was early stopping.
+    Each further display on the same axes takes another color and line style. With early stopping, a circle marks the
+    epoch with the highest validation Recall@1.
 
-    It is recommended to use `from_estimator` to make one. See :doc:`/inspection` for how to read the picture.
+    It is recommended to use `from_estimator` to create one. See :doc:`/inspection` for how to read the plot.
 
     Parameters
     ----------
     history : list of dict
-        One an epoch, as ``history_`` of an embedder: "epoch", and the measure.
+        One dict per epoch, as in ``history_`` of an embedder: "epoch", and the measure.
     measure : str, default="loss"
-        What to show: "loss", "validation_recall_at_1", or another key of the history.
+        Measure to show: "loss", "validation_recall_at_1", or another key of the history.
     name : str or None, default=None
-        What the legend calls the line. None: no legend.
+        Name of the line in the legend. None: no legend.
 
     Attributes
     ----------
     ax_ : matplotlib Axes
-        With the curve.
+        Axes with the curve.
     figure_ : matplotlib Figure
-        With the axes.
+        Figure that contains the axes.
     line_ : matplotlib Line2D
         The curve.
 
@@ -64,12 +64,12 @@ class HistoryDisplay:
         Parameters
         ----------
         estimator : fitted embedder or Pipeline that ends in one
-            Whose ``history_`` is shown.
+            Estimator whose ``history_`` is shown.
         measure : str, default="loss"
-            What to show: "loss"; "validation_recall_at_1", with ``early_stopping``; or another key of the history, such
-            as what a callback recorded.
+            Measure to show: "loss"; "validation_recall_at_1", with ``early_stopping``; or another key of the history,
+            such as one that a callback recorded.
         name : str or None, default=None
-            What the legend calls the line. None: the class of the embedder.
+            Name of the line in the legend. None: the class name of the embedder.
         ax : matplotlib Axes or None, default=None
             Axes to plot on. None: a new figure.
 
@@ -81,7 +81,7 @@ class HistoryDisplay:
         Raises
         ------
         TypeError
-            If the estimator records no history.
+            If the estimator has no history.
         ValueError
             If the history does not hold the measure.
         """
@@ -121,7 +121,7 @@ class HistoryDisplay:
         i = len(ax.lines)
         color = COLORS[i % len(COLORS)]
         epochs = [epoch["epoch"] for epoch in self.history]
-        values = [epoch.get(self.measure, np.nan) for epoch in self.history]  # a warm start may record something else
+        values = [epoch.get(self.measure, np.nan) for epoch in self.history]  # a warm start may record other measures
         style = {"color": color, "marker": "o" if len(epochs) == 1 else None, "label": legend_label(self.name)}
         (self.line_,) = ax.plot(epochs, values, LINE_STYLES[i % len(LINE_STYLES)], **style)
         recall = [epoch.get("validation_recall_at_1", np.nan) for epoch in self.history]

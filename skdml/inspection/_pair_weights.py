@@ -19,44 +19,44 @@ def pair_weights(loss, embeddings, y) -> torch.Tensor | np.ndarray:
 
     .. math:: w_{ij} = (1 - 2 I_{ij})\, B\, \frac{\partial \ell}{\partial s_{ij}}
 
-    I is 1 for a pair of one class and 0 for one of two. The rows are anchors: :math:`s_{ij}` and :math:`s_{ji}` are
-    separate variables of the loss. A step of gradient descent on :math:`\frac1B \sum_{ij} (1 - 2 I_{ij}) w_{ij}
-    s_{ij}` with constant weights is one on the loss.
+    I is 1 for a pair from one class and 0 for a pair from two. The rows are anchors: :math:`s_{ij}` and :math:`s_{ji}`
+    are separate variables of the loss. A step of gradient descent on :math:`\frac1B \sum_{ij} (1 - 2 I_{ij}) w_{ij}
+    s_{ij}` with constant weights is also a step on the loss.
 
     Parameters
     ----------
     loss : PairLoss, or loss of pytorch-metric-learning
-        A loss of :mod:`skdml.losses` over pairs, as RAWLoss. Or one of pytorch-metric-learning, with a distance that is
-        a similarity, or an LpDistance with p=2, of any power, and that compares the samples of a batch.
+        A loss over pairs from :mod:`skdml.losses`, such as RAWLoss; or a loss of pytorch-metric-learning that compares
+        the samples of a batch, with a distance that is a similarity or an LpDistance with p=2 and any power.
     embeddings : tensor or array-like of shape (B, D)
-        The batch; unit rows expected, as by the loss.
+        The batch, with rows of unit length, as the loss expects.
     y : tensor or array-like of shape (B,)
         The class of each row.
 
     Returns
     -------
     tensor or ndarray of shape (B, B)
-        The weights, of the kind of ``embeddings``. Positive where the loss pulls positives or pushes negatives, which
-        not every loss always does. Zero on the diagonal and for pairs that do not count. Detached from the graph.
+        The weights, of the same type as ``embeddings``. Positive where the loss pulls positives or pushes negatives,
+        which not every loss always does. Zero on the diagonal and for pairs that do not count. Detached from the graph.
 
     Raises
     ------
     TypeError
-        If the loss is no function of the similarities of pairs, or its distance is not one of those above.
+        If the loss is not a function of the similarities of pairs, or its distance is not one of those above.
     ValueError
         If the shapes are not (B, D) and (B,).
 
     Notes
     -----
-    Losses of distances are differentiated in :math:`s = 1 - d^2 / 2`, for unit rows the dot product.
+    Losses of distances are differentiated with respect to :math:`s = 1 - d^2 / 2`, the dot product of unit rows.
 
-    Theorem 3.1 of [1]_ has a factor 1/2, because :math:`s_{ij}` and :math:`s_{ji}` are one variable there, in which the
-    derivative is the sum of both. The mean of this matrix and its transpose is B times that weight. The weights that
-    the paper prints, Eqs. (6), (8), (10), (11) and (13) to (16), are these, per anchor.
+    Theorem 3.1 of [1]_ has a factor 1/2, because :math:`s_{ij}` and :math:`s_{ji}` are one variable there, for which
+    the derivative is the sum of both. The mean of this matrix and its transpose is B times that weight. The weights in
+    Eqs. (6), (8), (10), (11) and (13) to (16) of the paper are these, per anchor.
 
-    The factor B takes back the mean over the anchors. Where a loss divides by another number (of triplets, of active
-    pairs), the weights keep B over this number as a factor. A rule of ``mining`` that draws gives other weights at
-    each call.
+    The factor B cancels the mean over the anchors. If a loss divides by another number (of triplets or active pairs),
+    the weights keep the factor B over this number. If the ``mining`` rule draws at random, the weights differ from call
+    to call.
 
     References
     ----------
@@ -86,8 +86,8 @@ def pair_weights(loss, embeddings, y) -> torch.Tensor | np.ndarray:
         gradient = _foreign_gradient(loss, x, y)
     else:
         raise TypeError(
-            f"{type(loss).__name__} is no function of the similarities of pairs, so that it weighs none. Pass a loss "
-            "of skdml.losses over pairs, such as RAWLoss(), or one of pytorch-metric-learning that has a distance."
+            f"{type(loss).__name__} is not a function of the similarities of pairs, so pairs have no weights. Pass a "
+            "loss over pairs from skdml.losses, such as RAWLoss(), or one of pytorch-metric-learning with a distance."
         )
     weights = len(y) * torch.where(y[:, None] == y, -gradient, gradient)
     weights = weights.fill_diagonal_(0) + 0.0  # no -0.0
@@ -95,7 +95,7 @@ def pair_weights(loss, embeddings, y) -> torch.Tensor | np.ndarray:
 
 
 def _gradient(loss, x, y):
-    """Return the gradient (B, B) of a PairLoss in the similarities."""
+    """Return the gradient (B, B) of a PairLoss with respect to the similarities."""
     if len(y) == 0:
         return x.new_zeros(0, 0)
     S = loss._similarities(x).detach().requires_grad_()
@@ -106,7 +106,7 @@ def _gradient(loss, x, y):
 
 
 def _foreign_gradient(loss, x, y):
-    """Return the gradient (B, B) of a loss of pytorch-metric-learning in the similarities."""
+    """Return the gradient (B, B) of a loss of pytorch-metric-learning with respect to the similarities."""
     name, distance = type(loss).__name__, loss.distance
     power = getattr(distance, "power", 1)
     is_similarity = getattr(distance, "is_inverted", False) and power == 1
@@ -115,8 +115,8 @@ def _foreign_gradient(loss, x, y):
     )
     if not is_similarity and not is_euclidean:
         raise TypeError(
-            f"The weights of {name} are not known: its distance is {distance!r}. It must be a similarity, such as "
-            "CosineSimilarity(), or LpDistance(p=2)."
+            f"The distance of {name} is {distance!r}, but it must be a similarity, such as CosineSimilarity(), or "
+            "LpDistance(p=2)."
         )
     leaves = []
 
@@ -124,7 +124,7 @@ def _foreign_gradient(loss, x, y):
         rows, columns = args[0], args[-1] if args[-1] is not None else args[0]
         if rows.shape != x.shape or not rows.equal(columns):
             raise TypeError(
-                f"{name} compares {len(rows)} rows to {len(columns)} others, where pair_weights needs a loss that "
+                f"{name} compares {len(rows)} rows to {len(columns)} others, but pair_weights needs a loss that "
                 "compares the samples of a batch with one another."
             )
         leaves.append(output.detach().requires_grad_())
@@ -135,24 +135,24 @@ def _foreign_gradient(loss, x, y):
     with torch.enable_grad():
         value = loss(x.clone().requires_grad_(), y)
     if len(leaves) != 1:
-        raise TypeError(f"{name} must ask its distance once for the matrix of all pairs; it did {len(leaves)} times.")
+        raise TypeError(f"{name} must compute its distance once, for all pairs; it did so {len(leaves)} times.")
     (gradient,) = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
     if is_similarity:
         return gradient
     d = leaves[0].detach() ** (1 / power)
-    # The value was d^power with d = sqrt(2 - 2 s), whose derivative in s is -power d^(power - 2); at d = 0 it has none.
+    # The value was d^power with d = sqrt(2 - 2 s). Its derivative in s is -power d^(power - 2), and undefined at d = 0.
     slope = torch.where(d > 0, -power * torch.where(d > 0, d, 1) ** (power - 2), -2.0 if power == 2 else 0.0)
     return gradient * slope
 
 
 class PairWeightDisplay:
-    """The weight of a pair against its similarity.
+    """The weight of a pair as a function of its similarity.
 
     One anchor has some positives and negatives of fixed similarities. The similarity of one more sample varies, and
-    with it the weight of its pair with the anchor: solid where that sample is a positive, dotted where it is a
-    negative. The samples are unit vectors, each with a direction of its own beside its component along the anchor.
+    with it the weight of its pair with the anchor: the curve is solid if that sample is a positive and dotted if it is
+    a negative. The samples are unit vectors, each with its own direction apart from its component along the anchor.
 
-    It is recommended to use `from_loss` to make one. See :doc:`/inspection` for how to read the picture.
+    It is recommended to use `from_loss` to create one. See :doc:`/inspection` for how to read the plot.
 
     Parameters
     ----------
@@ -161,14 +161,14 @@ class PairWeightDisplay:
     positive_weights, negative_weights : ndarray of shape (n_points,)
         Its weights, as a positive and as a negative pair.
     name : str or None, default=None
-        What the legend calls the loss.
+        Name of the loss in the legend.
 
     Attributes
     ----------
     ax_ : matplotlib Axes
-        With the curves.
+        Axes with the curves.
     figure_ : matplotlib Figure
-        With the axes.
+        Figure that contains the axes.
     lines_ : list of matplotlib Line2D
         The curve of the positive pair and that of the negative pair.
 
@@ -205,9 +205,9 @@ class PairWeightDisplay:
         negatives : sequence of float, default=(0.4, 0.6)
             Similarities of its other negatives, all of one class.
         n_points : int, default=201
-            How many similarities from -1 to 1 to compute.
+            Number of similarities from -1 to 1 to compute.
         name : str or None, default=None
-            What the legend calls the loss. None: its class.
+            Name of the loss in the legend. None: its class name.
         ax : matplotlib Axes or None, default=None
             Axes to plot on; a second loss on the same axes takes another color. None: a new figure.
 
@@ -219,13 +219,15 @@ class PairWeightDisplay:
         Raises
         ------
         TypeError
-            If the loss is none that `pair_weights` takes.
+            If `pair_weights` does not take the loss.
         ValueError
-            If a similarity lies outside [-1, 1].
+            If a similarity is outside [-1, 1].
         """
         fixed = np.array([*positives, *negatives], dtype=np.float64)
         if not (np.abs(fixed) <= 1).all():
-            raise ValueError(f"Similarities lie in [-1, 1]; got positives={positives!r} and negatives={negatives!r}.")
+            raise ValueError(
+                f"Similarities must lie in [-1, 1]; got positives={positives!r} and negatives={negatives!r}."
+            )
         is_negative = np.repeat([0, 1], [len(positives), len(negatives)])
         similarity = np.linspace(-1, 1, n_points)
         weights = np.empty((2, n_points))

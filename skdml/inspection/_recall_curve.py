@@ -1,4 +1,4 @@
-"""Recall@K over K."""
+"""Plot of Recall@K over K."""
 
 from typing import Self
 
@@ -11,28 +11,28 @@ _MAX_TICKS = 10  # more would overlap
 
 
 class RecallCurveDisplay:
-    """Recall@K over K, a line an estimator.
+    """Recall@K over K, one line per estimator.
 
     Each further display on the same axes takes another color, line style and marker.
 
-    It is recommended to use `from_estimator` or `from_embeddings` to make one. See :doc:`/inspection` for how to read
-    the picture.
+    It is recommended to use `from_estimator` or `from_embeddings` to create one. See :doc:`/inspection` for how to read
+    the plot.
 
     Parameters
     ----------
     k : sequence of int
         The numbers of neighbors, >= 1.
     recall : ndarray of shape (len(k),)
-        Recall@K at each, in [0, 1].
+        Recall@K for each of them, in [0, 1].
     name : str or None, default=None
-        What the legend calls the line.
+        Name of the line in the legend.
 
     Attributes
     ----------
     ax_ : matplotlib Axes
-        With the curve.
+        Axes with the curve.
     figure_ : matplotlib Figure
-        With the axes.
+        Figure that contains the axes.
     line_ : matplotlib Line2D
         The curve.
 
@@ -66,7 +66,7 @@ class RecallCurveDisplay:
         Parameters
         ----------
         estimator : fitted transformer or Pipeline that ends in one
-            What is scored.
+            Estimator to score.
         X : array-like of shape (n_samples, ...)
             The queries, anything that ``estimator.transform`` takes.
         y : array-like of shape (n_samples,)
@@ -74,11 +74,11 @@ class RecallCurveDisplay:
         k : sequence of int, default=(1, 2, 4, 8, 16, 32)
             The numbers of neighbors, >= 1.
         gallery : array-like of shape (n_gallery, ...) or None, default=None
-            Samples of the kind of X in which the neighbors are looked up. None: X, each query without itself.
+            Samples like X among which neighbors are searched for. None: X, each query without itself.
         gallery_y : array-like of shape (n_gallery,) or None, default=None
             Class of each of them.
         name : str or None, default=None
-            What the legend calls the line. None: the class of the estimator.
+            Name of the line in the legend. None: the class name of the estimator.
         ax : matplotlib Axes or None, default=None
             Axes to plot on. None: a new figure.
 
@@ -128,13 +128,13 @@ class RecallCurveDisplay:
         k : sequence of int, default=(1, 2, 4, 8, 16, 32)
             The numbers of neighbors, >= 1.
         gallery : array-like or torch.Tensor of shape (n_gallery, n_components) or None, default=None
-            Rows in which the neighbors are looked up. None: the queries, each without itself.
+            Rows among which neighbors are searched for. None: the queries, each without itself.
         gallery_y : array-like or torch.Tensor of shape (n_gallery,) or None, default=None
             Class of each of them.
         metric : {"cosine", "euclidean"}, default="cosine"
-            Nearest is the largest cosine or the smallest Euclidean distance.
+            Whether the nearest row has the largest cosine or the smallest Euclidean distance.
         name : str or None, default=None
-            What the legend calls the line.
+            Name of the line in the legend.
         ax : matplotlib Axes or None, default=None
             Axes to plot on. None: a new figure.
 
@@ -178,7 +178,7 @@ class RecallCurveDisplay:
             label=score if self.name is None else legend_label(f"{self.name} ({score})"),
         )
         ax.set_xscale("log", base=2)
-        k = np.unique([x for line in ax.lines for x in line.get_xdata() if x >= 1])  # of other displays, too
+        k = np.unique([x for line in ax.lines for x in line.get_xdata() if x >= 1])  # also those of other displays
         if len(k) <= _MAX_TICKS:
             ax.set_xticks(k)
             ax.set_xticks([], minor=True)

@@ -1,4 +1,4 @@
-"""Queries and what they find."""
+"""Plot of queries and the samples that they retrieve."""
 
 from numbers import Integral
 from typing import Self
@@ -19,43 +19,44 @@ from ._drawing import (
     set_view,
 )
 
-_GREEN, _RED = "#009E73", "#D55E00"  # apart for all eyes
+_GREEN, _RED = "#009E73", "#D55E00"  # distinct for color-blind readers too
 
 
 class RetrievalDisplay:
-    """Queries, a row each, and their nearest neighbors, the nearest first.
+    """Queries, one per row, and their neighbors, nearest first.
 
-    A solid green frame with a tick is a neighbor of the query's class; a dashed red one with a cross is of another.
-    What has no image is shown by its row, or by a text of the caller's, and its class.
+    A solid green frame with a check mark is a neighbor of the query's class; a dashed red one with a cross is a
+    neighbor of another class. Samples without an image are shown by their row number, or a text of the caller, and
+    their class.
 
-    It is recommended to use `from_estimator` or `from_embeddings` to make one. See :doc:`/inspection` for how to read
-    the picture.
+    It is recommended to use `from_estimator` or `from_embeddings` to create one. See :doc:`/inspection` for how to read
+    the plot.
 
     Parameters
     ----------
     queries : ndarray of shape (n_queries,)
         The rows of the queries.
     neighbors : ndarray of shape (n_queries, n_neighbors)
-        The rows of their neighbors among the samples, or in the gallery where there is one.
+        The rows of their neighbors among the samples, or in the gallery if there is one.
     is_correct : ndarray of shape (n_queries, n_neighbors)
-        Whether a neighbor is of the query's class.
+        Whether each neighbor is of the query's class.
     query_tiles : list of ndarray or str
-        What a query looks like: an image, uint8 of shape (H, W) or (H, W, C), or a text.
+        How each query is shown: an image, uint8 of shape (H, W) or (H, W, C), or a text.
     neighbor_tiles : list of list of ndarray or str
-        What its neighbors look like.
+        How its neighbors are shown.
     name : str or None, default=None
         The title.
 
     Attributes
     ----------
     ax_ : matplotlib Axes
-        With the picture.
+        Axes with the plot.
     figure_ : matplotlib Figure
-        With the axes.
+        Figure that contains the axes.
 
     See Also
     --------
-    skdml.metrics.recall_at_k : The share of the queries with a tick among the first k, over all queries.
+    skdml.metrics.recall_at_k : Share of all queries with a correct neighbor among the first k.
 
     Examples
     --------
@@ -98,24 +99,25 @@ class RetrievalDisplay:
         Parameters
         ----------
         estimator : fitted transformer or Pipeline that ends in one
-            What is looked at.
+            Estimator whose embeddings are searched.
         X : array-like of shape (n_samples, ...)
-            Anything that ``estimator.transform`` takes. Images and image files are shown, other samples by their rows.
+            Anything that ``estimator.transform`` takes. Images and image files are shown; other samples are shown by
+            their row numbers.
         y : array-like of shape (n_samples,)
             Class of each sample.
         gallery : array-like of shape (n_gallery, ...) or None, default=None
-            Samples of the kind of X in which the neighbors are looked up. None: X, each query without itself.
+            Samples like X among which neighbors are searched for. None: X, each query without itself.
         gallery_y : array-like of shape (n_gallery,) or None, default=None
             Class of each of them.
         queries : int or sequence of int, default=8
-            The rows of the queries; or how many to draw at random among those with a sample of their class to find, all
-            of these if they are fewer.
+            The rows of the queries, or how many to draw at random from those with a sample of their class to find; all
+            of these if there are fewer.
         n_neighbors : int, default=8
-            Neighbors a query, >= 1.
+            Neighbors per query, >= 1.
         random_state : int, RandomState instance or None, default=None
             Seeds the draw.
         name : str or None, default=None
-            The title. None: the class of the estimator.
+            The title. None: the class name of the estimator.
         ax : matplotlib Axes or None, default=None
             Axes to plot on. None: a new figure.
 
@@ -170,25 +172,25 @@ class RetrievalDisplay:
         Parameters
         ----------
         embeddings : array-like of shape (n_samples, n_components)
-            Among them the queries.
+            Embeddings, which include the queries.
         y : array-like of shape (n_samples,)
             Class of each row.
         images : array-like of shape (n_samples, ...) or None, default=None
             uint8 (n, H, W) or (n, H, W, C); float (n, C, H, W), each stretched to its own range; or paths of image
             files, of which only those shown are opened.
         texts : sequence of str or None, default=None
-            Shown with the class where there are no images, such as a title. None: the number of the row.
+            Texts such as titles, shown with the class if there are no images. None: the row numbers.
         gallery : array-like of shape (n_gallery, n_components) or None, default=None
-            Rows in which the neighbors are looked up. None: the embeddings, each query without itself.
+            Rows among which neighbors are searched for. None: the embeddings, each query without itself.
         gallery_y, gallery_images, gallery_texts : array-like or None, default=None
-            Of the gallery what ``y``, ``images`` and ``texts`` are of the embeddings.
+            Like ``y``, ``images`` and ``texts``, but for the gallery.
         metric : {"cosine", "euclidean"}, default="cosine"
-            Nearest is the largest cosine or the smallest Euclidean distance.
+            Whether the nearest row has the largest cosine or the smallest Euclidean distance.
         queries : int or sequence of int, default=8
-            The rows of the queries; or how many to draw at random among those with a sample of their class to find, all
-            of these if they are fewer.
+            The rows of the queries, or how many to draw at random from those with a sample of their class to find; all
+            of these if there are fewer.
         n_neighbors : int, default=8
-            Neighbors a query, >= 1.
+            Neighbors per query, >= 1.
         random_state : int, RandomState instance or None, default=None
             Seeds the draw.
         name : str or None, default=None
@@ -204,9 +206,9 @@ class RetrievalDisplay:
         Raises
         ------
         ValueError
-            If lengths do not fit together, a value is not finite, images are of another kind, there are fewer than
-            ``n_neighbors`` samples to find, ``queries`` names a row that there is not, or no query has a sample of its
-            class to find.
+            If the lengths differ, a value is not finite, the images are of an unsupported kind, there are fewer than
+            ``n_neighbors`` samples to find, ``queries`` holds a row that does not exist, or no query has a sample of
+            its class to find.
         """
         if (gallery is None) != (gallery_y is None):
             raise ValueError("gallery and gallery_y belong together: pass both or neither.")
@@ -220,7 +222,8 @@ class RetrievalDisplay:
             gallery, gallery_y = check_embeddings(gallery, gallery_y, images=gallery_images, texts=gallery_texts)
         if not 1 <= n_neighbors <= len(gallery) - is_own:
             raise ValueError(
-                f"n_neighbors must lie in 1..{len(gallery) - is_own}, the samples to find; got {n_neighbors!r}."
+                f"n_neighbors must be in 1..{len(gallery) - is_own}, as there are no more samples to find; got "
+                f"{n_neighbors!r}."
             )
         if isinstance(queries, Integral):
             queries = _draw(queries, y, gallery_y, is_own, check_random_state(random_state))
@@ -229,7 +232,7 @@ class RetrievalDisplay:
             raise ValueError(f"queries must be rows in 0..{len(Z) - 1}; got {queries.tolist()!r}.")
         search = NearestNeighbors(n_neighbors=n_neighbors + is_own, metric=metric, algorithm="brute").fit(gallery)
         neighbors = search.kneighbors(Z[queries], return_distance=False)
-        if is_own:  # the query itself is no neighbor; among many equal rows it may not be the first, or be left out
+        if is_own:  # without the query itself, which among many equal rows may not be the first, or not be found
             neighbors = np.array([row[row != q][:n_neighbors] for q, row in zip(queries, neighbors, strict=True)])
         return cls(
             queries=queries,
@@ -269,7 +272,7 @@ class RetrievalDisplay:
         ax.xaxis.tick_top()
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
-        ax.set_xlabel("solid: of the query's class; dashed: not" + "\nno images: names and classes" * has_texts)
+        ax.set_xlabel("solid: query's class; dashed: another class" + "\nno images: names and classes" * has_texts)
         if self.name is not None:
             ax.set_title(self.name)
         self.ax_ = ax
@@ -278,14 +281,14 @@ class RetrievalDisplay:
 
 
 def _draw(n_queries, y, gallery_y, is_own, rng):
-    """Return the rows, in order, of at most n_queries queries with something to find."""
+    """Return the sorted rows of at most n_queries queries that have something to find."""
     if n_queries < 1:
-        raise ValueError(f"queries must be at least 1, or rows; got {n_queries}.")
+        raise ValueError(f"queries must be at least 1, or a sequence of rows; got {n_queries}.")
     found, size = np.unique(gallery_y, return_counts=True)
     candidates = np.flatnonzero(np.isin(y, found[size > is_own]))
     if len(candidates) == 0:
         raise ValueError(
-            "No query has a sample of its class to find: " + ("no class has two samples." if is_own else "the classes "
-            "of the gallery are others.") + " Pass rows as queries= to see what they find all the same."
+            "No query has a sample of its class to find: " + ("no class has two samples." if is_own else "the gallery "
+            "has other classes.") + " To see what they find anyway, pass rows as queries."
         )  # fmt: skip
     return np.sort(rng.choice(candidates, min(n_queries, len(candidates)), replace=False))

@@ -1,4 +1,4 @@
-"""Clustering measures: k-means of the embeddings, held against their classes."""
+"""Clustering measures, which compare k-means clusters of the embeddings with their classes."""
 
 import numpy as np
 import torch
@@ -19,14 +19,14 @@ def nmi_score(embeddings, y, *, metric="cosine", random_state=0, device=None) ->
 
     .. math:: \mathrm{NMI} = \frac{2\, I(\Omega; C)}{H(\Omega) + H(C)}
 
-    This is the arithmetic mean in the denominator, as of scikit-learn; the geometric mean of other packages gives
-    nearly the same value. It is not corrected for chance: with few samples per class, a random clustering has a high
-    NMI. :func:`ami_score` is.
+    The denominator is an arithmetic mean, as in scikit-learn; the geometric mean of other packages gives nearly the
+    same value. NMI is not corrected for chance: with few samples per class, a random clustering has a high NMI.
+    :func:`ami_score` is corrected.
 
     Parameters
     ----------
     embeddings : array-like or torch.Tensor of shape (n_samples, n_components)
-        Real and finite. A tensor is evaluated on its own device.
+        Real, finite embeddings. A tensor is evaluated on its own device.
     y : array-like or torch.Tensor of shape (n_samples,)
         Class of each row: integers, strings or anything else that sorts.
     metric : {"cosine", "euclidean"}, default="cosine"
@@ -34,17 +34,17 @@ def nmi_score(embeddings, y, *, metric="cosine", random_state=0, device=None) ->
     random_state : int, RandomState instance or None, default=0
         Seeds k-means. No global state is changed.
     device : str, torch.device or None, default=None
-        Where to compute. None: where the embeddings are, the CPU for arrays.
+        Device to compute on. None: the device of the embeddings, the CPU for arrays.
 
     Returns
     -------
     float
-        NMI in [0, 1]; 1 if there is one class only.
+        NMI in [0, 1]; 1 if there is only one class.
 
     Raises
     ------
     ValueError
-        If the shapes do not fit together, a value is not a finite real number, or `metric` is unknown.
+        If the shapes do not match, a value is not a finite real number, or `metric` is unknown.
     TypeError
         If the labels cannot be compared with each other.
 
@@ -55,10 +55,10 @@ def nmi_score(embeddings, y, *, metric="cosine", random_state=0, device=None) ->
 
     Notes
     -----
-    k-means draws its first centers by greedy k-means++ from at most four rows per cluster (16,384 in all, or as many as
-    there are clusters) and goes on, from one start, until one row in a thousand or fewer change their cluster, for at
-    most 100 of Lloyd's iterations. Another seed gives another value, by several hundredths where many classes overlap:
-    compare embeddings with the same seed, or over several.
+    k-means draws its initial centers by greedy k-means++ from at most four rows per cluster (16,384 in all, or the
+    number of clusters if that is larger). It runs once, until at most one row in a thousand changes its cluster, for at
+    most 100 of Lloyd's iterations. The value depends on the seed, by several hundredths if many classes overlap:
+    compare embeddings with the same seed, or over several seeds.
 
     References
     ----------
@@ -88,12 +88,12 @@ def ami_score(embeddings, y, *, metric="cosine", random_state=0, device=None) ->
 
     .. math:: \mathrm{AMI} = \frac{I(\Omega; C) - E[I]}{\frac12 (H(\Omega) + H(C)) - E[I]}
 
-    Papers report :func:`nmi_score`, which a random clustering of small classes drives up; this one is 0 for that.
+    Papers report :func:`nmi_score`, which is high even for a random clustering of small classes, where AMI is near 0.
 
     Parameters
     ----------
     embeddings : array-like or torch.Tensor of shape (n_samples, n_components)
-        Real and finite. A tensor is evaluated on its own device.
+        Real, finite embeddings. A tensor is evaluated on its own device.
     y : array-like or torch.Tensor of shape (n_samples,)
         Class of each row: integers, strings or anything else that sorts.
     metric : {"cosine", "euclidean"}, default="cosine"
@@ -101,32 +101,32 @@ def ami_score(embeddings, y, *, metric="cosine", random_state=0, device=None) ->
     random_state : int, RandomState instance or None, default=0
         Seeds k-means. No global state is changed.
     device : str, torch.device or None, default=None
-        Where to compute. None: where the embeddings are, the CPU for arrays.
+        Device to compute on. None: the device of the embeddings, the CPU for arrays.
 
     Returns
     -------
     float
-        AMI, at most 1; near 0, also below, for a random clustering; 1 if there is one class only.
+        AMI, at most 1; near 0, possibly negative, for a random clustering; 1 if there is only one class.
 
     Raises
     ------
     ValueError
-        If the shapes do not fit together, a value is not a finite real number, or `metric` is unknown.
+        If the shapes do not match, a value is not a finite real number, or `metric` is unknown.
     TypeError
         If the labels cannot be compared with each other.
 
     See Also
     --------
-    nmi_score : As the papers have it.
+    nmi_score : The measure that papers report.
     AMI : The same as a scorer for grid searches.
 
     Notes
     -----
-    k-means draws its first centers by greedy k-means++ from at most four rows per cluster (16,384 in all, or as many as
-    there are clusters) and goes on, from one start, until one row in a thousand or fewer change their cluster, for at
-    most 100 of Lloyd's iterations. Another seed gives another value, by several hundredths where many classes overlap:
-    compare embeddings with the same seed, or over several.
-    The value for given clusters is that of ``sklearn.metrics.adjusted_mutual_info_score``.
+    k-means draws its initial centers by greedy k-means++ from at most four rows per cluster (16,384 in all, or the
+    number of clusters if that is larger). It runs once, until at most one row in a thousand changes its cluster, for at
+    most 100 of Lloyd's iterations. The value depends on the seed, by several hundredths if many classes overlap:
+    compare embeddings with the same seed, or over several seeds.
+    For given clusters, the value is that of ``sklearn.metrics.adjusted_mutual_info_score``.
 
     References
     ----------
@@ -134,8 +134,8 @@ def ami_score(embeddings, y, *, metric="cosine", random_state=0, device=None) ->
 
     Examples
     --------
-    The clusters are the two points on the left and the two on the right. Of the three ways to pair four points, a
-    random one agrees with the classes in one of three cases, so that no information is less than chance.
+    The clusters are the two points on the left and the two on the right. One of the three ways to pair four points
+    agrees with the classes, so a pairing without information on the classes is worse than chance.
 
     >>> from skdml.metrics import ami_score
     >>> points = [[0.0], [1.0], [8.0], [9.0]]
@@ -149,20 +149,20 @@ def ami_score(embeddings, y, *, metric="cosine", random_state=0, device=None) ->
 
 
 def pairwise_f1_score(embeddings, y, *, metric="cosine", random_state=0, device=None) -> float:
-    r"""F1 score of the pairs that share a k-means cluster, against those that share a class.
+    r"""F1 score of the pairs that share a k-means cluster, compared with those that share a class.
 
     With as many clusters as classes, P the share of the pairs in one cluster that are of one class, and R the share of
     the pairs of one class that are in one cluster [1]_,
 
     .. math:: F_1 = \frac{2 P R}{P + R}
 
-    It has nothing to do with the F1 score of a classifier, which counts samples. Large clusters weigh more, by the
-    square of their size: one that swallows several classes costs much.
+    It is unrelated to the F1 score of a classifier, which counts samples. Clusters weigh by the square of their size:
+    one that swallows several classes costs a lot.
 
     Parameters
     ----------
     embeddings : array-like or torch.Tensor of shape (n_samples, n_components)
-        Real and finite. A tensor is evaluated on its own device.
+        Real, finite embeddings. A tensor is evaluated on its own device.
     y : array-like or torch.Tensor of shape (n_samples,)
         Class of each row: integers, strings or anything else that sorts.
     metric : {"cosine", "euclidean"}, default="cosine"
@@ -170,7 +170,7 @@ def pairwise_f1_score(embeddings, y, *, metric="cosine", random_state=0, device=
     random_state : int, RandomState instance or None, default=0
         Seeds k-means. No global state is changed.
     device : str, torch.device or None, default=None
-        Where to compute. None: where the embeddings are, the CPU for arrays.
+        Device to compute on. None: the device of the embeddings, the CPU for arrays.
 
     Returns
     -------
@@ -180,21 +180,21 @@ def pairwise_f1_score(embeddings, y, *, metric="cosine", random_state=0, device=
     Raises
     ------
     ValueError
-        If the shapes do not fit together, a value is not a finite real number, or `metric` is unknown.
+        If the shapes do not match, a value is not a finite real number, or `metric` is unknown.
     TypeError
         If the labels cannot be compared with each other.
 
     See Also
     --------
-    nmi_score : Measures the same clusters in bits.
+    nmi_score : Mutual information of the same clusters and the classes.
     PairwiseF1 : The same as a scorer for grid searches.
 
     Notes
     -----
-    k-means draws its first centers by greedy k-means++ from at most four rows per cluster (16,384 in all, or as many as
-    there are clusters) and goes on, from one start, until one row in a thousand or fewer change their cluster, for at
-    most 100 of Lloyd's iterations. Another seed gives another value, by several hundredths where many classes overlap:
-    compare embeddings with the same seed, or over several.
+    k-means draws its initial centers by greedy k-means++ from at most four rows per cluster (16,384 in all, or the
+    number of clusters if that is larger). It runs once, until at most one row in a thousand changes its cluster, for at
+    most 100 of Lloyd's iterations. The value depends on the seed, by several hundredths if many classes overlap:
+    compare embeddings with the same seed, or over several seeds.
 
     References
     ----------
@@ -203,8 +203,8 @@ def pairwise_f1_score(embeddings, y, *, metric="cosine", random_state=0, device=
 
     Examples
     --------
-    The clusters are the three points on the left and the one on the right: three pairs, one of them of one class. Of
-    the two pairs of one class, one is in one cluster: P = 1/3, R = 1/2.
+    The clusters are the three points on the left and the one on the right. They hold three pairs, one of them of one
+    class (P = 1/3); one of the two pairs of one class is in one cluster (R = 1/2).
 
     >>> from skdml.metrics import pairwise_f1_score
     >>> round(pairwise_f1_score([[0.0], [1.0], [2.0], [9.0]], [0, 0, 1, 1], metric="euclidean"), 6)
@@ -226,7 +226,7 @@ class Clustering:
         return float(normalized_mutual_info_score(self.y, self.labels))
 
     def ami(self):
-        """Return what scikit-learn does, whose expectation takes as long as a search for neighbors."""
+        """Return the AMI of scikit-learn, whose expectation takes as long as a search for neighbors."""
         table = contingency_matrix(self.y, self.labels, sparse=True)
         if 1 in table.shape:
             return float(table.shape == (1, 1))

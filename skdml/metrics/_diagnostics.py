@@ -1,4 +1,4 @@
-"""How embeddings lie in their space, whatever is retrieved from it.
+"""Diagnostics of how embeddings are distributed in their space, whatever they retrieve.
 
 Axis letters: N rows, D components, C classes.
 """
@@ -12,7 +12,7 @@ from ._rows import Rows, check_points, normalize_, prepare, rounding, similariti
 
 
 def intra_inter_ratio(embeddings, y, *, metric="cosine", device=None) -> float:
-    r"""Mean distance within the classes over the mean distance between their centers.
+    r"""Mean distance within the classes divided by the mean distance between their centers.
 
     With the pairs :math:`P` of rows of one class, and the means :math:`\mu_c` of the C classes [1]_,
 
@@ -20,19 +20,19 @@ def intra_inter_ratio(embeddings, y, *, metric="cosine", device=None) -> float:
        \qquad \pi_\mathrm{intra} = \frac{1}{|P|} \sum_{(i, j) \in P} \lVert z_i - z_j \rVert,
        \qquad \pi_\mathrm{inter} = \frac{1}{C (C - 1)} \sum_{c \ne d} \lVert \mu_c - \mu_d \rVert
 
-    Small values mean classes that are tight for the room between them. On the training classes smaller is not better:
-    the paper finds that embeddings which keep them wider do better on new classes.
+    Small values mean that the classes are tight compared with the distances between them. On the training classes,
+    smaller is not better: the paper finds that embeddings that keep them wider do better on new classes.
 
     Parameters
     ----------
     embeddings : array-like or torch.Tensor of shape (n_samples, n_components)
-        Real and finite. A tensor is evaluated on its own device.
+        Real, finite embeddings. A tensor is evaluated on its own device.
     y : array-like or torch.Tensor of shape (n_samples,)
         Class of each row: integers, strings or anything else that sorts.
     metric : {"cosine", "euclidean"}, default="cosine"
         "cosine": rows are scaled to unit length first. The distances are Euclidean in any case.
     device : str, torch.device or None, default=None
-        Where to compute. None: where the embeddings are, the CPU for arrays.
+        Device to compute on. None: the device of the embeddings, the CPU for arrays.
 
     Returns
     -------
@@ -42,8 +42,8 @@ def intra_inter_ratio(embeddings, y, *, metric="cosine", device=None) -> float:
     Raises
     ------
     ValueError
-        If there is one class only, or no class has two rows; if the shapes do not fit together, a value is not a finite
-        real number, or `metric` is unknown.
+        If there is only one class, or no class has two rows; if the shapes do not match, a value is not a finite real
+        number, or `metric` is unknown.
     TypeError
         If the labels cannot be compared with each other.
 
@@ -54,8 +54,8 @@ def intra_inter_ratio(embeddings, y, *, metric="cosine", device=None) -> float:
 
     Notes
     -----
-    Each pair weighs the same, in classes of any size. Clustering indices such as the Davies-Bouldin index compare
-    distances to the center of a class instead.
+    Every pair has the same weight, whatever the size of its class. Clustering indices such as the Davies-Bouldin index
+    compare distances to the center of a class instead.
 
     References
     ----------
@@ -64,7 +64,7 @@ def intra_inter_ratio(embeddings, y, *, metric="cosine", device=None) -> float:
 
     Examples
     --------
-    The distances within the classes are 1 and 3, that of the centers 0.5 and 7.5 is 7.
+    The distances within the classes are 1 and 3, and that between the centers 0.5 and 7.5 is 7.
 
     >>> from skdml.metrics import intra_inter_ratio
     >>> round(intra_inter_ratio([[0.0], [1.0], [6.0], [9.0]], [0, 0, 1, 1], metric="euclidean"), 4)
@@ -74,11 +74,11 @@ def intra_inter_ratio(embeddings, y, *, metric="cosine", device=None) -> float:
     sizes = torch.bincount(rows.classes)
     if len(sizes) < 2 or sizes.max() < 2:
         raise ValueError(
-            f"The ratio needs two classes or more and two rows of one of them, got {len(sizes)} classes, the largest "
-            f"with {int(sizes.max())} rows."
+            f"The ratio needs two or more classes, one of them with two or more rows; got {len(sizes)} classes, the "
+            f"largest with {int(sizes.max())} rows."
         )
     if metric == "cosine":
-        rows.points.sub_(rows.points.mean(0))  # what all have in common is no distance, but rounds them
+        rows.points.sub_(rows.points.mean(0))  # a common offset changes no distance, but its rounding
     centers = rows.points.new_zeros(len(sizes), rows.points.shape[1])
     centers.index_add_(0, rows.classes, rows.points / sizes[rows.classes, None])
     intra, inter = _mean_distance(rows.points, rows.classes), _mean_distance(centers)
@@ -86,23 +86,23 @@ def intra_inter_ratio(embeddings, y, *, metric="cosine", device=None) -> float:
 
 
 def spectral_decay(embeddings, *, metric="cosine", device=None) -> float:
-    r"""How far the singular values of the embeddings are from all being equal.
+    r"""How far the singular values of the embeddings are from being all equal.
 
     With the D singular values of the embeddings, scaled to sum to one, as a distribution S, and the uniform one U [1]_,
 
     .. math:: \rho = \mathrm{KL}(U \,\Vert\, S) = \frac1D \sum_{d=1}^{D} \log \frac{1}{D\, s_d}
 
-    It is 0 if all directions are used alike, and grows as the embeddings need fewer directions. A low value comes with
-    good retrieval of new classes in the paper; noise has one, too.
+    It is 0 if all directions are used equally, and grows as the embeddings use fewer directions. In the paper, a low
+    value comes with good retrieval of new classes; noise also has a low value.
 
     Parameters
     ----------
     embeddings : array-like or torch.Tensor of shape (n_samples, n_components)
-        Real and finite, not all zero. A tensor is evaluated on its own device.
+        Real, finite embeddings, not all zero. A tensor is evaluated on its own device.
     metric : {"cosine", "euclidean"}, default="cosine"
         "cosine": rows are scaled to unit length first.
     device : str, torch.device or None, default=None
-        Where to compute. None: where the embeddings are, the CPU for arrays.
+        Device to compute on. None: the device of the embeddings, the CPU for arrays.
 
     Returns
     -------
@@ -116,13 +116,13 @@ def spectral_decay(embeddings, *, metric="cosine", device=None) -> float:
 
     See Also
     --------
-    intra_inter_ratio : The room between the classes.
+    intra_inter_ratio : How far apart the classes are.
 
     Notes
     -----
-    The rows are not centered, as in the paper: a common direction counts as one. The effective rank (Roy and Vetterli,
-    2007) is the exponential of the entropy of S, the divergence in the other order, which stays finite. Squares of
-    singular values below N eps of the largest one, in float64, count as 0.
+    As in the paper, the rows are not centered: a direction common to all rows counts like any other. The effective rank
+    (Roy and Vetterli, 2007) is the exponential of the entropy of S, the divergence in the other order, which stays
+    finite. Squares of singular values below N eps of the largest one, in float64, count as 0.
 
     References
     ----------
@@ -131,8 +131,8 @@ def spectral_decay(embeddings, *, metric="cosine", device=None) -> float:
 
     Examples
     --------
-    Four points on a circle use both directions alike. Squeezed to a fifth of the height, S is (5/6, 1/6), and the
-    divergence (log 6/10 + log 6/2) / 2.
+    Four points on a circle use both directions equally. If they are squeezed to a fifth of the height, S is (5/6, 1/6)
+    and the divergence is (log 6/10 + log 6/2) / 2.
 
     >>> from skdml.metrics import spectral_decay
     >>> points = [[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]]
@@ -145,10 +145,10 @@ def spectral_decay(embeddings, *, metric="cosine", device=None) -> float:
         raise ValueError(f"metric must be 'cosine' or 'euclidean', got {metric!r}.")
     X = check_points(embeddings, "embeddings", device)
     if not X.any():
-        raise ValueError("embeddings must not be all zero: they have no direction. Look for a collapsed network.")
+        raise ValueError("embeddings must not be all zero, as zeros have no direction. Look for a collapsed network.")
     X = normalize_(X.clone()) if metric == "cosine" else X / X.abs().max()
     gram = sum(part.T @ part for part in map(torch.Tensor.double, X.split(tile_size(X))))  # (D, D)
-    squares = torch.linalg.eigvalsh(gram)  # rising
+    squares = torch.linalg.eigvalsh(gram)  # ascending
     if squares[0] <= max(X.shape) * torch.finfo(squares.dtype).eps * squares[-1]:
         return math.inf
     values = squares.sqrt()
@@ -156,22 +156,23 @@ def spectral_decay(embeddings, *, metric="cosine", device=None) -> float:
 
 
 def uniformity(embeddings, *, t=2.0, device=None) -> float:
-    r"""Logarithm of the mean Gaussian potential of the pairs, on the unit sphere.
+    r"""Logarithm of the mean Gaussian potential of the pairs on the unit sphere.
 
     .. math:: \log \frac{1}{N (N - 1)} \sum_{i \ne j} e^{-t \lVert z_i - z_j \rVert^2},
        \qquad \lVert z_i \rVert = 1
 
-    The lower, the more evenly the embeddings cover the sphere; 0 means that all are one point [1]_. It knows no
-    classes: embeddings are good if they are uniform and their classes are tight.
+    The lower the value, the more evenly the embeddings cover the sphere; 0 means that all are one point [1]_. It
+    ignores the classes: embeddings are good if they are uniform and their classes are tight.
 
     Parameters
     ----------
     embeddings : array-like or torch.Tensor of shape (n_samples, n_components)
-        Real and finite, two rows or more; they are scaled to unit length. A tensor is evaluated on its own device.
+        Real, finite embeddings, two rows or more, which are scaled to unit length. A tensor is evaluated on its own
+        device.
     t : float, default=2.0
         Inverse width of the potential, > 0.
     device : str, torch.device or None, default=None
-        Where to compute. None: where the embeddings are, the CPU for arrays.
+        Device to compute on. None: the device of the embeddings, the CPU for arrays.
 
     Returns
     -------
@@ -181,7 +182,7 @@ def uniformity(embeddings, *, t=2.0, device=None) -> float:
     Raises
     ------
     ValueError
-        If t <= 0, there is one row only, or a value is not a finite real number.
+        If t <= 0, there is only one row, or a value is not a finite real number.
 
     See Also
     --------
@@ -190,7 +191,7 @@ def uniformity(embeddings, *, t=2.0, device=None) -> float:
     Notes
     -----
     The pairs are computed in tiles, so that memory does not grow with their number. The sum leaves out the N pairs of a
-    row with itself, as the authors' code does; over independent draws, as in the paper's definition, they hardly weigh.
+    row with itself, as the authors' code does; in the paper's definition, over independent draws, they hardly matter.
 
     References
     ----------
@@ -199,7 +200,8 @@ def uniformity(embeddings, *, t=2.0, device=None) -> float:
 
     Examples
     --------
-    Of the six pairs of the corners of a square, four have the squared distance 2, two 4: log((4 e^-4 + 2 e^-8) / 6).
+    Four of the six pairs of corners of a square have the squared distance 2, and two have 4: the value is
+    log((4 e^-4 + 2 e^-8) / 6).
 
     >>> from skdml.metrics import uniformity
     >>> round(uniformity([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]]), 4)
@@ -220,7 +222,7 @@ def uniformity(embeddings, *, t=2.0, device=None) -> float:
 
 
 def _mean_distance(points, classes=None):
-    """Return the mean distance of two rows; with classes, which must rise, of two rows of one class."""
+    """Return the mean distance of two rows or, with classes, which must be sorted, of two rows of one class."""
     sizes = torch.tensor([len(points)]) if classes is None else torch.bincount(classes)
     total = 0.0
     for half_squares, q, g in _half_squares(points, classes):
@@ -235,7 +237,7 @@ def _mean_distance(points, classes=None):
 def _half_squares(points, classes=None):
     """Yield tiles of half the squared distances of the rows with their slices, on and above the diagonal.
 
-    With classes, only tiles that may hold two rows of one.
+    With classes, yield only tiles that may hold two rows of one class.
     """
     offsets = points.square().sum(1).div_(2)
     noise = 2 * rounding(points.dtype) * offsets.max()

@@ -10,8 +10,8 @@ import torch
 from ._rows import block_size, rounding, tile_size
 
 _MAX_ITER = 100  # Lloyd's iterations
-_FEW = 1e-3  # share of the rows: when no more change their cluster, NMI is within 0.002 of its end
-_MAX_SAMPLE = 2**14  # rows from which the first centers are drawn, unless there are more clusters
+_FEW = 1e-3  # share of the rows: when no more change their cluster, NMI is within 0.002 of its final value
+_MAX_SAMPLE = 2**14  # rows from which the initial centers are drawn, unless there are more clusters
 
 
 @torch.no_grad()
@@ -26,7 +26,7 @@ def k_means(points, n_clusters, rng):
         before, is_open = labels.clone(), has_moved[labels]
         closeness[is_open] = -torch.inf
         _assign(points, centers, is_open, every, labels, closeness)
-        # Where the own center stayed, only one that moved can be nearer.
+        # If the center of a row did not move, only a center that moved can be nearer.
         _assign(points, centers, ~is_open, has_moved.nonzero()[:, 0], labels, closeness)
         changed = labels != before
         if changed.sum() <= _FEW * len(points):
@@ -38,7 +38,7 @@ def k_means(points, n_clusters, rng):
 
 
 def _assign(points, centers, is_open, candidates, labels, closeness):
-    """Change the labels and the closeness of those open rows to which one of the candidates is nearer."""
+    """Update the labels and the closeness of the open rows that are nearer to one of the candidates."""
     centers = centers[candidates]
     half_squares = centers.square().sum(1) / 2
     size = block_size(len(candidates))
@@ -66,8 +66,8 @@ def _means(points, labels, centers):
 def _first_centers(points, n_clusters, rng):
     """Draw some of the distinct rows as centers (K, D), by greedy k-means++ from a sample.
 
-    Of several rows drawn with a chance in proportion to their squared distance from the centers so far, it takes the
-    one that lowers the sum of these most.
+    It draws several rows with probability proportional to their squared distance from the centers so far, and takes the
+    one that lowers the sum of these distances most.
     """
     n_sampled = max(n_clusters, min(4 * n_clusters, _MAX_SAMPLE))
     sample = points[torch.from_numpy(rng.permutation(len(points))[:n_sampled]).to(points.device)]
@@ -75,12 +75,13 @@ def _first_centers(points, n_clusters, rng):
         return sample.unique(dim=0)
     half_squares = sample.square().sum(1) * ((1 - 2 * rounding(sample.dtype)) / 2)
     distances = torch.mm(sample, sample.T, out=sample.new_empty(len(sample), len(sample)))
-    distances.neg_().add_(half_squares).add_(half_squares[:, None]).clamp_(min=0)  # half their squares, 0 if rounding
+    # Half the squared distances, which are 0 where they are within rounding.
+    distances.neg_().add_(half_squares).add_(half_squares[:, None]).clamp_(min=0)
     draws = torch.from_numpy(rng.random_sample((n_clusters, 2 + int(math.log(n_clusters))))).to(sample.device)
     chosen, nearest = [0], distances[0]
     for draw in draws[1:]:
         weights = nearest.cumsum(0, dtype=torch.float64)
-        if weights[-1] == 0:  # no other row is distinct
+        if weights[-1] == 0:  # no distinct row is left
             break
         drawn = torch.searchsorted(weights, draw * weights[-1], right=True).clamp_(max=len(sample) - 1)
         candidates = torch.minimum(distances.index_select(0, drawn), nearest)

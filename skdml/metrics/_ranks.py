@@ -13,7 +13,7 @@ from ._rows import below_ties, block_size, similarities
 
 @dataclass
 class Ranks:
-    """What the order of its neighbors says of each query with R matches; queries without a match have no values."""
+    """What the order of the neighbors says about each query with R matches; queries without a match have no values."""
 
     n_nearer: torch.Tensor  # (Q,) rows of other classes before the first match, counted up to K
     r_precision: torch.Tensor  # (Q,) share of matches among the first R neighbors
@@ -58,9 +58,9 @@ def _nearest_that_match(queries, gallery, q, k, buffer):
 
 
 def _largest(S, k):
-    """Return the columns of the k largest values of each row (Q, K), falling.
+    """Return the columns of the k largest values of each row (Q, K), in descending order.
 
-    They lie in those k groups of columns that have the largest maxima, which are found faster where k is small.
+    They lie in the k groups of columns with the largest maxima, and these are found faster if k is small.
     """
     size = math.isqrt(S.shape[1] // k)  # of a group: k groups hold as many columns as there are groups
     if size < 4:

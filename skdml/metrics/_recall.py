@@ -12,11 +12,12 @@ from ._rows import below_ties, similarities, tile_size, tiles
 
 @torch.no_grad()
 def nearer_than_best_match(queries, gallery):
-    """Return how many rows of other classes are as near as the best match of each query, or nearer (Q,).
+    """Return how many rows of other classes are at least as near to each query as its best match (Q,).
 
-    Both are sorted by class, so that rows of one class meet in few tiles, near the diagonal. A first pass over these
-    finds the best matches, with small tiles to hold few other rows; a second one over all tiles counts. Without a
-    separate gallery a tile serves its rows and its columns, and those below the diagonal are not needed.
+    Queries and gallery are sorted by class, so that rows of one class meet in few tiles, near the diagonal. A first
+    pass over these finds the best matches, with small tiles so that they hold few other rows; a second pass over all
+    tiles counts. Without a separate gallery, a tile serves both its rows and its columns, and tiles below the diagonal
+    are not needed.
     """
     symmetric = queries is gallery
     new = queries.points.new_empty

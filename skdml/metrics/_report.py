@@ -23,26 +23,26 @@ def retrieval_report(
     random_state=0,
     device=None,
 ) -> dict[str, float]:
-    """All measures of retrieval and clustering, from one pass over the similarities and one k-means.
+    """All measures of retrieval and clustering, from one pass over the similarities and one run of k-means.
 
     Parameters
     ----------
     embeddings : array-like or torch.Tensor of shape (n_queries, n_components)
-        Queries: real and finite. A tensor is evaluated on its own device.
+        Queries, real and finite. A tensor is evaluated on its own device.
     y : array-like or torch.Tensor of shape (n_queries,)
         Class of each query: integers, strings or anything else that sorts.
     k : int or sequence of int, default=(1, 2, 4, 8)
-        Numbers of neighbors of Recall@K, >= 1.
+        Numbers of neighbors for Recall@K, >= 1.
     gallery : array-like or torch.Tensor of shape (n_gallery, n_components), default=None
-        Rows in which the neighbors are looked up. None: the queries themselves, each without its own row.
+        Rows among which neighbors are searched for. None: the queries, each without its own row.
     gallery_y : array-like or torch.Tensor of shape (n_gallery,), default=None
         Class of each row of `gallery`.
     metric : {"cosine", "euclidean"}, default="cosine"
-        Nearest is the largest cosine (a row of zeros has cosine 0 to every row) or the smallest Euclidean distance.
+        Whether the nearest row has the largest cosine (0 for rows of zeros) or the smallest Euclidean distance.
     random_state : int, RandomState instance or None, default=0
         Seeds k-means. No global state is changed.
     device : str, torch.device or None, default=None
-        Where to compute. None: where the embeddings are, the CPU for arrays.
+        Device to compute on. None: the device of the embeddings, the CPU for arrays.
 
     Returns
     -------
@@ -55,26 +55,26 @@ def retrieval_report(
     Raises
     ------
     ValueError
-        If k < 1 or there is none, the shapes do not fit together, a value is not a finite real number, only one of
-        `gallery` and `gallery_y` is given, or `metric` is unknown.
+        If k < 1 or k is empty, the shapes do not match, a value is not a finite real number, only one of `gallery` and
+        `gallery_y` is given, or `metric` is unknown.
     TypeError
         If k is not an integer, or the labels cannot be compared with each other.
 
     See Also
     --------
     RetrievalScorer : Chosen measures as a scorer for grid searches.
-    recall_at_k : Also says when neighbors tie.
+    recall_at_k : Also defines when neighbors tie.
 
     Notes
     -----
-    The values are those of the functions, where each measure is defined: :func:`recall_at_k`, :func:`precision_at_1`,
+    The values are those of the functions that define the measures: :func:`recall_at_k`, :func:`precision_at_1`,
     :func:`r_precision`, :func:`map_at_r`, :func:`nmi_score`, :func:`ami_score` and :func:`pairwise_f1_score`. Recall is
-    found as MAP@R is, so that neighbors within the rounding of a product from a match may count otherwise than in
-    :func:`recall_at_k`, and with a Euclidean gallery k-means may round otherwise.
+    computed along with MAP@R, so neighbors that are within the rounding of a product from a match may count differently
+    than in :func:`recall_at_k`, and with a Euclidean gallery, k-means may round differently.
 
     Examples
     --------
-    On a line, the clusters are the classes, and yet the third point lies nearer to the second than to the fourth.
+    On a line, the clusters are the classes, but the third point lies nearer to the second than to the fourth.
 
     >>> from skdml.metrics import retrieval_report
     >>> report = retrieval_report([[0.0], [1.0], [5.0], [9.5]], [0, 0, 1, 1], k=(1, 2), metric="euclidean")
@@ -106,7 +106,7 @@ def k_of(name):
 
 
 def measure(names, queries, gallery, n_matches, random_state):
-    """Return the measures of these names, computing what they need once."""
+    """Return the measures of these names, computing only once what they share."""
     ks = {name: 1 if name == "precision_at_1" else k_of(name) for name in names}
     ks = {name: k for name, k in ks.items() if k}
     values = {}  # of each query

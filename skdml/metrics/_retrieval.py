@@ -21,19 +21,19 @@ def recall_at_k(
     Parameters
     ----------
     embeddings : array-like or torch.Tensor of shape (n_queries, n_components)
-        Queries: real and finite. A tensor is evaluated on its own device.
+        Queries, real and finite. A tensor is evaluated on its own device.
     y : array-like or torch.Tensor of shape (n_queries,)
         Class of each query: integers, strings or anything else that sorts.
     k : int or sequence of int, default=1
         Number of neighbors, >= 1. All values of a sequence share one pass over the data.
     gallery : array-like or torch.Tensor of shape (n_gallery, n_components), default=None
-        Rows in which the neighbors are looked up. None: the queries themselves, each without its own row.
+        Rows among which neighbors are searched for. None: the queries, each without its own row.
     gallery_y : array-like or torch.Tensor of shape (n_gallery,), default=None
         Class of each row of `gallery`.
     metric : {"cosine", "euclidean"}, default="cosine"
-        Nearest is the largest cosine (a row of zeros has cosine 0 to every row) or the smallest Euclidean distance.
+        Whether the nearest row has the largest cosine (0 for rows of zeros) or the smallest Euclidean distance.
     device : str, torch.device or None, default=None
-        Where to compute. None: where the embeddings are, the CPU for arrays.
+        Device to compute on. None: the device of the embeddings, the CPU for arrays.
 
     Returns
     -------
@@ -44,8 +44,8 @@ def recall_at_k(
     Raises
     ------
     ValueError
-        If k < 1 or there is none, the shapes do not fit together, a value is not a finite real number, only one of
-        `gallery` and `gallery_y` is given, or `metric` is unknown.
+        If k < 1 or k is empty, the shapes do not match, a value is not a finite real number, only one of `gallery` and
+        `gallery_y` is given, or `metric` is unknown.
     TypeError
         If k is not an integer, or the labels cannot be compared with each other.
 
@@ -57,13 +57,13 @@ def recall_at_k(
 
     Notes
     -----
-    Exact: neighbors are counted, not approximated. A query succeeds at k if fewer than k rows of other classes are as
-    near as its nearest row of its own class, or nearer. So a tie between classes counts against the query, and
-    embeddings that have collapsed to one point have recall 0; the order of the rows, by which a sort breaks ties, does
-    not matter. Only tiles of similarities are held: memory grows with the number of rows, not with its square.
+    The result is exact, not an approximation. A query succeeds at k if fewer than k rows of other classes are at least
+    as near as the nearest row of its own class. A tie between classes thus counts against the query, and embeddings
+    that have collapsed to one point have recall 0; the order of the rows, by which a sort would break ties, does not
+    matter. Only tiles of similarities are held in memory, which grows with the number of rows, not with its square.
 
     Similarities are matrix products in the precision of the input, at least float32. Those that differ by less than
-    the rounding of the product, about 5e-7 of a cosine in float32 and 1e-14 in float64, count as equal.
+    the rounding of the product, about 5e-7 for a cosine in float32 and 1e-14 in float64, count as equal.
 
     References
     ----------
@@ -94,23 +94,23 @@ def precision_at_1(embeddings, y, *, gallery=None, gallery_y=None, metric="cosin
 
     .. math:: \mathrm{P@1} = \frac1Q \sum_{q=1}^{Q} [\, y_{\text{nearest}(q)} = y_q \,]
 
-    Of one neighbor, precision and the Recall@1 of the metric-learning papers are the same number: the accuracy of
+    For one neighbor, precision and the Recall@1 of the metric-learning papers are the same number: the accuracy of
     leave-one-out classification by the nearest neighbor. Papers report it under both names.
 
     Parameters
     ----------
     embeddings : array-like or torch.Tensor of shape (n_queries, n_components)
-        Queries: real and finite. A tensor is evaluated on its own device.
+        Queries, real and finite. A tensor is evaluated on its own device.
     y : array-like or torch.Tensor of shape (n_queries,)
         Class of each query: integers, strings or anything else that sorts.
     gallery : array-like or torch.Tensor of shape (n_gallery, n_components), default=None
-        Rows in which the neighbors are looked up. None: the queries themselves, each without its own row.
+        Rows among which neighbors are searched for. None: the queries, each without its own row.
     gallery_y : array-like or torch.Tensor of shape (n_gallery,), default=None
         Class of each row of `gallery`.
     metric : {"cosine", "euclidean"}, default="cosine"
-        Nearest is the largest cosine (a row of zeros has cosine 0 to every row) or the smallest Euclidean distance.
+        Whether the nearest row has the largest cosine (0 for rows of zeros) or the smallest Euclidean distance.
     device : str, torch.device or None, default=None
-        Where to compute. None: where the embeddings are, the CPU for arrays.
+        Device to compute on. None: the device of the embeddings, the CPU for arrays.
 
     Returns
     -------
@@ -121,8 +121,8 @@ def precision_at_1(embeddings, y, *, gallery=None, gallery_y=None, metric="cosin
     Raises
     ------
     ValueError
-        If the shapes do not fit together, a value is not a finite real number, only one of `gallery` and `gallery_y`
-        is given, or `metric` is unknown.
+        If the shapes do not match, a value is not a finite real number, only one of `gallery` and `gallery_y` is given,
+        or `metric` is unknown.
     TypeError
         If the labels cannot be compared with each other.
 
@@ -133,7 +133,7 @@ def precision_at_1(embeddings, y, *, gallery=None, gallery_y=None, metric="cosin
 
     Notes
     -----
-    A tie with another class counts against the query; :func:`recall_at_k` says what is a tie.
+    A tie with another class counts against the query; :func:`recall_at_k` defines ties.
 
     Examples
     --------
@@ -155,23 +155,23 @@ def r_precision(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine",
 
     .. math:: \mathrm{RP} = \frac{r}{R}, \qquad r = \text{members of the class among the } R \text{ nearest}
 
-    and the result is the mean over the queries [1]_. Precision at a fixed number of neighbors has a ceiling below 1
-    where a class is smaller than that number; at R, precision and the share of the class that is found are one.
+    and the result is the mean over the queries [1]_. Precision at a fixed number of neighbors cannot reach 1 if a class
+    is smaller than that number; at R, precision equals the share of the class that is found.
 
     Parameters
     ----------
     embeddings : array-like or torch.Tensor of shape (n_queries, n_components)
-        Queries: real and finite. A tensor is evaluated on its own device.
+        Queries, real and finite. A tensor is evaluated on its own device.
     y : array-like or torch.Tensor of shape (n_queries,)
         Class of each query: integers, strings or anything else that sorts.
     gallery : array-like or torch.Tensor of shape (n_gallery, n_components), default=None
-        Rows in which the neighbors are looked up. None: the queries themselves, each without its own row.
+        Rows among which neighbors are searched for. None: the queries, each without its own row.
     gallery_y : array-like or torch.Tensor of shape (n_gallery,), default=None
         Class of each row of `gallery`.
     metric : {"cosine", "euclidean"}, default="cosine"
-        Nearest is the largest cosine (a row of zeros has cosine 0 to every row) or the smallest Euclidean distance.
+        Whether the nearest row has the largest cosine (0 for rows of zeros) or the smallest Euclidean distance.
     device : str, torch.device or None, default=None
-        Where to compute. None: where the embeddings are, the CPU for arrays.
+        Device to compute on. None: the device of the embeddings, the CPU for arrays.
 
     Returns
     -------
@@ -182,8 +182,8 @@ def r_precision(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine",
     Raises
     ------
     ValueError
-        If the shapes do not fit together, a value is not a finite real number, only one of `gallery` and `gallery_y`
-        is given, or `metric` is unknown.
+        If the shapes do not match, a value is not a finite real number, only one of `gallery` and `gallery_y` is given,
+        or `metric` is unknown.
     TypeError
         If the labels cannot be compared with each other.
 
@@ -194,8 +194,8 @@ def r_precision(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine",
 
     Notes
     -----
-    Of rows at the same distance, those of the query's own class come last; :func:`recall_at_k` says what is the
-    same. Memory is that of :func:`map_at_r`.
+    Among rows at the same distance, those of the query's own class come last; :func:`recall_at_k` defines ties. Memory
+    use is that of :func:`map_at_r`.
 
     References
     ----------
@@ -203,8 +203,8 @@ def r_precision(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine",
 
     Examples
     --------
-    Of the two neighbors of each point of class 0, one is of its class. The only match of the point of class 1 would be
-    itself, which is why that query is left out.
+    One of the two neighbors of each point of class 0 is of its class. The only match of the point of class 1 would be
+    itself, so that query is left out.
 
     >>> import warnings
     >>> from skdml.metrics import r_precision
@@ -227,23 +227,23 @@ def map_at_r(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine", de
        \qquad P(i) = \text{precision at } i \text{ if the } i\text{-th neighbor is correct, else } 0
 
     and the result is the mean over the queries [1]_. It is 1 only if every class is free of intruders. Average
-    precision in the sense of information retrieval (``average_precision_score`` in scikit-learn) goes on to the end of
-    the ranking; this one stops at R.
+    precision in the sense of information retrieval (``average_precision_score`` in scikit-learn) continues to the end
+    of the ranking; this one stops at R.
 
     Parameters
     ----------
     embeddings : array-like or torch.Tensor of shape (n_queries, n_components)
-        Queries: real and finite. A tensor is evaluated on its own device.
+        Queries, real and finite. A tensor is evaluated on its own device.
     y : array-like or torch.Tensor of shape (n_queries,)
         Class of each query: integers, strings or anything else that sorts.
     gallery : array-like or torch.Tensor of shape (n_gallery, n_components), default=None
-        Rows in which the neighbors are looked up. None: the queries themselves, each without its own row.
+        Rows among which neighbors are searched for. None: the queries, each without its own row.
     gallery_y : array-like or torch.Tensor of shape (n_gallery,), default=None
         Class of each row of `gallery`.
     metric : {"cosine", "euclidean"}, default="cosine"
-        Nearest is the largest cosine (a row of zeros has cosine 0 to every row) or the smallest Euclidean distance.
+        Whether the nearest row has the largest cosine (0 for rows of zeros) or the smallest Euclidean distance.
     device : str, torch.device or None, default=None
-        Where to compute. None: where the embeddings are, the CPU for arrays.
+        Device to compute on. None: the device of the embeddings, the CPU for arrays.
 
     Returns
     -------
@@ -254,22 +254,21 @@ def map_at_r(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine", de
     Raises
     ------
     ValueError
-        If the shapes do not fit together, a value is not a finite real number, only one of `gallery` and `gallery_y`
-        is given, or `metric` is unknown.
+        If the shapes do not match, a value is not a finite real number, only one of `gallery` and `gallery_y` is given,
+        or `metric` is unknown.
     TypeError
         If the labels cannot be compared with each other.
 
     See Also
     --------
-    r_precision : Without regard to the order of the first R.
-    recall_at_k : Asks for one neighbor of the class only.
+    r_precision : Ignores the order of the first R.
+    recall_at_k : Requires only one neighbor of the class.
     MAPAtR : The same as a scorer for grid searches.
 
     Notes
     -----
-    Of rows at the same distance, those of the query's own class come last; :func:`recall_at_k` says what is the
-    same. Some queries at a time are compared with the whole gallery: memory grows with the number of rows, not with its
-    square.
+    Among rows at the same distance, those of the query's own class come last; :func:`recall_at_k` defines ties. A block
+    of queries at a time is compared with the whole gallery: memory grows with the number of rows, not with its square.
 
     References
     ----------
@@ -277,13 +276,13 @@ def map_at_r(embeddings, y, *, gallery=None, gallery_y=None, metric="cosine", de
 
     Examples
     --------
-    With two points in each class R is 1, and MAP@R the share of points whose nearest neighbor is of their class.
+    With two points in each class, R is 1 and MAP@R is the share of points whose nearest neighbor is of their class.
 
     >>> from skdml.metrics import map_at_r
     >>> map_at_r([[0.0], [2.0], [2.5], [7.0]], [0, 1, 1, 0], metric="euclidean")
     0.5
 
-    Three correct neighbors, the last of them behind one point of another class: (1/1 + 2/2 + 0) / 3.
+    With three correct neighbors, the last of them behind a point of another class, MAP@R is (1/1 + 2/2 + 0) / 3.
 
     >>> query, gallery = [[0.0]], [[1.0], [2.0], [3.0], [4.0]]
     >>> round(map_at_r(query, [0], gallery=gallery, gallery_y=[0, 0, 1, 0], metric="euclidean"), 4)

@@ -1,4 +1,4 @@
-"""What the measures share: checked rows in the order of their classes, and tiles of their similarities.
+"""Shared parts of the measures: validated rows sorted by class, and tiles of their similarities.
 
 Axis letters: Q queries, G gallery rows, D components.
 """
@@ -12,18 +12,18 @@ import torch
 
 CPU_TILE = 1024  # rows and columns of a tile of similarities: small enough for the cache,
 GPU_TILE = 4096  # and large enough to fill a GPU
-_ALIGNMENT = 32  # tiles are cut at multiples of it, where they are not smaller
-_MAX_HELD = 2**24  # similarities of rows to all columns that are held at once: 64 MiB in float32
-_MARGIN = {torch.float32: 4, torch.float64: 64}  # rounding of a similarity, in units of eps, with room to spare
+_ALIGNMENT = 32  # tiles are cut at multiples of it, unless they are smaller
+_MAX_HELD = 2**24  # similarities of rows to all columns that are in memory at once: 64 MiB in float32
+_MARGIN = {torch.float32: 4, torch.float64: 64}  # rounding of a similarity, in units of eps, with a safety margin
 
 
 @dataclass
 class Rows:
-    """Embeddings in the order of their classes."""
+    """Embeddings sorted by class."""
 
     points: torch.Tensor  # (n, D)
     offsets: torch.Tensor | None  # (n,) |x|^2 / 2, only for Euclidean distances
-    classes: torch.Tensor  # (n,) 0..C-1, rising
+    classes: torch.Tensor  # (n,) 0..C-1, ascending
     rounding: float  # similarities of unit vectors that differ by less count as equal
 
     def __len__(self):
@@ -35,7 +35,7 @@ class Rows:
 
 
 def similarities(rows, columns, buffer):
-    """Return the similarities of two sets of rows, in the memory of `buffer`: the larger, the nearer."""
+    """Return the similarities of two sets of rows, in the memory of `buffer`; larger means nearer."""
     S = buffer[: len(rows) * len(columns)].view(len(rows), len(columns))
     # With out=, a surrounding autocast does not lower the precision.
     if rows.offsets is None:
@@ -48,8 +48,8 @@ def similarities(rows, columns, buffer):
 def below_ties(S, rows):
     """Return the similarities of the rows (Q, G), each lowered until all that tie with it are larger.
 
-    Equal rows get similarities that differ by the rounding of a product, which depends on their place in it. Without
-    this margin, embeddings that have collapsed to a point would have any recall.
+    Equal rows get similarities that differ by the rounding of a product, which depends on their position in it. Without
+    this margin, embeddings that have collapsed to a point could have any recall.
     """
     if rows.offsets is None:
         lowered = S - rows.rounding
@@ -72,7 +72,7 @@ def tiles(queries, gallery, size):
 
 
 def blocks(rows, size):
-    """List (slice, first class, last class) of blocks of nearly equal length, `size` at most."""
+    """List (slice, first class, last class) of blocks of nearly equal length, at most `size`."""
     length = math.ceil(len(rows) / math.ceil(len(rows) / size))
     if size % _ALIGNMENT == 0:
         length += -length % _ALIGNMENT
@@ -86,12 +86,12 @@ def tile_size(points):
 
 
 def block_size(n_columns):
-    """Return how many rows are compared with all the columns at once."""
+    """Return how many rows to compare with all columns at once."""
     return max(1, _MAX_HELD // n_columns)
 
 
 def prepare(embeddings, y, gallery=None, gallery_y=None, *, metric="cosine", device=None):
-    """Check the input; return the queries and the gallery, the same object if there is none, for `similarities`."""
+    """Check the input; return queries and gallery (the same object if there is no gallery) for `similarities`."""
     if metric not in ("cosine", "euclidean"):
         raise ValueError(f"metric must be 'cosine' or 'euclidean', got {metric!r}.")
     if (gallery is None) != (gallery_y is None):
@@ -110,7 +110,7 @@ def prepare(embeddings, y, gallery=None, gallery_y=None, *, metric="cosine", dev
         points = [p.to(dtype) for p in points]
     for p, label, name in zip(points, labels, ("y", "gallery_y"), strict=False):
         if len(p) != len(label):
-            raise ValueError(f"{name} must hold a label for each row, got {len(label)} labels for {len(p)} rows.")
+            raise ValueError(f"{name} must hold one label per row, got {len(label)} labels for {len(p)} rows.")
     classes = _encode(labels).to(points[0].device).split([len(p) for p in points])
     sorted_rows = []
     for p, c in zip(points, classes, strict=True):
@@ -121,11 +121,11 @@ def prepare(embeddings, y, gallery=None, gallery_y=None, *, metric="cosine", dev
 
 
 def count_matches(queries, gallery, stacklevel=3):
-    """Return R, the number of gallery rows of each query's class without its own row; warn of queries without one."""
+    """Return R, the number of gallery rows of each query's class without its own row; warn about queries with R = 0."""
     sizes = torch.bincount(gallery.classes, minlength=int(queries.classes[-1]) + 1)
     n_matches = sizes[queries.classes] - int(queries is gallery)
     n_left_out = int((n_matches == 0).sum())
-    if n_left_out:  # they are misses of the data, not of the embedding
+    if n_left_out:  # the data, not the embedding, make these queries fail
         warnings.warn(
             f"{n_left_out} of {len(queries)} queries are left out: the gallery has no other member of their class.",
             UserWarning,
@@ -142,18 +142,18 @@ def mean_over_queries(values, n_matches):
 
 @torch.no_grad()
 def _to_metric(sorted_rows, metric):
-    """Change the points in place, so that `similarities` orders by `metric`."""
+    """Transform the points in place, so that `similarities` orders by `metric`."""
     if metric == "cosine":
         for rows in sorted_rows:
             normalize_(rows.points)
         return
-    # Distances do not depend on the origin, their rounding does: move it into the data. A median is one of the
-    # values given, so that differences on a grid stay exact.
+    # Distances do not depend on the origin, but their rounding does: move it into the data. A median is one of the
+    # given values, so that differences on a grid stay exact.
     gallery = sorted_rows[-1].points
     center = gallery[:: 1 + len(gallery) // 1000].median(0).values
     for rows in sorted_rows:
         rows.points.sub_(center)
-    # The squares of small ones would vanish; a power of two scales them without rounding.
+    # The squares of small values would underflow; a power of two scales them without rounding.
     largest = max(float(torch.linalg.vector_norm(rows.points, torch.inf)) for rows in sorted_rows)
     most = int(math.log2(torch.finfo(gallery.dtype).max)) - 1
     scale = 2.0 ** max(0, min(most, -math.frexp(largest)[1]))
@@ -168,16 +168,16 @@ def _to_metric(sorted_rows, metric):
 
 
 def normalize_(points):
-    """Scale each row to unit length in place; a row of zeros stays."""
-    for order in (torch.inf, 2):  # the largest entry first: squares neither overflow nor vanish
+    """Scale each row to unit length in place; a row of zeros stays unchanged."""
+    for order in (torch.inf, 2):  # scaling by the largest entry first: squares neither overflow nor underflow
         norms = torch.linalg.vector_norm(points, order, dim=1, keepdim=True)
         points.div_(norms.masked_fill_(norms == 0, 1))
     return points
 
 
 def check_points(X, name, device=None):
-    """Return X as a 2-D tensor of float32 or float64 on the device, None: its own; may share the memory of X."""
-    needed = f"{name} must be a dense 2-D array of finite real numbers, a row for each sample"
+    """Return X as a 2-D float32 or float64 tensor on the device (None: its own), possibly sharing the memory of X."""
+    needed = f"{name} must be a dense 2-D array of finite real numbers, with one row per sample"
     if isinstance(X, torch.Tensor):
         X = X.detach()
         kind = "complex" if X.is_complex() else None
@@ -201,7 +201,7 @@ def check_points(X, name, device=None):
         raise ValueError(f"{needed}, got shape {tuple(X.shape)}: there is nothing to evaluate.")
     X = X.to(X.device if device is None else device)
     if not X.isfinite().all():
-        raise ValueError(f"{needed}, got NaN or infinity. Look for a diverged training or missing values.")
+        raise ValueError(f"{needed}, got NaN or infinity. Look for diverged training or missing values.")
     return X
 
 
@@ -214,12 +214,12 @@ def _check_labels(y, name):
     else:
         y = np.asarray(y)
     if y.ndim != 1:
-        raise ValueError(f"{name} must be 1-D, a label for each row, got shape {tuple(y.shape)}. Pass {name}.ravel().")
+        raise ValueError(f"{name} must be 1-D, with one label per row, got shape {tuple(y.shape)}. Use {name}.ravel().")
     return y
 
 
 def _encode(labels):
-    """Return the numbers of the classes of one or two sets of labels together, as one int64 tensor."""
+    """Return the class numbers of one or two sets of labels, numbered together, as one int64 tensor."""
     if all(isinstance(y, torch.Tensor) for y in labels):
         return torch.unique(torch.cat([y.to(labels[0].device) for y in labels]), return_inverse=True)[1]
     labels = [y.cpu().numpy() if isinstance(y, torch.Tensor) else y for y in labels]

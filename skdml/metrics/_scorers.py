@@ -1,4 +1,4 @@
-"""Scorers: callables (estimator, X, y) of the measures, for grid searches and cross-validation."""
+"""Scorers: the measures as callables (estimator, X, y), for grid searches and cross-validation."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ class _Scorer:
         Parameters
         ----------
         estimator : fitted transformer or Pipeline that ends in one
-            What is scored; its `transform` is called once.
+            Estimator to score; its `transform` is called once.
         X : array-like of shape (n_samples, ...)
             Anything that `estimator.transform` takes.
         y : array-like of shape (n_samples,)
@@ -27,12 +27,12 @@ class _Scorer:
         Returns
         -------
         float
-            The measure, in its own range. Of a RetrievalScorer: a dict with one value for each of `metrics`.
+            The measure, in its own range. A RetrievalScorer returns a dict with one value for each of `metrics`.
         """
         if not hasattr(estimator, "transform"):
             raise TypeError(
                 f"A retrieval scorer needs an estimator with transform, got {type(estimator).__name__}. "
-                "Of a pipeline that ends in a classifier, score the steps before it: pipeline[:-1]."
+                "If a pipeline ends in a classifier, score the steps before it: pipeline[:-1]."
             )
         return self._measure(estimator.transform(X), y)
 
@@ -273,18 +273,18 @@ class RetrievalScorer(_Scorer):
         Names of the measures: "recall_at_<k>" with k >= 1, "precision_at_1", "r_precision", "map_at_r", "nmi", "ami"
         and "pairwise_f1".
     random_state : int, RandomState instance or None, default=0
-        Seeds k-means, of which the last three are measures.
+        Seeds k-means, which the last three measures use.
 
     Raises
     ------
     ValueError
-        If a name is unknown or there is none.
+        If a name is unknown, or there are no names.
     TypeError
         If `metrics` is a single string, or, when called, if the estimator has no `transform`.
 
     See Also
     --------
-    retrieval_report : The same measures of embeddings at hand; says where each is defined.
+    retrieval_report : The same measures for given embeddings; names the function that defines each.
 
     Examples
     --------
