@@ -74,9 +74,9 @@ def test_return_X_y(kanji):
 
 def test_description_names_every_font_with_a_licence(kanji):
     rows = [line.split("|") for line in kanji.DESCR.splitlines() if line.startswith("| fonts-")]
-    licences = {row[1].strip(): row[2].strip() for row in rows}
-    assert set(licences) == set(kanji.fonts)
-    assert all(licences.values())
+    licenses = {row[1].strip(): row[2].strip() for row in rows}
+    assert set(licenses) == set(kanji.fonts)
+    assert all(licenses.values())
 
 
 # The benchmarks of the field: small copies of the layouts in which they were published. Images are never opened, so

@@ -136,8 +136,8 @@ MODES = {
 
 @pytest.mark.parametrize(("extension", "mode"), [(extension, mode) for extension in MODES for mode in MODES[extension]])
 def test_any_mode_becomes_rgb_of_the_size_that_the_header_tells(tmp_path, mode, extension):
-    grey = np.linspace(0, 65535, 40 * 60).reshape(40, 60).astype(np.uint16)
-    image = Image.fromarray(grey) if mode == "I;16" else picture(0).convert(mode)
+    gray = np.linspace(0, 65535, 40 * 60).reshape(40, 60).astype(np.uint16)
+    image = Image.fromarray(gray) if mode == "I;16" else picture(0).convert(mode)
     path = str(tmp_path / f"image.{extension}")
     image.save(path)
     for resize, shape in [(None, (40, 60, 3)), (16, (16, 24, 3)), (64, (64, 96, 3))]:
@@ -148,10 +148,10 @@ def test_any_mode_becomes_rgb_of_the_size_that_the_header_tells(tmp_path, mode, 
 
 
 def test_sixteen_bits_keep_the_upper_eight(tmp_path):
-    grey = (np.arange(40 * 60).reshape(40, 60) * 27).astype(np.uint16)
+    gray = (np.arange(40 * 60).reshape(40, 60) * 27).astype(np.uint16)
     path = str(tmp_path / "image.png")
-    Image.fromarray(grey).save(path)
-    np.testing.assert_array_equal(decode(path, None), (grey >> 8)[:, :, None].repeat(3, axis=2))
+    Image.fromarray(gray).save(path)
+    np.testing.assert_array_equal(decode(path, None), (gray >> 8)[:, :, None].repeat(3, axis=2))
 
 
 def test_transparency_is_on_white(tmp_path):

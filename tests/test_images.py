@@ -280,8 +280,8 @@ def test_float_images_are_taken_as_they_are_or_scaled_in_their_own_unit(images, 
 
 
 def test_grey_images_have_one_channel(images, seen):
-    grey = images[..., 0]
-    embedder(augment="standard", crop_size=16).fit(grey, Y).transform(grey)
+    gray = images[..., 0]
+    embedder(augment="standard", crop_size=16).fit(gray, Y).transform(gray)
     assert seen[-1][1].shape == (12, 1, 16, 16)
 
 
