@@ -61,7 +61,7 @@ class SmartMiningLoss(nn.Module):
     .. [1] B. Harwood, V. Kumar B G, G. Carneiro, I. Reid and T. Drummond, "Smart Mining for Deep Metric Learning",
        ICCV 2017, arXiv:1704.01285.
     .. [2] V. Kumar B G, G. Carneiro and I. Reid, "Learning Local Image Descriptors with Deep Siamese and Triplet
-       Convolutional Networks by Minimizing Global Loss Functions", CVPR 2016.
+       Convolutional Networks by Minimising Global Loss Functions", CVPR 2016.
 
     Examples
     --------
