@@ -18,7 +18,7 @@ from .._engine.embedder import BalancedEmbedder
 from .._loss.pairs import pair_masks, pair_shares
 from .._loss.similarities import dot_products
 from .._loss.terms import check_batch, weighted_mean, zero_loss
-from .._network.networks import PartsNetwork, ResidualHead, build_network
+from .._network.networks import PartsNetwork, ResidualHead
 
 N_HIDDEN = 512  # hidden units of a regressor of A-BIER
 PENALTY = 100.0  # weight of the bounds on the regressors
@@ -312,16 +312,7 @@ class BIEREmbedder(BalancedEmbedder):
         _check_shares(self)
 
     def _make_network(self, backbone, sample):
-        network = build_network(
-            backbone,
-            sample,
-            pooling=self.pooling,
-            n_components=self.n_components,
-            hidden_layer_sizes=self.hidden_layer_sizes,
-            normalize=False,
-            precision=self.precision,
-            frozen_backbone=self.freeze == "backbone",
-        )
+        network = super()._make_network(backbone, sample)
         if isinstance(network.head, ResidualHead):
             # Past the features the start is 0, and a group of zeros, which has no direction, would never learn one.
             new_rows = network.head.linear.weight[network.head.n_features :]  # (D - f, f)
