@@ -148,8 +148,8 @@ class BestWeights(Callback):
         Epochs without a better score before the training ends.
     valid_set : TrainingSet
     split : {"samples", "classes"}
-        What was held out. With "classes", a warning tells when a network that does not start at its input is worse than
-        this input.
+        What was held out. With "classes", a warning is given if a network that does not start at its input is worse
+        than this input.
     """
 
     def __init__(self, patience, valid_set, split):

@@ -22,7 +22,7 @@ class Ranks:
 
 @torch.no_grad()
 def rank_matches(queries, gallery, n_matches, k_max=1):
-    """Return the `Ranks` of all queries, which tell the recall at k up to `k_max`.
+    """Return the `Ranks` of all queries, which determine the recall at k up to `k_max`.
 
     A block of queries is compared with the whole gallery at once.
     """
