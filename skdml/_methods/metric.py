@@ -123,13 +123,13 @@ class MetricEmbedder(BalancedEmbedder):
     def _loss_learning_rate(self):
         return self.loss_learning_rate
 
-    def _fit(self, X, y, sample_weight, **kwargs):
+    def _read(self, X, y, sample_weight, *args):
         if sample_weight is not None and self.loss is not None and not _takes_weights(self.loss):
             raise ValueError(
                 f"sample_weight goes to the loss, but {self.loss!r} has no parameter of that name. Give it one, the "
                 "weights (B,) of a batch, or fit without weights."
             )
-        return super()._fit(X, y, sample_weight, **kwargs)
+        return super()._read(X, y, sample_weight, *args)
 
 
 def _takes_weights(loss):
