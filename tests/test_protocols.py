@@ -214,4 +214,4 @@ def test_html_shows_what_parameters_mean(blobs):
     html = SoftTripleEmbedder(n_centers=3)._repr_html_()
     assert "n_centers" in html
     if "body-param-doc" in html or "param-doc" in html:  # from scikit-learn 1.8 on
-        assert "Centers a class" in html
+        assert "the number of centers per class" in html
