@@ -63,8 +63,8 @@ class ContrastiveLoss(PairLoss):
       s > lambda, and divide by B. The gradient is that of Eq. (5); the value jumps by lambda where a pair becomes
       active, and lies higher by the number of positives per anchor. Both leave out self pairs by value; here it is done
       by index.
-    - The deepml code hinges squared distances, :math:`[m - d^2]_+`, without the halves. For unit rows this is twice Eq.
-    (5) with lambda = 1 - m / 2, up to a constant.
+    - The deepml code hinges squared distances, :math:`[m - d^2]_+`, without the halves. For unit rows this is twice
+      Eq. (5) with lambda = 1 - m / 2, up to a constant.
     - pytorch-metric-learning hinges plain distances, and averages each side over its terms that are not 0.
     - The original has the two squares of the second formula, for one pair; here their mean is taken over anchors.
 
