@@ -49,10 +49,12 @@ def _parameters(sources, cls, known):
     parameters = inspect.signature(cls).parameters
     entries = {}
     for source in sources:
-        for name, entry in _entries("Parameters", source.__doc__).items():
+        described = _entries("Parameters", source.__doc__)
+        defaults = inspect.signature(source).parameters if described else {}
+        for name, entry in described.items():
             if name in parameters and name not in known and name not in entries:
                 default = parameters[name].default
-                if default != inspect.signature(source).parameters[name].default:
+                if default != defaults[name].default:
                     shown = f'"{default}"' if isinstance(default, str) else repr(default)
                     entry = re.sub(r"(, default=.*)?$", f", default={shown}", entry, count=1, flags=re.MULTILINE)
                 entries[name] = entry

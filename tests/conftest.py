@@ -34,3 +34,10 @@ def hidden():
     y = np.repeat(np.arange(20), 10)
     signal = 2 * rng.normal(size=(20, 6))[y] + rng.normal(size=(200, 6))
     return np.hstack([signal, 2 * rng.normal(size=(200, 24))]).astype(np.float32), y
+
+
+def pytest_collection_modifyitems(items):
+    """Put the longest tests first, so that no process is left with one of them while the other has nothing to do."""
+    items.sort(
+        key=lambda item: not any(name in item.name for name in ("example_runs", "readme_runs", "unseen_characters"))
+    )
