@@ -521,6 +521,25 @@ def test_backbone_exchanged_after_the_fit(blobs, tmp_path):
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(embedder)).transform(blobs[0]), Z)
 
 
+class KeepAll:
+    """A mining rule whose text holds its address."""
+
+    def __call__(self, S, positive, negative):
+        return positive, negative
+
+
+@pytest.mark.parametrize("params", [{}, {"backbone": nn.Linear(6, 3)}], ids=["default", "module"])
+def test_a_copy_of_an_own_rule_is_not_a_change(params, blobs, tmp_path):
+    embedder = fast(RAWEmbedder, mining=KeepAll(), **params).fit(*blobs)
+    copied = pickle.loads(pickle.dumps(embedder))
+    assert repr(copied.mining) != repr(embedder.mining)
+    copied.save(tmp_path / "saved")
+    loaded = skdml.load(tmp_path / "saved", mining=KeepAll(), **params)
+    Z = embedder.transform(blobs[0])
+    np.testing.assert_array_equal(copied.transform(blobs[0]), Z)
+    np.testing.assert_array_equal(loaded.transform(blobs[0]), Z)
+
+
 def test_nothing_is_built_to_save(blobs, tmp_path, monkeypatch):
     embedder = fast(RAWEmbedder).fit(*blobs)
 

@@ -228,7 +228,7 @@ class LearnedShare(Callback):
         if not net.module_.starts_at_input:
             self.trained_ = _float_tensors(net.module_)
         best, best_scores = self.share, None
-        for share in (self.share, *SHARES) if self.valid_set else ():
+        for share in dict.fromkeys((self.share, *SHARES)) if self.valid_set else ():
             self._set(net.module_, share)
             scores = validate(net.module_, self.valid_set)
             if best_scores is None or scores > best_scores:

@@ -439,7 +439,7 @@ class BaseEmbedder(
         Parameters
         ----------
         path : str or path-like
-            The file. Weights of more than 2 GB go to a second one beside it.
+            The file. Weights of more than 2 GB go to a second one next to it.
 
         Raises
         ------

@@ -283,7 +283,7 @@ class EmbedderParameters:
                 )
         if self.n_jobs == 0:
             raise ValueError(
-                f"The 'n_jobs' parameter of {name} must be None, which is no further process, or an integer other than "
+                f"The 'n_jobs' parameter of {name} must be None, for this process only, or an integer other than "
                 "0. Got 0 instead."
             )
 

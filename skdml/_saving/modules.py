@@ -112,28 +112,32 @@ def compact_state(embedder, state):
     skops can store arrays, and pickles of arrays survive changes inside torch. Custom modules and classes are pickled
     as they are, and so are modules that were changed by hand.
     """
+    if not MODULES.keys() <= state.keys() or changed(embedder):
+        return state
+    # Described anew when it is restored: the text of an object may hold its address.
+    state = {key: value for key, value in state.items() if key != "_structure"}
     is_own = not type(embedder).__module__.startswith("skdml.") or any(
         isinstance(value, nn.Module) or (name == "backbone" and value is not None)
         for params in (embedder.get_params(deep=False), state.get("_made_with", {}))
         for name, value in params.items()
     )
-    if not MODULES.keys() <= state.keys() or is_own or any(frozen(embedder).values()) or changed(embedder):
+    if is_own or any(frozen(embedder).values()):
         return state
     weights = {key: {name: tensor.cpu().numpy() for name, tensor in state[key].state_dict().items()} for key in MODULES}
-    kept = {key: value for key, value in state.items() if key not in {*MODULES, "_structure"}}
+    kept = {key: value for key, value in state.items() if key not in MODULES}
     return {**kept, "_input": vars(state["_input"]), "_weights": weights}
 
 
 def restore_state(embedder, state):
     """Restore the embedder from a state of `compact_state`."""
     vars(embedder).update({key: value for key, value in state.items() if key != "_weights"})
-    if "_weights" not in state:
-        return
-    embedder._input = InputRecord(**embedder._input)
-    modules = build(embedder)
-    embedder._structure = {key: describe(module) for key, module in modules.items()}
-    for key, weights in state["_weights"].items():
-        take_over(
-            modules[key], {name: torch.tensor(array) for name, array in weights.items()}, [], f"The state of {key}"
-        )
-    vars(embedder).update(modules)
+    if "_weights" in state:
+        embedder._input = InputRecord(**embedder._input)
+        modules = build(embedder)
+        for key, weights in state["_weights"].items():
+            take_over(
+                modules[key], {name: torch.tensor(array) for name, array in weights.items()}, [], f"The state of {key}"
+            )
+        vars(embedder).update(modules)
+    if MODULES.keys() <= vars(embedder).keys() and "_structure" not in state:
+        embedder._structure = {key: describe(getattr(embedder, key)) for key in MODULES}
