@@ -291,7 +291,7 @@ def test_name_without_a_library(images, name):
 
 @pytest.fixture(scope="session")
 def libraries():
-    """Import timm and torchvision; a torchvision built for CUDA also beside a torch without."""
+    """Import timm and torchvision; a torchvision built for CUDA also next to a torch without it."""
     try:
         import torchvision  # noqa: F401
     except ImportError:

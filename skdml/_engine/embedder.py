@@ -142,10 +142,10 @@ class BaseEmbedder(
 
     @with_callbacks
     def partial_fit(self, X, y, classes=None, sample_weight=None) -> Self:
-        """Train the network for one epoch, going on from where it stands.
+        """Train the network for one more epoch.
 
-        Proxies and centers of new classes are added to those learned so far. The learning rates are constant, the
-        optimizer and a memory of earlier batches start anew.
+        Proxies and centers of new classes are added to those learned so far. The learning rates are constant; the
+        optimizer and the memory of earlier batches start anew.
 
         Parameters
         ----------
@@ -154,7 +154,7 @@ class BaseEmbedder(
         y : array-like of shape (n_samples,)
             Class labels, known ones or new ones.
         classes : array-like of shape (n_classes,) or None, default=None
-            Classes to come, so that they have proxies from now on; those of y are added.
+            Classes that will come later, which get proxies now; those of y are added.
         sample_weight : array-like of shape (n_samples,), float or None, default=None
             As in fit.
 
@@ -166,7 +166,7 @@ class BaseEmbedder(
         Raises
         ------
         ValueError
-            As fit does; and with ``early_stopping=True``.
+            In the same cases as fit, and with ``early_stopping=True``.
         """
         self._check_params()
         if self.early_stopping or self.lr_schedule == "one_cycle":
@@ -352,7 +352,7 @@ class BaseEmbedder(
         Parameters
         ----------
         X : {array-like, sparse matrix} of shape (n_samples, n_features), array of images, or sequence of paths
-            Of the same kind as in fit; files and uint8 RGB images may stand for each other.
+            Must be of the same kind as in fit; files and uint8 RGB images are interchangeable.
 
         Returns
         -------
@@ -362,7 +362,7 @@ class BaseEmbedder(
         Raises
         ------
         ValueError
-            If X is not of the kind and shape seen in fit, or a file cannot be used.
+            If X does not have the kind and shape seen in fit, or a file cannot be used.
         RuntimeError
             When a process that decodes files dies.
         """
@@ -395,15 +395,15 @@ class BaseEmbedder(
     def save(self, path, *, measures=None) -> None:
         """Write the fitted embedder to a folder, which `skdml.load` reads.
 
-        It holds parameters and fitted attributes (params.json), the weights (network.safetensors,
+        The folder holds parameters and fitted attributes (params.json), the weights (network.safetensors,
         criterion.safetensors), their SHA-256 sums (SHA256SUMS) and a model card (README.md), but no code. What a
-        file cannot hold, such as modules of one's own, callbacks and functions, is named in params.json and is passed
+        file cannot hold, such as your own modules, callbacks and functions, is named in params.json and must be passed
         to `skdml.load` again.
 
         Parameters
         ----------
         path : str or path-like
-            The folder, a new or empty one or that of a saved embedder, which is replaced: all files or none.
+            A folder that is new, empty or that of a saved embedder, whose files are then replaced, all or none.
         measures : dict of str to float or None, default=None
             Numbers for the model card, such as what a :class:`skdml.metrics.RetrievalScorer` returns.
 
@@ -412,9 +412,10 @@ class BaseEmbedder(
         FileExistsError
             If path is a file or a folder with other files.
         TypeError
-            For an embedder of a class of one's own, and for fitted attributes that are no data.
+            If the class of the embedder is not part of skdml, or a fitted attribute cannot be stored as data.
         ValueError
-            If the network or the loss was changed by hand, or a parameter is invalid.
+            If the network or the loss was changed by hand, a parameter is invalid, or a module passed as a parameter
+            was replaced after the fit.
         """
         folder.save(self, path, measures)
 
@@ -455,12 +456,12 @@ class BaseEmbedder(
         modules.restore_state(self, state)
 
     def get_feature_names_out(self, input_features=None) -> np.ndarray:
-        """Return the names of the components, the class in small letters and a number.
+        """Return the names of the components: the class name in lower case, followed by a number.
 
         Parameters
         ----------
         input_features : array-like of str or None, default=None
-            Names of the features of X, which are only checked, and only where X holds vectors.
+            Names of the features of X; they are only checked, and only if X holds vectors.
 
         Returns
         -------
