@@ -76,9 +76,9 @@ loss_fn = RAWLoss()
 optimizer = torch.optim.AdamW([*network.parameters(), *loss_fn.parameters()], lr=2e-3)
 
 X = torch.from_numpy(X_train).float().sub(127).div(128).unsqueeze(1)  # (n, 1, 32, 32)
-rows = torch.arange(len(X)).reshape(150, 12)  # the images are ordered by class
+rows = torch.arange(len(X)).reshape(-1, 12)  # the images are ordered by class
 for _ in range(300):
-    classes = torch.randperm(150)[:16]
+    classes = torch.randperm(len(rows))[:16]
     batch = rows[classes][:, torch.randperm(12)[:4]].flatten()
     optimizer.zero_grad()
     Z = nn.functional.normalize(network(X[batch]))

@@ -24,7 +24,7 @@ from skdml.metrics import RecallAtK, RetrievalScorer
 from skdml.model_selection import ClassKFold
 
 kanji = load_kanji()
-X = kanji.images[kanji.train].reshape(1800, -1) / 255
+X = kanji.data[kanji.train].reshape(kanji.train.sum(), -1) / 255
 y = kanji.target[kanji.train]
 
 vectors = make_pipeline(PCA(64, random_state=0), StandardScaler())

@@ -1,11 +1,15 @@
 """Shared fixtures."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 
-# Tests run side by side in processes; more threads than one each only wait for each other.
+# Tests run side by side in processes; more threads than one each only wait for each other, busily. The environment is
+# for the processes that tests start.
 torch.set_num_threads(1)
+os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
 
 
 def pytest_generate_tests(metafunc):

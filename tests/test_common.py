@@ -41,7 +41,7 @@ EMBEDDERS = [
 ONE_OF_EACH_BASE = [
     skdml.SoftTripleEmbedder,
     skdml.NormSoftmaxEmbedder,
-    skdml.ClusteringEmbedder,
+    skdml.MetricEmbedder,
     skdml.RAWEmbedder,
 ]
 

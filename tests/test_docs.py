@@ -84,7 +84,7 @@ def test_grid_search_with_a_device_a_process_runs(tmp_path):
     code = re.sub(r"DEVICES = \[.*?\]", 'DEVICES = ["cpu"]', code).replace("[1, 5, 10]", "[1, 5]")
     code = code.replace("random_state=0", "random_state=0, max_epochs=1")
     (tmp_path / "search.py").write_text(code, encoding="utf-8")
-    environment = {"PYTHONWARNINGS": "error", **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {"PYTHONWARNINGS": "error", **os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "search.py"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -196,9 +196,33 @@ def test_readme_and_changes_name_every_embedder(name):
     assert name in (ROOT / "CHANGES.md").read_text(encoding="utf-8")
 
 
+# Every fifth kanji.
+FEW_KANJI = """
+import runpy, sys
+import numpy as np
+import skdml.datasets
+
+load_kanji = skdml.datasets.load_kanji
+
+def load_few_kanji(*, return_X_y=False):
+    kanji = load_kanji()
+    few = kanji.target % 5 == 0
+    for name, value in kanji.items():
+        if isinstance(value, np.ndarray) and len(value) == len(few):
+            kanji[name] = value[few]
+    kanji.target //= 5
+    kanji.target_names = kanji.target_names[::5]
+    return (kanji.data, kanji.target) if return_X_y else kanji
+
+skdml.datasets.load_kanji = load_few_kanji
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("plot_*.py")), ids=lambda path: path.stem)
 def test_example_runs(path, tmp_path):
-    """Shortened, all but one: the manual's build runs them in full."""
+    """Shortened, on a fifth of the data and mostly for one epoch: the manual's build runs them in full."""
     if path.stem == "plot_callbacks":
         pytest.importorskip("sklearn.callback")
     picture = tmp_path / "picture.png"
@@ -207,20 +231,24 @@ def test_example_runs(path, tmp_path):
         "plot_raw_ablation": ["--epochs", "1"],
     }.get(path.stem, [])
     # One thread: other tests run beside it, and torch's threads wait for each other busily. But one example runs on
-    # two, as users do, and in full: there torch's backward pass has crashed on batches in another memory layout.
-    n_threads = "1"
+    # two, as users do, and for all its epochs: there torch's backward pass has crashed on batches in another layout.
+    n_threads, few, count = "1", 1, r'(max_epochs"?[=:] ?|n_iter=)\d+'
     if path.stem == "plot_custom_backbone":
-        n_threads = "2"
-    elif not options:
-        few = "3" if path.stem == "plot_callbacks" else "1"  # after one, early stopping warns that the start was better
-        text, n_fits = re.subn(r'(max_epochs"?[=:] ?|n_iter=)\d+', rf"\g<1>{few}", path.read_text(encoding="utf-8"))
-        assert n_fits
+        n_threads, few, count = "2", 30, r"(range\()\d+"
+    elif path.stem in ("plot_callbacks", "plot_inspection"):
+        few = 6  # after fewer, early stopping warns that the start was better
+    if not options:
+        text, n_found = re.subn(count, rf"\g<1>{few}", path.read_text(encoding="utf-8"))
+        assert n_found
         path = tmp_path / path.name
         path.write_text(text, encoding="utf-8")
-    threads = {"OMP_NUM_THREADS": n_threads, "OMP_WAIT_POLICY": "PASSIVE"}
-    environment = {"PYTHONWARNINGS": "error", **os.environ, "MPLBACKEND": "Agg", **threads}
+    environment = {"PYTHONWARNINGS": "error", **os.environ, "MPLBACKEND": "Agg", "OMP_NUM_THREADS": n_threads}
     done = subprocess.run(
-        [sys.executable, str(path), *options], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", FEW_KANJI, str(path), *options],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert picture.exists() or "--picture" not in options
