@@ -170,7 +170,7 @@ class BIERLoss(nn.Module):
         ----------
         embeddings : tensor of shape (B, D)
             Taken as they are, never normalized here.
-        y : int tensor of shape (B,)
+        y : integer tensor of shape (B,)
             The class of each row.
         sample_weight : tensor of shape (B,) or None, default=None
             Weight of each anchor's pairs, and of its row in the adversarial term; >= 0. None: ones.
@@ -180,7 +180,7 @@ class BIERLoss(nn.Module):
         tensor of shape ()
             The loss; 0 for an empty batch.
         """
-        check_batch(embeddings, y, sample_weight)
+        y = check_batch(embeddings, y, sample_weight)
         if len(y) == 0:
             return zero_loss(self, embeddings)
         groups = [

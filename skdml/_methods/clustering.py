@@ -99,7 +99,7 @@ class ClusteringLoss(nn.Module):
         ----------
         embeddings : tensor of shape (B, D)
             Taken as they are, never normalized here.
-        y : int tensor of shape (B,)
+        y : integer tensor of shape (B,)
             The class of each row.
         sample_weight : tensor of shape (B,) or None, default=None
             Factor of each row's distances, >= 0; what counts is its ratio to the mean weight of the batch. All rows
@@ -110,7 +110,7 @@ class ClusteringLoss(nn.Module):
         tensor of shape ()
             The loss; 0 for an empty batch.
         """
-        check_batch(embeddings, y, sample_weight)
+        y = check_batch(embeddings, y, sample_weight)
         w = embeddings.new_ones(len(y)) if sample_weight is None else sample_weight.to(embeddings.dtype)  # (B,)
         if not w.any():
             return zero_loss(self, embeddings)

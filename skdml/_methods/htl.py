@@ -87,7 +87,7 @@ class HTLLoss(nn.Module):
         ----------
         embeddings : tensor of shape (B, D)
             Taken as they are, never normalized here.
-        y : int tensor of shape (B,)
+        y : integer tensor of shape (B,)
             The class of each row.
         margins : tensor of shape (B, B) or None, default=None
             Alpha, the margin of each anchor (row) and negative (column), of any sign. Other entries do not count. None:
@@ -100,7 +100,7 @@ class HTLLoss(nn.Module):
         tensor of shape ()
             The loss; 0 for an empty batch.
         """
-        check_batch(embeddings, y, sample_weight)
+        y = check_batch(embeddings, y, sample_weight)
         if margins is not None and margins.shape != (len(y), len(y)):
             raise ValueError(f"Got margins of shape {tuple(margins.shape)} for {len(y)} rows; need (B, B).")
         if len(y) == 0:

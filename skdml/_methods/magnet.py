@@ -81,7 +81,7 @@ class MagnetLoss(nn.Module):
         ----------
         embeddings : tensor of shape (B, D)
             Taken as they are, never normalized here.
-        y : int tensor of shape (B,)
+        y : integer tensor of shape (B,)
             The class of each row.
         clusters : int tensor of shape (B,) or None, default=None
             The cluster of each row within its class. None: each class is one cluster.
@@ -93,7 +93,7 @@ class MagnetLoss(nn.Module):
         tensor of shape ()
             The loss; 0 for an empty batch.
         """
-        check_batch(embeddings, y, sample_weight)
+        y = check_batch(embeddings, y, sample_weight)
         if clusters is not None and (clusters.shape != y.shape or clusters.is_floating_point()):
             raise ValueError(
                 f"Got clusters of shape {tuple(clusters.shape)} for {len(y)} rows, of {clusters.dtype}; need (B,) "

@@ -138,7 +138,7 @@ class PDDMLoss(nn.Module):
         ----------
         embeddings : tensor of shape (B, D)
             Taken as they are, never normalized here.
-        y : int tensor of shape (B,)
+        y : integer tensor of shape (B,)
             The class of each row.
         sample_weight : tensor of shape (B,) or None, default=None
             Weight of each row, >= 0: of the two terms at its end of a positive pair, in the mean. None: ones.
@@ -148,7 +148,7 @@ class PDDMLoss(nn.Module):
         tensor of shape ()
             The loss; 0 for an empty batch.
         """
-        check_batch(embeddings, y, sample_weight)
+        y = check_batch(embeddings, y, sample_weight)
         if len(y) == 0:
             return zero_loss(self, embeddings)
         positive, negative = pair_masks(y)  # (B, B)

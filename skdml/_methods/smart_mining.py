@@ -91,7 +91,7 @@ class SmartMiningLoss(nn.Module):
         ----------
         embeddings : tensor of shape (B, D)
             Taken as they are, never normalized here.
-        y : int tensor of shape (B,)
+        y : integer tensor of shape (B,)
             The class of each row. Not used where the triplets are given.
         triplets : int tensor of shape (T, 3) or None, default=None
             Rows of the batch: anchor, positive, negative. None: all triplets of the batch.
@@ -103,7 +103,7 @@ class SmartMiningLoss(nn.Module):
         tensor of shape ()
             The loss; 0 for an empty batch.
         """
-        check_batch(embeddings, y, sample_weight)
+        y = check_batch(embeddings, y, sample_weight)
         if triplets is not None and (triplets.ndim != 2 or triplets.shape[1] != 3):
             raise ValueError(f"Got triplets of shape {tuple(triplets.shape)}; need (T, 3), the rows a, p and n.")
         if len(y) == 0:
