@@ -63,7 +63,7 @@ def read_labels(y, name="y"):
         _check_whole(values, name)
     elif values.dtype.kind not in "biuUSO":
         raise TypeError(f"{name} holds {values.dtype}, which cannot be class labels. Pass integers or strings.")
-    return values
+    return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))
 
 
 def number_labels(*labels):

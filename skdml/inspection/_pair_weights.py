@@ -76,9 +76,9 @@ def pair_weights(loss, embeddings, y) -> torch.Tensor | np.ndarray:
     is_tensor = isinstance(embeddings, torch.Tensor)
     x = embeddings.detach() if is_tensor else torch.from_numpy(np.array(embeddings, order="C"))
     x = x if x.is_floating_point() else x.double()
-    if not isinstance(y, torch.Tensor):
+    if not isinstance(y, torch.Tensor) or y.is_floating_point():
         y = read_labels(y)
-        y = torch.from_numpy(y if y.dtype.kind in "iub" else number_labels(y)[1][0])
+        y = torch.from_numpy(y.astype(np.int64) if y.dtype.kind in "iub" else number_labels(y)[1][0])
     n_classes = loss.n_classes if isinstance(loss, PairLoss) else None
     y = check_batch(x, y.to(x.device), n_classes=n_classes)
     if isinstance(loss, PairLoss):
