@@ -162,17 +162,19 @@ def _check_whole(values, name):
 def _from_objects(values, name):
     """Return labels (n,), objects of one kind of which none is missing, as a numeric array if they are numbers."""
     types = set(map(type, values))
+    if not types:
+        return values.astype(np.int64)
     if any(issubclass(t, np.ndarray | torch.Tensor) for t in types):
         values = _objects(x.item() if isinstance(x, np.ndarray | torch.Tensor) and not x.shape else x for x in values)
         types = set(map(type, values))
+    several = [t.__name__ for t in types if t.__hash__ is None or issubclass(t, Set | torch.Tensor)]
     try:
-        different = set(values)
-    except TypeError:
-        different = None
-    bad = [t.__name__ for t in types if t.__hash__ is None or issubclass(t, Set | tuple | torch.Tensor)]
-    if different is None or any(issubclass(t, Set | torch.Tensor) for t in types):
+        different = set() if several else set(values)
+    except TypeError:  # such as a tuple that holds a list
+        several = [t.__name__ for t in types]
+    if several:
         raise ValueError(
-            f"{name} must hold one class label per sample, but it holds a {bad[0] if bad else types.pop().__name__}. "
+            f"{name} must hold one class label per sample, but it holds objects of type {' and '.join(several)}. "
             "Several labels per sample (multi-label) are not supported: pass one integer or string for each."
         )
     if any(map(_is_missing, different)):
@@ -180,13 +182,17 @@ def _from_objects(values, name):
     kinds = {_kind(t) for t in types}
     if kinds == {"float"}:
         return values.astype(np.float64)
-    if kinds <= {"int", "float"}:
+    if kinds == {"int"}:
+        return _integers(values)
+    if kinds == {"int", "float"}:
         _check_whole(_objects(x for x in values if not isinstance(x, Integral)).astype(np.float64), name)
-        return _integers(map(int, values))
+        return _integers(_objects(map(int, values)))
     if len(kinds) > 1:
         raise TypeError(_mixture(name, [t.__name__ for t in types]))
     if kinds == {"bool"}:
         return values.astype(bool)
+    if len(types) == 1 and issubclass(*types, np.datetime64 | np.timedelta64):
+        return np.array(values.tolist())
     if kinds == {"str"} and types != {str}:
         return _objects(map(str.__str__, values))  # of an Enum of strings the value
     return values
@@ -247,16 +253,17 @@ def _unique_objects(labels):
     place = np.empty(len(classes), np.int64)
     place[[number[label] for label in classes]] = np.arange(len(classes))
     is_integer = len(classes) and _kind(type(classes[0])) in ("int", "bool")
-    return _integers(map(int, classes)) if is_integer else _objects(classes), place[codes]
+    classes = _integers(_objects(map(int, classes))) if is_integer else _objects(classes)
+    return classes, place[codes]
 
 
-def _integers(numbers):
-    """Return Python integers as int64 or, where one does not fit, as uint64 or objects."""
-    values = _objects(numbers)
-    low, high = min(values, default=0), max(values, default=0)
-    if low >= -(2**63) and high < 2**63:
+def _integers(values):
+    """Return an object array of integers as int64 or, where one does not fit, as uint64 or Python integers."""
+    try:
         return values.astype(np.int64)
-    return values.astype(np.uint64) if low >= 0 and high < 2**64 else values
+    except OverflowError:
+        values = _objects(map(int, values))
+    return values.astype(np.uint64) if min(values) >= 0 and max(values) < 2**64 else values
 
 
 def _objects(labels):

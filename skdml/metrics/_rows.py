@@ -100,10 +100,10 @@ def prepare(embeddings, y, gallery=None, gallery_y=None, *, metric="cosine", dev
     if (gallery is None) != (gallery_y is None):
         given, missing = ("gallery_y", "gallery") if gallery is None else ("gallery", "gallery_y")
         raise ValueError(f"gallery and gallery_y belong together, got only {given}. Pass {missing} too.")
-    points, labels = [check_points(embeddings, "embeddings", device)], [_read_labels(y, "y")]
+    points, labels = [check_points(embeddings, "embeddings", device)], [_check_labels(y, "y")]
     if gallery is not None:
         points.append(check_points(gallery, "gallery", points[0].device))
-        labels.append(_read_labels(gallery_y, "gallery_y"))
+        labels.append(_check_labels(gallery_y, "gallery_y"))
         if points[0].shape[1] != points[1].shape[1]:
             raise ValueError(
                 f"embeddings and gallery must have the same number of columns, got {points[0].shape[1]} and "
@@ -114,9 +114,9 @@ def prepare(embeddings, y, gallery=None, gallery_y=None, *, metric="cosine", dev
     for p, label, name in zip(points, labels, ("y", "gallery_y"), strict=False):
         if len(p) != len(label):
             raise ValueError(f"{name} must hold one label per row, got {len(label)} labels for {len(p)} rows.")
+    classes = _encode(labels).to(points[0].device).split([len(p) for p in points])
     sorted_rows = []
-    for p, c in zip(points, _encode(labels), strict=True):
-        c = c.to(p.device)
+    for p, c in zip(points, classes, strict=True):
         order = c.argsort(stable=True)
         sorted_rows.append(Rows(p[order], None, c[order], rounding(p.dtype)))
     _to_metric(sorted_rows, metric)
@@ -208,7 +208,7 @@ def check_points(X, name, device=None):
     return X
 
 
-def _read_labels(y, name):
+def _check_labels(y, name):
     """Return y as an array or, so that integers stay on their device, as an int64 tensor."""
     if isinstance(y, torch.Tensor) and y.ndim == 1 and y.dtype in _INTEGERS:
         return y.detach().long()
@@ -216,8 +216,7 @@ def _read_labels(y, name):
 
 
 def _encode(labels):
-    """Return the class numbers of one or more sets of labels, numbered together, as int64 tensors."""
+    """Return the class numbers of one or two sets of labels, numbered together, as one int64 tensor."""
     if all(isinstance(y, torch.Tensor) for y in labels):
-        codes = torch.unique(torch.cat([y.to(labels[0].device) for y in labels]), return_inverse=True)[1]
-        return codes.split([len(y) for y in labels])
-    return [torch.from_numpy(codes) for codes in number_labels(*map(read_labels, labels))[1]]
+        return torch.unique(torch.cat([y.to(labels[0].device) for y in labels]), return_inverse=True)[1]
+    return torch.from_numpy(np.concatenate(number_labels(*map(read_labels, labels))[1]))
