@@ -29,9 +29,9 @@ def read_labels(y, name="y"):
     Raises
     ------
     TypeError
-        If the labels are of several types, which have no common order, or of a dtype that cannot be a label.
+        If the labels are of several types, which have no common order.
     ValueError
-        If there are several labels per sample, or a label is missing, infinite or not a whole number.
+        If there are several labels per sample, or a label is missing, infinite, complex or not a whole number.
 
     Warns
     -----
@@ -52,7 +52,7 @@ def read_labels(y, name="y"):
     if isinstance(values, np.ma.MaskedArray):
         _check_missing(np.ma.getmaskarray(values), name)
         values = values.data
-    if values.dtype.kind in "OT":  # T: strings of any length
+    if values.dtype.kind in ("O", "T"):  # T: strings of any length
         values = _from_objects(values.astype(object), name)
         if is_sequence and len(values) and type(values[0]) is str and "\0" not in "".join(values):
             values = values.astype(str)  # as np.asarray does, but it would cut null characters off
@@ -62,7 +62,8 @@ def read_labels(y, name="y"):
         _check_missing(np.isnan(values), name)
         _check_whole(values, name)
     elif values.dtype.kind not in "biuUSO":
-        raise TypeError(f"{name} holds {values.dtype}, which cannot be class labels. Pass integers or strings.")
+        prefix = "Complex data not supported: " if values.dtype.kind == "c" else ""
+        raise ValueError(f"{prefix}{name} holds {values.dtype}, not class labels. Pass integers or strings.")
     return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))
 
 

@@ -284,14 +284,14 @@ BAD = {
         (TypeError, ValueError),
         "'<' not supported.* Convert them|mixture: numbers and objects.* Convert them|one type for all labels",
     ),
-    "complex": (np.full(N, 1j), TypeError, "y holds complex128|classes holds complex128"),
+    "complex": (np.full(N, 1j), ValueError, r"Complex data not supported: \w+ holds complex128"),
 }
 
 
 @pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
 @pytest.mark.parametrize(("y", "error", "message"), BAD.values(), ids=BAD)
 def test_bad_labels_are_refused_everywhere(reader, y, error, message):
-    with pytest.raises(error, match=message.replace("y holds", r"\w* holds")):
+    with pytest.raises(error, match=message):
         reader(y)
 
 

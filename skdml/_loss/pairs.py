@@ -54,7 +54,7 @@ class PairLoss(nn.Module):
         ----------
         embeddings : tensor of shape (B, D)
             Taken as they are, never normalized here.
-        y : integer tensor of shape (B,)
+        y : int tensor of shape (B,)
             The class of each row.
         sample_weight : tensor of shape (B,) or None, default=None
             Weight of each row's terms as an anchor, >= 0: as if its row of similarities occurred that often, and its

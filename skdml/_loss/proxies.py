@@ -39,7 +39,7 @@ class ProxyLoss(nn.Module):
         ----------
         embeddings : tensor of shape (B, D)
             Taken as they are, never normalized here.
-        y : integer tensor of shape (B,)
+        y : int tensor of shape (B,)
             The class of each row, in [0, n_classes).
         sample_weight : tensor of shape (B,) or None, default=None
             Weight of each row's term in the mean, >= 0: an integer equals repeated rows. None: ones.

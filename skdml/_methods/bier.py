@@ -170,7 +170,7 @@ class BIERLoss(nn.Module):
         ----------
         embeddings : tensor of shape (B, D)
             Taken as they are, never normalized here.
-        y : integer tensor of shape (B,)
+        y : int tensor of shape (B,)
             The class of each row.
         sample_weight : tensor of shape (B,) or None, default=None
             Weight of each anchor's pairs, and of its row in the adversarial term; >= 0. None: ones.

@@ -99,7 +99,7 @@ class ClusteringLoss(nn.Module):
         ----------
         embeddings : tensor of shape (B, D)
             Taken as they are, never normalized here.
-        y : integer tensor of shape (B,)
+        y : int tensor of shape (B,)
             The class of each row.
         sample_weight : tensor of shape (B,) or None, default=None
             Factor of each row's distances, >= 0; what counts is its ratio to the mean weight of the batch. All rows

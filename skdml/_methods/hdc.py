@@ -129,7 +129,7 @@ class HDCLoss(nn.Module):
         ----------
         embeddings : tensor of shape (B, D)
             Taken as they are, never normalized here.
-        y : integer tensor of shape (B,)
+        y : int tensor of shape (B,)
             The class of each row.
         sample_weight : tensor of shape (B,) or None, default=None
             Weight of each row, >= 0: a pair has the mean of its two. None: ones.

@@ -87,7 +87,7 @@ class HTLLoss(nn.Module):
         ----------
         embeddings : tensor of shape (B, D)
             Taken as they are, never normalized here.
-        y : integer tensor of shape (B,)
+        y : int tensor of shape (B,)
             The class of each row.
         margins : tensor of shape (B, B) or None, default=None
             Alpha, the margin of each anchor (row) and negative (column), of any sign. Other entries do not count. None:

@@ -81,7 +81,7 @@ class MagnetLoss(nn.Module):
         ----------
         embeddings : tensor of shape (B, D)
             Taken as they are, never normalized here.
-        y : integer tensor of shape (B,)
+        y : int tensor of shape (B,)
             The class of each row.
         clusters : int tensor of shape (B,) or None, default=None
             The cluster of each row within its class. None: each class is one cluster.

@@ -138,7 +138,7 @@ class PDDMLoss(nn.Module):
         ----------
         embeddings : tensor of shape (B, D)
             Taken as they are, never normalized here.
-        y : integer tensor of shape (B,)
+        y : int tensor of shape (B,)
             The class of each row.
         sample_weight : tensor of shape (B,) or None, default=None
             Weight of each row, >= 0: of the two terms at its end of a positive pair, in the mean. None: ones.

@@ -91,7 +91,7 @@ class SmartMiningLoss(nn.Module):
         ----------
         embeddings : tensor of shape (B, D)
             Taken as they are, never normalized here.
-        y : integer tensor of shape (B,)
+        y : int tensor of shape (B,)
             The class of each row. Not used where the triplets are given.
         triplets : int tensor of shape (T, 3) or None, default=None
             Rows of the batch: anchor, positive, negative. None: all triplets of the batch.
