@@ -8,7 +8,9 @@ from collections.abc import Iterator
 
 import numpy as np
 from sklearn.model_selection import KFold, ShuffleSplit, train_test_split
-from sklearn.utils import indexable
+from sklearn.utils import check_consistent_length, indexable
+
+from ._labels import number_labels, read_labels
 
 __all__ = ["ClassKFold", "ClassShuffleSplit", "class_train_test_split"]
 
@@ -210,8 +212,8 @@ def class_train_test_split(X, y, test_size=0.5, shuffle=False, random_state=None
     """
     if random_state is not None and not shuffle:
         raise ValueError(f"random_state={random_state!r} has no effect without shuffling. Set shuffle=True.")
-    X, y = indexable(X, y)
     codes, n_classes = _encode(X, y)
+    X, y = indexable(X, y)
     if n_classes < 2:
         raise ValueError(f"y must hold at least 2 classes, got {n_classes}. Pass samples of more classes.")
     classes = train_test_split(np.arange(n_classes), test_size=test_size, shuffle=shuffle, random_state=random_state)
@@ -223,13 +225,9 @@ def _encode(X, y):
     """Check y; return the index of each sample's class among the sorted classes, and the number of classes."""
     if y is None:
         raise ValueError("y is missing, but the split is made over its classes. Pass the class of each sample.")
-    indexable(X, y)  # checks that the lengths agree
-    y = np.asarray(y)
-    if y.ndim != 1:
-        raise ValueError(f"y must be 1-D, with one label per sample, got shape {y.shape}. Pass y.ravel().")
-    if y.dtype.kind == "f" and not (np.isfinite(y) & (y == np.floor(y))).all():
-        raise ValueError("y must hold classes, got continuous or missing values. Bin them, or use labels.")
-    classes, codes = np.unique(y, return_inverse=True)
+    y = read_labels(y)
+    check_consistent_length(X, y)
+    classes, (codes,) = number_labels(y)
     return codes, len(classes)
 
 

@@ -325,6 +325,41 @@ def test_labels_of_the_wrong_shape_are_refused(name, settings):
         make_loss(name, settings)(x, y[:, None])
 
 
+WIDTHS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32, torch.uint64]
+OF_CLASSES = [name for name in losses.__all__ if getattr(make_loss(name, {}), "n_classes", None)]
+
+
+@pytest.mark.parametrize("name", losses.__all__)
+def test_labels_are_integers_of_any_width(name):
+    loss = make_loss(name, SETTINGS[name][0] if name in CHANGES else {})
+    x, y = make_batch()
+    expected = gradients(loss, x, y)
+    for dtype in WIDTHS:
+        torch.testing.assert_close(gradients(loss, x, y.to(dtype)), expected, rtol=0, atol=0)
+    torch.testing.assert_close(gradients(loss, x, y > 1), gradients(loss, x, (y > 1).long()), rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"Got y of torch.float32; need a tensor of integers"):
+        loss(x, y.float())
+    with pytest.raises(TypeError, match="Got y of type list; need a tensor of integers"):
+        loss(x, y.tolist())
+
+
+@pytest.mark.parametrize("label", [-100, -1, C, 2**31])
+@pytest.mark.parametrize("name", OF_CLASSES)
+def test_labels_out_of_range_are_refused(name, label):
+    x, y = make_batch()
+    y[3] = label
+    low, high = min(label, 0), max(label, C - 1)
+    with pytest.raises(ValueError, match=f"Got labels y from {low} to {high}; need 0 to {C - 1}, as n_classes={C}"):
+        make_loss(name, {})(x, y)
+
+
+@pytest.mark.parametrize("name", [name for name in losses.__all__ if name not in OF_CLASSES])
+def test_losses_without_classes_of_their_own_take_any_integers(name):
+    loss = make_loss(name, {})
+    x, y = make_batch()
+    torch.testing.assert_close(gradients(loss, x, y - 100), gradients(loss, x, y), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(("name", "settings"), LOSSES)
 def test_copies_give_the_same_value(name, settings):
     loss = make_loss(name, settings)

@@ -138,10 +138,10 @@ def split_all(splitter):
     ("y", "message"),
     [
         (None, "y is missing"),
-        ([0.5, 1.0, 2.0, 3.0], "continuous or missing values"),
-        ([0.0, np.nan, 2.0, 3.0], "continuous or missing values"),
-        ([0.0, np.inf, 2.0, 3.0], "continuous or missing values"),
-        ([[0], [1], [2], [3]], r"y must be 1-D.*got shape \(4, 1\)"),
+        ([0.5, 1.0, 2.0, 3.0], "continuous"),
+        ([0.0, np.nan, 2.0, 3.0], "missing values: 1 of 4"),
+        ([0.0, np.inf, 2.0, 3.0], "infinity"),
+        ([[0, 0], [1, 0], [2, 0], [3, 0]], r"y must be 1-D.*got shape \(4, 2\)"),
         ([0, 1, 2], "inconsistent numbers of samples"),
     ],
 )

@@ -463,10 +463,16 @@ def _check_channels(X):
     """Reject arrays whose axes the default networks would read in the wrong order."""
     is_uint8 = _is_uint8(X)
     if not is_uint8 and X.ndim != 4:
+        advice = "Pass backbone=, or X[:, None] for grayscale images."
+        if X.ndim == 3 and X.shape[1] in (2, 3, 4):
+            advice += (
+                " If these are pairs, triplets or quadruplets, pass single samples and the class of each: where only "
+                "pairs are known to be of one class, number the groups that they connect "
+                "(scipy.sparse.csgraph.connected_components)."
+            )
         raise ValueError(
             f"X is a float array of shape {X.shape}: without a backbone, skdml takes vectors (n, f), uint8 "
-            "images (n, H, W) or (n, H, W, C) and float images (n, C, H, W). Pass backbone=, or "
-            "X[:, None] for grayscale images."
+            f"images (n, H, W) or (n, H, W, C) and float images (n, C, H, W). {advice}"
         )
     if is_uint8 and X.ndim == 4 and X.shape[1] in (1, 3, 4) and X.shape[3] > 4:
         raise ValueError(

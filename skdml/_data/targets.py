@@ -3,43 +3,53 @@
 from numbers import Real
 
 import numpy as np
-from sklearn.utils import assert_all_finite, check_array, check_consistent_length, column_or_1d
-from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils import check_array, check_consistent_length
 
+from .._labels import are_comparable, number_labels, read_labels
 from .._warnings import warn
-from .arrays import is_dispatched, ndim
+from .arrays import is_dispatched
 
 
-def check_classes(estimator, X, y, kept, goes_on, partial, more_classes):
-    """Return the classes, and the y of the kept rows encoded as 0..C-1."""
-    name = type(estimator).__name__
+def read_target(estimator, X, y):
+    """Return the labels of y, one per row of X, as `read_labels` does."""
     if y is None:
         raise ValueError(
-            f"{name} requires y to be passed, but the target y is None. Call fit(X, y) with one class label per sample."
+            f"{type(estimator).__name__} requires y to be passed, but the target y is None. Call fit(X, y) with one "
+            "class label per sample. Where only pairs are known to be of one class, number the groups that they "
+            "connect (scipy.sparse.csgraph.connected_components)."
         )
-    if is_dispatched(y):
-        y = y.cpu().numpy()
-    if ndim(y) != 1:
-        raise ValueError(f"y must hold one class label per sample, shape (n_samples,); got shape {np.shape(y)}.")
-    y = column_or_1d(y)
-    assert_all_finite(y, input_name="y", estimator_name=name)
+    y = read_labels(y)
     check_consistent_length(X, y)
-    y = y if kept is None else y[kept]
-    check_classification_targets(y)
-    classes = np.unique(y)
+    return y
+
+
+def check_classes(estimator, y, kept, goes_on, partial, more_classes):
+    """Return the classes, and the y of the kept rows encoded as 0..C-1."""
+    name = type(estimator).__name__
+    others = []
     if partial:
-        classes = _all_classes(estimator, classes, more_classes)
-    if len(classes) < 2:
-        raise ValueError(f"{name} needs samples of at least 2 classes; y has 1 class, {classes[0]!r}.")
-    if goes_on and not partial and not np.array_equal(classes, estimator.classes_):
+        others = [] if more_classes is None else [read_labels(more_classes, "classes")]
+    if goes_on:
+        others.append(estimator.classes_)
+    y = y if kept is None else y[kept]
+    if not are_comparable(y, *others):
         raise ValueError(
-            f"With warm_start=True, y must have the classes of the previous fit ({len(estimator.classes_)} classes); "
-            f"got {len(classes)} classes, with {np.setxor1d(classes, estimator.classes_)[:5]} among the differences. "
+            f"y has labels of type {y.dtype}, but the classes known so far or passed are of type "
+            f"{others[0].dtype}. Use one type for all labels."
+        )
+    classes, (codes, *_) = number_labels(y, *others)
+    present = np.unique(codes)
+    if len(present if goes_on and not partial else classes) < 2:
+        raise ValueError(f"{name} needs samples of at least 2 classes; y has 1 class, {classes[codes[0]]!r}.")
+    if goes_on and not partial and not len(present) == len(classes) == len(estimator.classes_):
+        known = number_labels(classes, estimator.classes_)[1][1]
+        raise ValueError(
+            f"With warm_start=True, y must have the classes of the previous fit ({len(known)} classes); "
+            f"got {len(present)} classes, with {classes[np.setxor1d(present, known)][:5]} among the differences. "
             "Set warm_start=False to start over."
         )
-    y = np.searchsorted(classes, y)
     if estimator._pair_based:
-        counts = np.unique(y, return_counts=True)[1]
+        counts = np.bincount(codes)[present]
         n_single = np.count_nonzero(counts == 1)
         if n_single == len(counts):
             raise ValueError(f"{name} pulls samples of one class together, but no class of y has two samples.")
@@ -47,22 +57,7 @@ def check_classes(estimator, X, y, kept, goes_on, partial, more_classes):
             warn(f"{n_single} of {len(counts)} classes have one sample and serve only as negatives.")
     if estimator.batch_size > len(y):
         warn(f"batch_size={estimator.batch_size} is larger than the {len(y)} samples: a batch holds all of them.")
-    return classes, y
-
-
-def _all_classes(estimator, classes, more_classes):
-    """Return the classes of y together with those passed to partial_fit and those already known."""
-    for others in (more_classes, getattr(estimator, "classes_", None)):
-        if others is None:
-            continue
-        others = np.asarray(others)
-        if (others.dtype.kind in "biuf") != (classes.dtype.kind in "biuf"):
-            raise ValueError(
-                f"y has labels of type {classes.dtype}, but the classes known so far or passed are of type "
-                f"{others.dtype}. Use one type for all labels."
-            )
-        classes = np.union1d(classes, others)
-    return classes
+    return classes, codes
 
 
 def check_sample_weight(sample_weight, y, kept, train_rows):

@@ -16,7 +16,8 @@ from torch import nn
 
 from .._constraints import POSITIVE, Interval
 from .._data.arrays import Rows, check_data, is_dispatched
-from .._data.targets import check_classes, check_sample_weight
+from .._data.targets import check_classes, check_sample_weight, read_target
+from .._labels import number_labels
 from .._loss.memory import CrossBatchMemory
 from .._loss.pairs import PairLoss
 from .._network.backbones import load_backbone
@@ -251,7 +252,8 @@ class BaseEmbedder(
                 f"warmup_epochs={self.warmup_epochs} trains only the head at first, but over vectors there is nothing "
                 "else to train. Set warmup_epochs=0."
             )
-        classes, labels = check_classes(self, X, y, data.kept, goes_on, partial, more_classes)
+        y = read_target(self, X, y)
+        classes, labels = check_classes(self, y, data.kept, goes_on, partial, more_classes)
         train_rows = valid_rows = None
         if self.early_stopping:
             train_rows, valid_rows = hold_out(labels, self.validation_split, self.validation_fraction, rng)
@@ -272,7 +274,7 @@ class BaseEmbedder(
     def _grow_loss(self, criterion, classes):
         """Return a loss of all the classes that has learned what the one of the known classes has."""
         grown = self._make_loss(len(classes), self.network_)
-        known = np.searchsorted(classes, self.classes_)
+        known = number_labels(classes, self.classes_)[1][1]
         learned, state = criterion.state_dict(), grown.state_dict()
         for name, value in state.items():
             if value.shape == learned[name].shape:

@@ -40,6 +40,8 @@ class PairLoss(nn.Module):
         "mining_margin": [NON_NEGATIVE],
     }
 
+    n_classes = None  # of a loss that learns something for each class, whose labels have a range
+
     def __init__(self, mining, mining_margin):
         super().__init__()
         self.mining = mining
@@ -63,7 +65,7 @@ class PairLoss(nn.Module):
         tensor of shape ()
             The loss; 0 for an empty batch.
         """
-        check_batch(embeddings, y, sample_weight)
+        y = check_batch(embeddings, y, sample_weight, n_classes=self.n_classes)
         if len(y) == 0:
             return zero_loss(self, embeddings)
         return self._compare(self._similarities(embeddings), y, y, embeddings.shape[1], sample_weight)

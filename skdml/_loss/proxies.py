@@ -39,7 +39,7 @@ class ProxyLoss(nn.Module):
         ----------
         embeddings : tensor of shape (B, D)
             Taken as they are, never normalized here.
-        y : int64 tensor of shape (B,)
+        y : int tensor of shape (B,)
             The class of each row, in [0, n_classes).
         sample_weight : tensor of shape (B,) or None, default=None
             Weight of each row's term in the mean, >= 0: an integer equals repeated rows. None: ones.
@@ -49,7 +49,7 @@ class ProxyLoss(nn.Module):
         tensor of shape ()
             The loss; 0 for an empty batch.
         """
-        check_batch(embeddings, y, sample_weight)
+        y = check_batch(embeddings, y, sample_weight, n_classes=self.n_classes)
         if len(y) == 0:
             return zero_loss(self, embeddings)
         return self._batch_loss(embeddings, y, sample_weight)
@@ -63,4 +63,5 @@ class ProxyLoss(nn.Module):
 
     def _is_own(self, y):
         """Return whether a class is that of a sample, (B, C)."""
-        return y[:, None] == torch.arange(self.n_classes, device=y.device)
+        # Unlike a comparison, a scatter stops on CUDA where a class is out of range, without waiting for the device.
+        return y.new_zeros(len(y), self.n_classes, dtype=torch.bool).scatter_(1, y[:, None], True)

@@ -11,8 +11,34 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
-def check_batch(embeddings, y, sample_weight=None):
-    """Raise a ValueError unless the shapes are (B, D), (B,) and (B,): labels (B, 1) would broadcast to wrong pairs."""
+def check_batch(embeddings, y, sample_weight=None, *, n_classes=None):
+    """Return the labels as int64 if the batch is one that a loss can take.
+
+    Parameters
+    ----------
+    embeddings : tensor of shape (B, D)
+    y : tensor of shape (B,)
+        Integers of any width, or booleans. Labels (B, 1) would broadcast to wrong pairs.
+    sample_weight : tensor of shape (B,) or None, default=None
+    n_classes : int or None, default=None
+        Labels must be in [0, n_classes), which is checked on the CPU; elsewhere, each step would wait for the device.
+        None: any integers.
+
+    Returns
+    -------
+    int64 tensor of shape (B,)
+
+    Raises
+    ------
+    TypeError
+        If y is not a tensor.
+    ValueError
+        If a shape is another one, y does not hold integers, or a label is out of range.
+    """
+    if not isinstance(y, torch.Tensor):
+        raise TypeError(f"Got y of type {type(y).__name__}; need a tensor of integers. Pass torch.as_tensor(y).")
+    if y.is_floating_point() or y.is_complex():
+        raise ValueError(f"Got y of {y.dtype}; need a tensor of integers, the class of each row. Pass y.long().")
     if embeddings.ndim != 2 or y.shape != embeddings.shape[:1]:
         raise ValueError(
             f"Got embeddings of shape {tuple(embeddings.shape)} and y of shape {tuple(y.shape)}; need (B, D) and (B,). "
@@ -22,6 +48,15 @@ def check_batch(embeddings, y, sample_weight=None):
         raise ValueError(
             f"Got sample_weight of shape {tuple(sample_weight.shape)} for {len(y)} rows; need (B,), one weight per row."
         )
+    y = y.long()
+    if n_classes is not None and len(y) and y.device.type == "cpu":
+        low, high = map(int, y.aminmax())
+        if low < 0 or high >= n_classes:
+            raise ValueError(
+                f"Got labels y from {low} to {high}; need 0 to {n_classes - 1}, as n_classes={n_classes}. Number the "
+                "classes from 0, and leave out rows without a class: no label is ignored."
+            )
+    return y
 
 
 def zero_loss(loss, embeddings):

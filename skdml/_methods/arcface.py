@@ -51,11 +51,11 @@ class ArcFaceLoss(ProxyLoss):
     Raises
     ------
     ValueError
-        If a parameter is outside its range, or the shapes of a batch are not (B, D) and (B,).
+        If a parameter is outside its range, the shapes of a batch are not (B, D) and (B,), or a label is out of range.
 
     Notes
     -----
-    Shape: embeddings (B, D) float, taken as they are (unit rows expected); y (B,) int64 in [0, n_classes); returns a
+    Shape: embeddings (B, D) float, taken as they are (unit rows expected); y (B,) integers in [0, n_classes); returns a
     scalar, the mean over the batch. An empty batch gives 0 with zero gradient; with one class the loss is 0. Within a
     class only the nearest center gets a gradient from a sample, one of them where several are equally near. A center of
     length zero has similarity 0 to everything and receives no gradient.

@@ -180,7 +180,7 @@ class BIERLoss(nn.Module):
         tensor of shape ()
             The loss; 0 for an empty batch.
         """
-        check_batch(embeddings, y, sample_weight)
+        y = check_batch(embeddings, y, sample_weight)
         if len(y) == 0:
             return zero_loss(self, embeddings)
         groups = [

@@ -6,9 +6,10 @@ import numpy as np
 from joblib import Parallel, delayed
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, MetaEstimatorMixin, TransformerMixin, clone
 from sklearn.model_selection import check_cv
-from sklearn.utils import _safe_indexing, check_consistent_length, indexable
+from sklearn.utils import _safe_indexing, indexable
 from sklearn.utils.validation import check_is_fitted
 
+from .._labels import read_labels
 from ..metrics import recall_at_k
 from ..model_selection import ClassKFold
 
@@ -88,8 +89,7 @@ class FoldEnsembleEmbedder(ClassNamePrefixFeaturesOutMixin, MetaEstimatorMixin, 
                 "FoldEnsembleEmbedder requires y to be passed, but the target y is None. Pass fit(X, y) with one "
                 "class label per sample."
             )
-        X, y = indexable(X, y)
-        check_consistent_length(X, y)
+        X, y = indexable(X, read_labels(y))
         cv = 4 if self.cv is None else self.cv
         cv = ClassKFold(cv) if isinstance(cv, Integral) else check_cv(cv)
         self.estimators_ = Parallel(n_jobs=self.n_jobs)(

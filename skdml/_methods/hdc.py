@@ -139,7 +139,7 @@ class HDCLoss(nn.Module):
         tensor of shape ()
             The loss; 0 for an empty batch.
         """
-        check_batch(embeddings, y, sample_weight)
+        y = check_batch(embeddings, y, sample_weight)
         n_levels = len(self.hard_fractions)
         sizes = level_sizes(embeddings.shape[1], n_levels) if self.level_sizes is None else list(self.level_sizes)
         if sum(sizes) != embeddings.shape[1] or min(sizes) < 1:

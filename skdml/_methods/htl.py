@@ -100,7 +100,7 @@ class HTLLoss(nn.Module):
         tensor of shape ()
             The loss; 0 for an empty batch.
         """
-        check_batch(embeddings, y, sample_weight)
+        y = check_batch(embeddings, y, sample_weight)
         if margins is not None and margins.shape != (len(y), len(y)):
             raise ValueError(f"Got margins of shape {tuple(margins.shape)} for {len(y)} rows; need (B, B).")
         if len(y) == 0:

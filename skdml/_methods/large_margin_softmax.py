@@ -59,11 +59,11 @@ class LargeMarginSoftmaxLoss(ProxyLoss):
     Raises
     ------
     ValueError
-        If a parameter is outside its range, or the shapes of a batch are not (B, D) and (B,).
+        If a parameter is outside its range, the shapes of a batch are not (B, D) and (B,), or a label is out of range.
 
     Notes
     -----
-    Shape: embeddings (B, D) float, of any length, which scales the logits; y (B,) int64 in [0, n_classes); returns a
+    Shape: embeddings (B, D) float, of any length, which scales the logits; y (B,) integers in [0, n_classes); returns a
     scalar, the mean over the batch. An empty batch gives 0 with zero gradient and does not count as a step; with one
     class the loss is 0. A row or a proxy of zeros has logits of 0.
 

@@ -93,7 +93,7 @@ class MagnetLoss(nn.Module):
         tensor of shape ()
             The loss; 0 for an empty batch.
         """
-        check_batch(embeddings, y, sample_weight)
+        y = check_batch(embeddings, y, sample_weight)
         if clusters is not None and (clusters.shape != y.shape or clusters.is_floating_point()):
             raise ValueError(
                 f"Got clusters of shape {tuple(clusters.shape)} for {len(y)} rows, of {clusters.dtype}; need (B,) "

@@ -59,12 +59,12 @@ class MarginLoss(PairLoss):
     Raises
     ------
     ValueError
-        If a parameter is outside its range, or the shapes of a batch are not (B, D) and (B,).
+        If a parameter is outside its range, the shapes of a batch are not (B, D) and (B,), or a label is out of range.
 
     Notes
     -----
-    Shape: embeddings (B, D) float, taken as they are (unit rows expected by the draw of the negatives); y (B,) int64 in
-    [0, n_classes); returns a scalar, the sum of the terms over the number of active ones. A batch without a selected
+    Shape: embeddings (B, D) float, taken as they are (unit rows expected by the draw of the negatives); y (B,) integers
+    in [0, n_classes); returns a scalar, the sum of the terms over the number of active ones. A batch without a selected
     pair gives 0 with zero gradient, and one without an active pair only the regularizer. A hinge at exactly 0 is
     inactive. Plain distances have gradient 0 at d = 0.
 

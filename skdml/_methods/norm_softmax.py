@@ -39,11 +39,11 @@ class NormSoftmaxLoss(ProxyLoss):
     Raises
     ------
     ValueError
-        If a parameter is outside its range, or the shapes of a batch are not (B, D) and (B,).
+        If a parameter is outside its range, the shapes of a batch are not (B, D) and (B,), or a label is out of range.
 
     Notes
     -----
-    Shape: embeddings (B, D) float, taken as they are (unit rows expected); y (B,) int64 in [0, n_classes); returns a
+    Shape: embeddings (B, D) float, taken as they are (unit rows expected); y (B,) integers in [0, n_classes); returns a
     scalar, the mean over the batch. An empty batch gives 0 with zero gradient; with one class the loss is 0. A proxy of
     length zero has similarity 0 to everything and receives no gradient.
 
@@ -81,7 +81,8 @@ class NormSoftmaxLoss(ProxyLoss):
 
     def _sample_losses(self, embeddings, y):
         logits = self.scale * embeddings @ unit_rows(self.proxies).T  # (B, C)
-        return F.cross_entropy(logits, y, reduction="none")
+        # On CUDA, where check_batch does not look at the labels, torch would ignore those that are -100.
+        return F.cross_entropy(logits, y, reduction="none", ignore_index=torch.iinfo(torch.int64).min)
 
 
 @with_shared_docs

@@ -46,11 +46,11 @@ class ProxyAnchorLoss(ProxyLoss):
     Raises
     ------
     ValueError
-        If a parameter is outside its range, or the shapes of a batch are not (B, D) and (B,).
+        If a parameter is outside its range, the shapes of a batch are not (B, D) and (B,), or a label is out of range.
 
     Notes
     -----
-    Shape: embeddings (B, D) float, taken as they are (unit rows expected); y (B,) int64 in [0, n_classes); returns a
+    Shape: embeddings (B, D) float, taken as they are (unit rows expected); y (B,) integers in [0, n_classes); returns a
     scalar, the mean over the proxies of the batch's classes plus the mean over all proxies. A proxy without negatives
     contributes 0 to the second mean and counts in it. An empty batch gives 0 with zero gradient. A proxy of length zero
     has similarity 0 to everything and receives no gradient.

@@ -103,7 +103,7 @@ class SmartMiningLoss(nn.Module):
         tensor of shape ()
             The loss; 0 for an empty batch.
         """
-        check_batch(embeddings, y, sample_weight)
+        y = check_batch(embeddings, y, sample_weight)
         if triplets is not None and (triplets.ndim != 2 or triplets.shape[1] != 3):
             raise ValueError(f"Got triplets of shape {tuple(triplets.shape)}; need (T, 3), the rows a, p and n.")
         if len(y) == 0:

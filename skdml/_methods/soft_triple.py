@@ -59,11 +59,11 @@ class SoftTripleLoss(ProxyLoss):
     Raises
     ------
     ValueError
-        If a parameter is outside its range, or the shapes of a batch are not (B, D) and (B,).
+        If a parameter is outside its range, the shapes of a batch are not (B, D) and (B,), or a label is out of range.
 
     Notes
     -----
-    Shape: embeddings (B, D) float, taken as they are (unit rows expected); y (B,) int64 in [0, n_classes); returns a
+    Shape: embeddings (B, D) float, taken as they are (unit rows expected); y (B,) integers in [0, n_classes); returns a
     scalar, the mean over the batch plus the second term. An empty batch gives 0 with zero gradient.
 
     S' is the mean of the similarities under the softmax, without the entropy that a log-sum-exp would add, so that a

@@ -8,6 +8,7 @@ from sklearn.preprocessing import normalize
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
+from .._labels import number_labels, read_labels
 from .._methods.soft_triple import merge_centers
 from ._drawing import (
     COLORS,
@@ -121,16 +122,17 @@ class CentersDisplay:
                 f"{type(embedder).__name__} has no centers_. Pass a fitted SoftTripleEmbedder, or your own centers "
                 "to from_embeddings."
             )
-        centers = dict(zip(embedder.classes_.tolist(), embedder.centers_, strict=True))
+        centers = dict(zip(_as_list(embedder.classes_), embedder.centers_, strict=True))
         if isinstance(classes, Integral):
-            both = np.intersect1d(embedder.classes_, y)
+            found, codes = number_labels(embedder.classes_, read_labels(y))
+            both = np.intersect1d(*codes)  # ascending
             if classes < 1 or len(both) == 0:
                 raise ValueError(
                     f"There are no classes to show: classes={classes} must be at least 1, and y shares {len(both)} "
                     f"classes with the training data, whose {len(centers)} classes have centers."
                 )
             rng = check_random_state(random_state)
-            classes = np.sort(rng.choice(both, min(classes, len(both)), replace=False)).tolist()
+            classes = _as_list(found[np.sort(rng.choice(both, min(classes, len(both)), replace=False))])
         unknown = [label for label in classes if label not in centers]
         if unknown:
             raise ValueError(f"The classes {unknown!r} were not in the training data, so they have no centers.")
@@ -187,6 +189,8 @@ class CentersDisplay:
             raise ValueError(f"n_samples must be at least 1, got {n_samples}.")
         if not centers:
             raise ValueError("centers must hold at least one class, got none.")
+        found, (codes,) = number_labels(y)
+        code = {label: c for c, label in enumerate(_as_list(found))}
         sizes, is_own, tiles = [], [], []
         for label, W in centers.items():
             W = np.asarray(W)
@@ -195,7 +199,7 @@ class CentersDisplay:
                     f"The centers of a class must have shape (n_centers, {Z.shape[1]}), as the embeddings have "
                     f"{Z.shape[1]} components; got {W.shape} for class {label!r}."
                 )
-            rows = np.flatnonzero(y == label)
+            rows = np.flatnonzero(codes == code.get(label, -1))
             if len(rows) == 0:
                 raise ValueError(f"Class {label!r} has centers but no sample in y.")
             W = normalize(W)
@@ -259,3 +263,8 @@ class CentersDisplay:
         self.ax_ = ax
         self.figure_ = ax.figure
         return self
+
+
+def _as_list(classes):
+    """Return the classes as Python objects; dates remain NumPy's, since those of nanoseconds would become integers."""
+    return list(classes) if classes.dtype.kind in "mM" else classes.tolist()

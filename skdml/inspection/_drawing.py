@@ -11,6 +11,7 @@ import numpy as np
 from scipy import sparse
 
 from .._data.files import decode
+from .._labels import read_labels
 
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe-Ito, color-blind safe
 LINE_STYLES = ["-", "--", "-.", ":"]
@@ -49,17 +50,15 @@ def last_step(estimator):
     return estimator.steps[-1][1] if hasattr(estimator, "steps") else estimator
 
 
-def check_embeddings(embeddings, y, **others):
+def check_embeddings(embeddings, y, y_name="y", **others):
     """Return embeddings (n, D) and y (n,) as arrays; the others must have length n or be None."""
-    Z, y = _as_array(embeddings), _as_array(y)
+    Z, y = _as_array(embeddings), read_labels(y, y_name)
     if Z.ndim != 2 or 0 in Z.shape or Z.dtype.kind not in "fiu" or not np.isfinite(Z).all():
         raise ValueError(
             "embeddings must be a dense array (n_samples, n_components) of finite numbers, with at least one sample; "
             f"got shape {Z.shape} and dtype {Z.dtype}. Pass the output of transform."
         )
-    if y.ndim != 1:
-        raise ValueError(f"y must hold one class label per sample, shape (n_samples,); got shape {y.shape}.")
-    for name, sequence in {"y": y, **others}.items():
+    for name, sequence in {y_name: y, **others}.items():
         if sequence is not None and len(sequence) != len(Z):
             raise ValueError(f"{name} must hold one entry for each of the {len(Z)} embeddings, got {len(sequence)}.")
     return Z, y

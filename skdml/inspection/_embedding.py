@@ -6,6 +6,7 @@ import numpy as np
 from sklearn.manifold import TSNE
 from sklearn.utils import check_random_state
 
+from .._labels import number_labels, read_labels
 from ._drawing import (
     COLORS,
     MARKERS,
@@ -199,7 +200,7 @@ class EmbeddingDisplay:
         """
         side = np.ptp(self.points, axis=0).max() / _THUMBNAILS_A_SIDE
         low, high = self.points.min(axis=0) - side, self.points.max(axis=0) + side
-        classes = np.unique(self.y)
+        classes, (codes,) = number_labels(read_labels(self.y))
         has_legend = len(classes) <= _MAX_LEGEND
         if ax is None:
             width, height = high - low
@@ -207,9 +208,9 @@ class EmbeddingDisplay:
         for c, label in enumerate(classes):
             style = {"color": COLORS[c % len(COLORS)], "marker": MARKERS[c % len(MARKERS)]}
             style["label"] = legend_label(class_name(label, 24))
-            ax.scatter(*self.points[self.y == label].T, s=25, linewidth=0, **style)
+            ax.scatter(*self.points[codes == c].T, s=25, linewidth=0, **style)
         for i, image in (self.thumbnails or {}).items():
-            color = COLORS[np.searchsorted(classes, self.y[i]) % len(COLORS)]
+            color = COLORS[codes[i] % len(COLORS)]
             x, y = self.points[i]
             draw_tile(ax, x, y, image, side=side, color=color, linewidth=1)
         set_view(ax, low, high)

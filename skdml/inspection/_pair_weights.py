@@ -9,6 +9,7 @@ from typing import Self
 import numpy as np
 import torch
 
+from .._labels import number_labels, read_labels
 from .._loss.pairs import PairLoss
 from .._loss.terms import check_batch
 from ._drawing import COLORS, new_axes
@@ -75,11 +76,11 @@ def pair_weights(loss, embeddings, y) -> torch.Tensor | np.ndarray:
     is_tensor = isinstance(embeddings, torch.Tensor)
     x = embeddings.detach() if is_tensor else torch.from_numpy(np.array(embeddings, order="C"))
     x = x if x.is_floating_point() else x.double()
-    if not isinstance(y, torch.Tensor):
-        y = np.asarray(y)
-        y = torch.from_numpy(y if y.dtype.kind in "iub" else np.unique(y, return_inverse=True)[1]).long()
-    y = y.to(x.device)
-    check_batch(x, y)
+    if not isinstance(y, torch.Tensor) or y.is_floating_point():
+        y = read_labels(y)
+        y = torch.from_numpy(y.astype(np.int64) if y.dtype.kind in "iub" else number_labels(y)[1][0])
+    n_classes = loss.n_classes if isinstance(loss, PairLoss) else None
+    y = check_batch(x, y.to(x.device), n_classes=n_classes)
     if isinstance(loss, PairLoss):
         gradient = _gradient(loss, x, y)
     elif hasattr(loss, "distance"):

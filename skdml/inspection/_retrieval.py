@@ -7,6 +7,7 @@ import numpy as np
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils import check_random_state
 
+from .._labels import number_labels
 from ._drawing import (
     check_embeddings,
     check_images,
@@ -219,14 +220,17 @@ class RetrievalDisplay:
             gallery, gallery_y, gallery_images, gallery_texts = Z, y, images, texts
         else:
             gallery_images = check_images(gallery_images)
-            gallery, gallery_y = check_embeddings(gallery, gallery_y, images=gallery_images, texts=gallery_texts)
+            gallery, gallery_y = check_embeddings(
+                gallery, gallery_y, "gallery_y", images=gallery_images, texts=gallery_texts
+            )
+        codes, gallery_codes = number_labels(y, gallery_y)[1]
         if not 1 <= n_neighbors <= len(gallery) - is_own:
             raise ValueError(
                 f"n_neighbors must be in 1..{len(gallery) - is_own}, as there are no more samples to find; got "
                 f"{n_neighbors!r}."
             )
         if isinstance(queries, Integral):
-            queries = _draw(queries, y, gallery_y, is_own, check_random_state(random_state))
+            queries = _draw(queries, codes, gallery_codes, is_own, check_random_state(random_state))
         queries = np.asarray(queries)
         if queries.ndim != 1 or queries.dtype.kind not in "iu" or not np.isin(queries, np.arange(len(Z))).all():
             raise ValueError(f"queries must be rows in 0..{len(Z) - 1}; got {queries.tolist()!r}.")
@@ -237,7 +241,7 @@ class RetrievalDisplay:
         return cls(
             queries=queries,
             neighbors=neighbors,
-            is_correct=gallery_y[neighbors] == y[queries, None],
+            is_correct=gallery_codes[neighbors] == codes[queries, None],
             query_tiles=make_tiles(queries, y, images, texts),
             neighbor_tiles=[make_tiles(row, gallery_y, gallery_images, gallery_texts) for row in neighbors],
             name=name,

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from .._labels import number_labels, read_labels
+
 CPU_TILE = 1024  # rows and columns of a tile of similarities: small enough for the cache,
 GPU_TILE = 4096  # and large enough to fill a GPU
 _ALIGNMENT = 32  # tiles are cut at multiples of it, unless they are smaller
 _MAX_HELD = 2**24  # similarities of rows to all columns that are in memory at once: 64 MiB in float32
+_INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _MARGIN = {torch.float32: 4, torch.float64: 64}  # rounding of a similarity, in units of eps, with a safety margin
 
 
@@ -206,29 +209,14 @@ def check_points(X, name, device=None):
 
 
 def _check_labels(y, name):
-    """Return y as a 1-D tensor or array."""
-    if isinstance(y, torch.Tensor):
-        y = y.detach()
-        if y.is_floating_point():
-            y = y.cpu().numpy()
-    else:
-        y = np.asarray(y)
-    if y.ndim != 1:
-        raise ValueError(f"{name} must be 1-D, with one label per row, got shape {tuple(y.shape)}. Use {name}.ravel().")
-    return y
+    """Return y as an array or, so that integers stay on their device, as an int64 tensor."""
+    if isinstance(y, torch.Tensor) and y.ndim == 1 and y.dtype in _INTEGERS:
+        return y.detach().long()
+    return read_labels(y, name)
 
 
 def _encode(labels):
     """Return the class numbers of one or two sets of labels, numbered together, as one int64 tensor."""
     if all(isinstance(y, torch.Tensor) for y in labels):
         return torch.unique(torch.cat([y.to(labels[0].device) for y in labels]), return_inverse=True)[1]
-    labels = [y.cpu().numpy() if isinstance(y, torch.Tensor) else y for y in labels]
-    if len({y.dtype.kind for y in labels}) > 1:  # a common type could merge labels, such as 1 and "1"
-        labels = [y.astype(object) for y in labels]
-    labels = np.concatenate(labels)
-    try:
-        if (labels != labels).any():
-            raise ValueError("The labels contain missing values. Leave these rows out, or give them a class.")
-        return torch.from_numpy(np.unique(labels, return_inverse=True)[1])
-    except TypeError as error:
-        raise TypeError(f"The labels must be of one sortable type, got a mixture: {error}. Convert them.") from error
+    return torch.from_numpy(np.concatenate(number_labels(*map(read_labels, labels))[1]))
