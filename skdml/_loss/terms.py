@@ -4,6 +4,7 @@ Axes: B samples of a batch, M samples they are compared with.
 """
 
 import math
+from contextlib import nullcontext
 from functools import wraps
 
 import torch
@@ -22,16 +23,21 @@ def in_float32(forward):
     @wraps(forward)
     def wrapper(self, embeddings, *args, **kwargs):
         device_type = embeddings.device.type
-        if embeddings.dtype == torch.float32 and not torch.is_autocast_enabled(device_type):
+        autocast = _is_autocast(device_type)
+        if embeddings.dtype == torch.float32 and not autocast:
             return forward(self, embeddings, *args, **kwargs)
         dtype = torch.promote_types(embeddings.dtype, torch.float32)
-        with torch.autocast(device_type, enabled=False):
+        with torch.autocast(device_type, enabled=False) if autocast else nullcontext():
             if all(parameter.dtype == dtype for parameter in self.parameters()):
                 return forward(self, embeddings.to(dtype), *args, **kwargs)
             parameters = {name: parameter.to(dtype) for name, parameter in self.named_parameters()}
             return functional_call(self, parameters, (embeddings.to(dtype), *args), kwargs)
 
     return wrapper
+
+
+def _is_autocast(device_type):
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def own_backward(backward):
@@ -43,7 +49,7 @@ def own_backward(backward):
         if grads[0] is None:  # nothing depends on the output
             return (None,) * len(ctx.needs_input_grad)
         device_type = grads[0].device.type
-        if not torch.is_autocast_enabled(device_type):
+        if not _is_autocast(device_type):
             return backward(ctx, *grads)
         with torch.autocast(device_type, enabled=False):
             return backward(ctx, *grads)
