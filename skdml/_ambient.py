@@ -1,4 +1,4 @@
-"""torch's ambient state, which must not matter, and the lock on what belongs to the whole process."""
+"""torch's ambient state, which must not matter, and the locks on what belongs to the whole process."""
 
 import os
 import threading
@@ -6,18 +6,19 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-#: Held by the thread that changes something of the whole process for a while: the states of torch's generators, its
-#: default dtype, the warning filters. Reentrant, since a callback may fit another embedder.
+# Held by the thread that changes something of the whole process for a while: the states of torch's generators, its
+# default dtype, numbers of threads. Reentrant, since a callback may fit another embedder.
 LOCK = threading.RLock()
+FILTERS = threading.RLock()  # the same for the warning filters; never held by a thread that waits for LOCK
 
 
-def _free_lock():
-    global LOCK
-    LOCK = threading.RLock()
+def _free_locks():
+    global LOCK, FILTERS
+    LOCK, FILTERS = threading.RLock(), threading.RLock()
 
 
-if hasattr(os, "register_at_fork"):  # a thread that held the lock does not exist in a forked process
-    os.register_at_fork(after_in_child=_free_lock)
+if hasattr(os, "register_at_fork"):  # a thread that held a lock does not exist in a forked process
+    os.register_at_fork(after_in_child=_free_locks)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ def warn(message, category=UserWarning):
     level, frame = 2, sys._getframe(1)
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
         level, frame = level + 1, frame.f_back
-    with _ambient.LOCK:  # not while another thread hides warnings
+    with _ambient.FILTERS:  # not while another thread hides warnings
         warnings.warn(message, category, stacklevel=level)
 
 
@@ -23,7 +23,7 @@ def warn(message, category=UserWarning):
 def own_filters():
     """Like ``warnings.catch_warnings``, in one thread at a time: the filters belong to the process.
 
-    Two threads that overlap would put back each other's filters.
+    Two threads that overlap would put back each other's filters. Validation by scikit-learn belongs in it, too.
     """
-    with _ambient.LOCK, warnings.catch_warnings():
+    with _ambient.FILTERS, warnings.catch_warnings():
         yield

@@ -24,7 +24,7 @@ from .._network.backbones import load_backbone
 from .._network.networks import STRENGTH, ResidualHead, build_network
 from .._network.random import NO_DRAWS, may_draw, seeded
 from .._saving import exports, folder, modules
-from .._warnings import warn
+from .._warnings import own_filters, warn
 from ..metrics import recall_at_k
 from .batches import BalancedBatches, ShuffledBatches
 from .callbacks import (
@@ -278,11 +278,13 @@ class BaseEmbedder(
                 f"warmup_epochs={self.warmup_epochs} trains only the head at first, but over vectors there is nothing "
                 "else to train. Set warmup_epochs=0."
             )
-        classes, labels = check_classes(self, X, y, data.kept, goes_on, partial, more_classes)
+        with own_filters():
+            classes, labels = check_classes(self, X, y, data.kept, goes_on, partial, more_classes)
         train_rows = valid_rows = None
         if self.early_stopping:
             train_rows, valid_rows = hold_out(labels, self.validation_split, self.validation_fraction, rng)
-        weights = check_sample_weight(sample_weight, y, data.kept, train_rows)
+        with own_filters():
+            weights = check_sample_weight(sample_weight, y, data.kept, train_rows)
         return Task(data, attributes, classes, labels, weights, train_rows, valid_rows)
 
     def _make_modules(self, task, backbone):
