@@ -11,7 +11,7 @@ import pytest
 import torch
 from skorch import NeuralNet
 from torch import nn
-from torch.func import functional_call
+from torch.func import functional_call, grad_and_value
 from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -298,6 +298,20 @@ def test_dtype_and_device_are_kept(name, settings, dtype, device):
         assert result.device.type == device
     expected, *_ = gradients(make_loss(name, settings), *make_batch())
     assert value.item() == pytest.approx(expected.item(), rel=2e-5)
+
+
+@pytest.mark.parametrize(("name", "settings"), LOSSES)
+def test_torch_func_gives_the_gradient(name, settings):
+    loss, (x, y), w = make_loss(name, settings).eval(), make_batch(), make_weights()
+    parameters = {name: parameter.detach() for name, parameter in loss.named_parameters()}
+
+    def value(x, parameters):
+        torch.manual_seed(0)
+        return functional_call(loss, parameters, (x, y), {"sample_weight": w})
+
+    (grad_x, grads), got = grad_and_value(value, argnums=(0, 1))(x.detach(), parameters)
+    torch.manual_seed(0)
+    torch.testing.assert_close((got, grad_x, *grads.values()), gradients(loss, x, y, w), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("name", "settings"), without(WAITS))

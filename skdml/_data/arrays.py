@@ -18,7 +18,7 @@ from sklearn import get_config
 from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 
-from .._warnings import warn
+from .._warnings import own_filters, warn
 from .files import ImageFiles, broken_files, check_paths
 from .images import Preprocessing
 
@@ -265,7 +265,8 @@ def _check_vectors(estimator, X, seen):
                 f"X has shape {X.shape} and holds strings, but image paths must be a 1-D sequence. Pass the column "
                 'itself, df["path"] or X[:, 0]; pass a ColumnTransformer its name, not a list of names.'
             )
-        X = validate_data(checker, X, reset=seen is None, accept_sparse="csr", dtype=np.float32, order="C")
+        with own_filters():
+            X = validate_data(checker, X, reset=seen is None, accept_sparse="csr", dtype=np.float32, order="C")
     data = SparseRows(X) if sparse.issparse(X) else Rows(X)
     if seen is not None:
         return data, {}
@@ -289,15 +290,16 @@ def _check_arrays(estimator, X, seen, pixel_scale):
     if is_dispatched(X):
         X = _check_tensor(X, X.dtype if is_uint8 else torch.float32)
     else:
-        X = check_array(
-            X,
-            dtype=np.uint8 if is_uint8 else np.float32,
-            order="C",
-            allow_nd=True,
-            ensure_min_features=0,
-            input_name="X",
-            estimator=estimator,
-        )
+        with own_filters():
+            X = check_array(
+                X,
+                dtype=np.uint8 if is_uint8 else np.float32,
+                order="C",
+                allow_nd=True,
+                ensure_min_features=0,
+                input_name="X",
+                estimator=estimator,
+            )
     if 0 in X.shape:
         raise ValueError(f"X has shape {X.shape}, but no axis may be empty.")
     kind = "uint8 images" if is_uint8 else "arrays"

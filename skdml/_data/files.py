@@ -15,6 +15,7 @@ from joblib import effective_n_jobs
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 
+from .._warnings import own_filters
 from .cache import Cache
 
 N_SHOWN = 5  # broken files listed in an error message
@@ -91,7 +92,7 @@ def read_header(path, resize):
 
 @contextmanager
 def _open(path):
-    with warnings.catch_warnings():
+    with own_filters():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         warnings.filterwarnings("ignore", category=UserWarning)  # odd metadata does not affect the pixels
         with Image.open(path) as image:
@@ -160,7 +161,7 @@ def run_workers(function, paths, resize, chunks, n_jobs):
         If a worker process dies.
     """
     n_workers = effective_n_jobs(n_jobs)
-    with warnings.catch_warnings():
+    with own_filters():
         warnings.filterwarnings("ignore", message="This DataLoader will create")  # more processes than cores: intended
         # Python 3.12 warns about any fork after torch has started its threads, but workers need none of these.
         warnings.filterwarnings("ignore", message=".*is multi-threaded, use of fork", category=DeprecationWarning)

@@ -74,7 +74,7 @@ class Preprocessing:
     def draw(self, sizes, generator):
         """Return random boxes (B, 4) and flips (B,) for images of these sizes (B, 2)."""
         boxes = random_boxes(sizes, self.crop_scale, self.crop_ratio, generator)
-        return boxes, torch.rand(len(sizes), generator=generator) < 0.5
+        return boxes, torch.rand(len(sizes), generator=generator, dtype=torch.float32) < 0.5
 
     def random_crop(self, images, boxes, flip, size):
         """Return the boxes (B, 4) of the images, scaled to one size and mirrored where ``flip`` (B,) is True."""
@@ -115,7 +115,7 @@ class Preprocessing:
 def _channels(values, images):
     if len(values) == 1:
         return values[0]
-    return torch.tensor(values).to(images.device, non_blocking=True)[:, None, None]
+    return torch.tensor(values, dtype=torch.float32).to(images.device, non_blocking=True)[:, None, None]
 
 
 def random_boxes(sizes, scale, ratio, generator):
@@ -177,8 +177,8 @@ def filters(boxes, source, size):
 def _triangles(start, length, n_pixels, n_out):
     """Return the triangle filter that maps pixels start...start+length to n_out pixels, (B, n_out, n_pixels)."""
     scale = (length / n_out)[:, None]  # (B, 1)
-    center = start[:, None] + (torch.arange(n_out, device=start.device) + 0.5) * scale  # (B, n_out)
-    pixel = torch.arange(n_pixels, device=start.device) + 0.5
+    place, pixel = (torch.arange(n, dtype=scale.dtype, device=scale.device) + 0.5 for n in (n_out, n_pixels))
+    center = start[:, None] + place * scale  # (B, n_out)
     weights = 1 - (pixel - center[:, :, None]).abs() / scale.clamp(min=1)[:, :, None]
     inside = (pixel > start[:, None]) & (pixel < (start + length)[:, None])  # (B, n_pixels)
     weights = weights.clamp_(min=0).mul_(inside[:, None])

@@ -6,13 +6,12 @@ labels returns tuples of the index tensor and the further arguments of the loss,
 returns the embeddings (n_samples, D) of the training set by the current network, for the rules that use them.
 """
 
-import warnings
-
 import numpy as np
 import torch
 from sklearn.cluster import MiniBatchKMeans
-from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
+
+from .. import _ambient
 
 
 class ShuffledBatches:
@@ -131,10 +130,9 @@ class LocalBatches:
         seed = int(torch.randint(2**31 - 1, (1,), generator=generator, device=generator.device))
         rng = np.random.default_rng(seed)
         kmeans = MiniBatchKMeans(n_clusters, n_init=1, random_state=seed)
-        # With several threads, the inertia and thus the end of k-means would depend on the order of the additions.
-        with threadpool_limits(1, user_api="openmp"), warnings.catch_warnings():
-            # With fewer distinct embeddings than clusters, some clusters are empty and simply give no batch.
-            warnings.simplefilter("ignore", ConvergenceWarning)
+        # With several threads, the inertia and thus the end of k-means would depend on the order of the additions. The
+        # limits, of which scikit-learn sets one more, belong to the process.
+        with _ambient.LOCK, threadpool_limits(1, user_api="openmp"):
             cluster = kmeans.fit(embeddings).labels_
         parts = [part for c in range(n_clusters) for part in self._cut(np.flatnonzero(cluster == c), rng)]
         batches = [part for part in parts if self._has_triplet(self.y[part])]

@@ -3,7 +3,7 @@
 import copy
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import ClassVar, Self
 
@@ -14,6 +14,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from .._ambient import neutral
 from .._constraints import POSITIVE, Interval
 from .._data.arrays import Rows, check_data, is_dispatched
 from .._data.targets import check_classes, check_sample_weight, read_target
@@ -22,9 +23,9 @@ from .._loss.memory import CrossBatchMemory
 from .._loss.pairs import PairLoss
 from .._network.backbones import load_backbone
 from .._network.networks import STRENGTH, ResidualHead, build_network
-from .._network.random import seeded
+from .._network.random import NO_DRAWS, may_draw, seeded
 from .._saving import exports, folder, modules
-from .._warnings import warn
+from .._warnings import own_filters, warn
 from ..metrics import recall_at_k
 from .batches import BalancedBatches, ShuffledBatches
 from .callbacks import (
@@ -177,6 +178,7 @@ class BaseEmbedder(
             )
         return self._train(X, y, sample_weight, goes_on=hasattr(self, "network_"), partial=True, more_classes=classes)
 
+    @neutral()
     def _train(self, X, y, sample_weight, *, goes_on, partial=False, more_classes=None):
         """Read the data, train, and set the fitted attributes last: an exception leaves the estimator as it was."""
         device = self._find_device()
@@ -188,53 +190,78 @@ class BaseEmbedder(
         task = self._read(X, y, sample_weight, rng, goes_on, partial, more_classes, pixel_scale)
         batches = self._make_batches(task.training_labels)
         data = task.data.place(device)
-        with seeded(seed, device):
+        numbers = seeded(seed, device)
+        if callable(self.augment):
+            data.preprocessing = replace(data.preprocessing, augment=numbers(self.augment))
+        with numbers:
             network, criterion = self._copy_modules(task) if goes_on else self._make_modules(task, backbone)
-            network = trained = network.to(device)
-            if self.freeze == "batchnorm":
-                network.freeze_batchnorm()
-            elif self.freeze == "backbone":
-                data = Rows(embed(network.without_head(), data, "cpu").numpy()).place(device)
-                trained = network.without_backbone()
-            train_set, valid_set = task.split(data)
-            if not goes_on:
-                _start_at_features(trained, train_set, seed, of_backbone=self.freeze == "backbone")
-            criterion = criterion.to(device)
+        network = trained = network.to(device)
+        draws = numbers if may_draw(network) else NO_DRAWS
+        if self.freeze == "batchnorm":
+            network.freeze_batchnorm()
+        elif self.freeze == "backbone":
+            data = Rows(embed(network.without_head(), data, "cpu", draws).numpy()).place(device)
+            trained = network.without_backbone()
+        train_set, valid_set = task.split(data)
+        if not goes_on:
+            _start_at_features(trained, train_set, seed, draws, of_backbone=self.freeze == "backbone")
+        criterion = criterion.to(device)
 
-            lr_schedule = None if partial else self._find_lr_schedule()
-            recipe = self._find_recipe(network, batches, len(train_set), lr_schedule, partial)
-            epoch_tasks = self._begin_epoch_tasks(
-                X,
-                y,
-                sample_weight,
-                recipe,
-                lambda history: self._fitted(task, history, *copy.deepcopy((network, criterion)), goes_on=goes_on),
-            )
-            net = EmbeddingNet(
-                trained,
-                self._training_loss(criterion),
-                recipe,
-                callbacks=[
-                    *([OneCycle()] if lr_schedule == "one_cycle" else []),
-                    *([WarmUp(self.warmup_epochs)] if self.warmup_epochs else []),
-                    *([Progress(self.verbose)] if self.verbose else []),
-                    *(copied(callback) for callback in self.callbacks or []),
-                    *epoch_tasks,
-                    *([BestWeights(self.n_iter_no_change, valid_set, self.validation_split)] if valid_set else []),
-                    *self._find_learned_share(trained, valid_set, goes_on),
-                ],
-                valid_set=valid_set,
-                generator=torch.Generator(data.index_device).manual_seed(seed),
-                augment_generator=torch.Generator().manual_seed(seed + 1),
-                device=device,
-            )
-            net.fit(train_set)
+        lr_schedule = None if partial else self._find_lr_schedule()
+        recipe = self._find_recipe(network, batches, len(train_set), lr_schedule, partial)
+        epoch_tasks = self._begin_epoch_tasks(
+            X,
+            y,
+            sample_weight,
+            recipe,
+            lambda history: self._fitted(task, history, *copy.deepcopy((network, criterion)), goes_on=goes_on),
+        )
+        training_loss = self._training_loss(criterion)
+        net = EmbeddingNet(
+            trained,
+            training_loss,
+            recipe,
+            callbacks=[
+                *([OneCycle()] if lr_schedule == "one_cycle" else []),
+                *([WarmUp(self.warmup_epochs)] if self.warmup_epochs else []),
+                *([Progress(self.verbose)] if self.verbose else []),
+                *(copied(callback) for callback in self.callbacks or []),
+                *epoch_tasks,
+                *([BestWeights(self.n_iter_no_change, valid_set, self.validation_split)] if valid_set else []),
+                *self._find_learned_share(trained, valid_set, goes_on),
+            ],
+            valid_set=valid_set,
+            generator=torch.Generator(data.index_device).manual_seed(seed),
+            augment_generator=torch.Generator("cpu").manual_seed(seed + 1),
+            device=device,
+            draws=self._find_draws(trained, training_loss, numbers),
+        )
+        net.fit(train_set)
         net.check_weights()
         net.warn_if_interrupted()
         self._set_fitted(self._fitted(task, net.history, network, criterion, goes_on=goes_on))
         for epoch_task in epoch_tasks:
             epoch_task.end()
         return self
+
+    def _find_draws(self, network, criterion, numbers):
+        """Return ``numbers`` if the training may draw from torch's global generators, otherwise an empty context.
+
+        Only one thread at a time can be in a block of ``numbers``.
+        """
+        own = [type(self), *([self.optimizer] if isinstance(self.optimizer, type) else [])]
+        if (
+            may_draw(network)
+            or may_draw(criterion)
+            or self.callbacks
+            or self.chunk_size
+            or not all(cls.__module__.partition(".")[0] in ("skdml", "torch") for cls in own)
+        ):
+            return numbers
+        for module in criterion.modules():
+            if isinstance(module, PairLoss):
+                module._generator = numbers.generator()
+        return NO_DRAWS
 
     def _find_backbone(self, seed, device):
         """Return the backbone, loaded if it is given by name, and then the scale of its pixels."""
@@ -257,7 +284,8 @@ class BaseEmbedder(
         train_rows = valid_rows = None
         if self.early_stopping:
             train_rows, valid_rows = hold_out(labels, self.validation_split, self.validation_fraction, rng)
-        weights = check_sample_weight(sample_weight, y, data.kept, train_rows)
+        with own_filters():
+            weights = check_sample_weight(sample_weight, y, data.kept, train_rows)
         return Task(data, attributes, classes, labels, weights, train_rows, valid_rows)
 
     def _make_modules(self, task, backbone):
@@ -331,6 +359,7 @@ class BaseEmbedder(
         history = earlier + [{**epoch, "epoch": len(earlier) + epoch["epoch"]} for epoch in epochs(history)]
         for parameter in [*network.parameters(), *criterion.parameters()]:
             parameter.grad = None
+        vars(criterion).pop("_generator", None)
         made = {"network_": network.cpu().eval(), "criterion_": criterion.cpu().eval()}
         return {
             **task.attributes,
@@ -348,6 +377,7 @@ class BaseEmbedder(
             vars(self).pop("feature_names_in_", None)
         vars(self).update(attributes)
 
+    @neutral()
     def transform(self, X) -> np.ndarray:
         """Embed the samples.
 
@@ -421,6 +451,7 @@ class BaseEmbedder(
         """
         folder.save(self, path, measures)
 
+    @neutral()
     def to_torch(self) -> nn.Module:
         """Return the network as a torch module without the estimator.
 
@@ -433,6 +464,7 @@ class BaseEmbedder(
         check_is_fitted(self)
         return copy.deepcopy(self.network_)
 
+    @neutral()
     def to_onnx(self, path) -> None:
         """Write the network as an ONNX file with a batch of any size; it needs the extra ``skdml[onnx]``.
 
@@ -492,7 +524,7 @@ class BaseEmbedder(
         return tags
 
 
-def _start_at_features(network, train_set, seed, *, of_backbone):
+def _start_at_features(network, train_set, seed, draws, *, of_backbone):
     """Let the head begin at the features of the training set, or at their principal components."""
     head = network.head
     if not isinstance(head, ResidualHead) or not head.needs_features:
@@ -503,7 +535,7 @@ def _start_at_features(network, train_set, seed, *, of_backbone):
     if head.rescale:
         n_rows = max(min(8192, 2**24 // head.n_features), head.n_components if head.projection is not None else 2)
     sample = train_set.sample(n_rows, seed)
-    features = embed(network.without_head(), sample, "cpu").numpy()
+    features = embed(network.without_head(), sample, "cpu", draws).numpy()
     weights = sample.weights(slice(None))
     ruling = head.start_at(features, None if weights is None else weights.cpu().numpy(), seed)
     if ruling is not None:

@@ -14,7 +14,7 @@ from skorch import NeuralNet
 from skorch.callbacks import EpochTimer
 from skorch.utils import TeeGenerator
 
-from .._network.random import generator_states, set_generator_states
+from .._network.random import NO_DRAWS, generator_states, set_generator_states
 from .._warnings import warn
 from .callbacks import ends_training, validate
 from .training import embed
@@ -72,6 +72,8 @@ class EmbeddingNet(NeuralNet):
     augment_generator : torch.Generator
         Generator of the augmentation, on the CPU.
     device : torch.device
+    draws : context manager
+        Entered for whatever may draw from torch's global generators: `seeded` or, if nothing does, `NO_DRAWS`.
 
     Attributes
     ----------
@@ -82,8 +84,19 @@ class EmbeddingNet(NeuralNet):
     """
 
     def __init__(
-        self, network, criterion, recipe, *, callbacks, generator, augment_generator, device="cpu", valid_set=None
+        self,
+        network,
+        criterion,
+        recipe,
+        *,
+        callbacks,
+        generator,
+        augment_generator,
+        device="cpu",
+        valid_set=None,
+        draws=NO_DRAWS,
     ):
+        self.draws = draws
         super().__init__(
             network,
             criterion=criterion,
@@ -128,25 +141,29 @@ class EmbeddingNet(NeuralNet):
         return dataset
 
     def notify(self, method_name, **kwargs):
-        getattr(self, method_name)(self, **kwargs)
-        for _, callback in self.callbacks_:
-            try:
-                getattr(callback, method_name)(self, **kwargs)
-            except KeyboardInterrupt:
-                self.stopped_by_ = callback
-                raise
+        with self.draws:
+            getattr(self, method_name)(self, **kwargs)
+            for _, callback in self.callbacks_:
+                try:
+                    getattr(callback, method_name)(self, **kwargs)
+                except KeyboardInterrupt:
+                    self.stopped_by_ = callback
+                    raise
 
     def run_single_epoch(self, iterator, training, prefix, step_fn, **kwargs):
         if iterator is None:
             return
         if not training:
-            for name, score in zip(VALIDATION_SCORES, validate(self.module_, iterator), strict=True):
+            with self.draws:
+                scores = validate(self.module_, iterator)
+            for name, score in zip(VALIDATION_SCORES, scores, strict=True):
                 self._record(name, score, larger_is_better=True)
             return
-        batches = self.recipe.batches(self.generator, lambda: embed(self.module_, iterator, self.device))
+        with self.draws:
+            batches = self.recipe.batches(self.generator, lambda: embed(self.module_, iterator, self.device))
         batches = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
         self._set_training(True)
-        total = torch.zeros((), device=self.device)
+        total = torch.zeros((), dtype=torch.float32, device=self.device)
         total_weight = 0
         with closing(iterator.batches([index for index, *_ in batches], self.augment_generator)) as inputs:
             for i, ((index, *others), X) in enumerate(zip(batches, inputs, strict=True)):
@@ -154,7 +171,8 @@ class EmbeddingNet(NeuralNet):
                 batch = X, iterator.labels(index), *others
                 weights = iterator.weights(index)
                 self.notify("on_batch_begin", batch=batch, training=True)
-                loss = step_fn(batch, **({} if weights is None else {"sample_weight": weights}))
+                with self.draws:
+                    loss = step_fn(batch, **({} if weights is None else {"sample_weight": weights}))
                 weight = len(index) if weights is None else weights.sum()
                 total += loss * weight
                 total_weight += weight

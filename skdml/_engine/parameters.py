@@ -140,7 +140,7 @@ class EmbedderParameters:
         network and of the loss keep the values of the first fit.
     random_state : int, RandomState instance or None, default=None
         Seeds the weights, the batches and the held-out samples. None: a different seed in each fit, from NumPy's
-        generator. No other global state is changed.
+        generator. No other global state is changed, and fits in several threads give what they give in turn.
     verbose : int, default=0
         1: a progress bar over the epochs, where the output is a terminal or a notebook. 2: one line per epoch.
 

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from .._data.arrays import Rows
+from .._network.random import NO_DRAWS
 from ..metrics import map_at_r, recall_at_k
 
 
@@ -100,17 +101,21 @@ class TrainingSet(Dataset):
 
 
 @torch.no_grad()
-def embed(network, data, device):
-    """Return the network's outputs for all of data, float32 (n_samples, D) on ``device``, in eval mode."""
+def embed(network, data, device, draws=NO_DRAWS):
+    """Return the network's outputs for all of data, float32 (n_samples, D) on ``device``, in eval mode.
+
+    Each pass is in a block of ``draws``, that of `seeded` if it may draw from torch's global generators.
+    """
     network.eval()
     size = min(8192, max(32, 2**18 // math.prod(data.sample_shape)))  # keeps the activations small
     parts = [slice(start, start + size) for start in range(0, len(data), size)]
     outputs = None
     with closing(data.batches(parts)) as batches:  # no worker process is left after an error
         for part, inputs in zip(parts, batches, strict=True):
-            output = network(inputs)
+            with draws:
+                output = network(inputs)
             if outputs is None:
-                outputs = torch.empty(len(data), output.shape[1], device=device)
+                outputs = torch.empty(len(data), output.shape[1], dtype=torch.float32, device=device)
             outputs[part] = output
     return outputs
 

@@ -108,10 +108,10 @@ def hard(S, positive, negative):
     return none.scatter(1, hardest_positive, both), none.scatter(1, hardest_negative, both)
 
 
-def distance_weighted(S, positive, negative, n_components, *, cutoff=0.5, max_distance=1.4):
+def distance_weighted(S, positive, negative, n_components, *, cutoff=0.5, max_distance=1.4, generator=None):
     """Keep all positives of an anchor, and draw as many negatives by `distance_log_probabilities` [1]_.
 
-    The draws come from torch's generator of the device, without replacement.
+    The draws are without replacement.
 
     Parameters
     ----------
@@ -123,6 +123,8 @@ def distance_weighted(S, positive, negative, n_components, *, cutoff=0.5, max_di
         D, the dimension of the embeddings.
     cutoff, max_distance : float
         As in `distance_log_probabilities`.
+    generator : torch.Generator or None, default=None
+        Where the draws come from, on the device. None: torch's global generator.
 
     Returns
     -------
@@ -141,7 +143,7 @@ def distance_weighted(S, positive, negative, n_components, *, cutoff=0.5, max_di
     positive = positive & negative.any(dim=1, keepdim=True)
     log_p = distance_log_probabilities(S, negative, n_components, cutoff=cutoff, max_distance=max_distance)
     # The largest values of log p plus Gumbel noise are a draw without replacement.
-    key = log_p - torch.empty_like(S).exponential_().log()
+    key = log_p - torch.empty_like(S).exponential_(generator=generator).log()
     n_drawn = positive.sum(dim=1, keepdim=True)
     least = key.topk(most(n_drawn, S.shape[1]), dim=1).values.gather(1, (n_drawn - 1).clamp_(min=0))  # (B, 1)
     return positive, (key >= least) & (n_drawn > 0) & (log_p > -torch.inf)
@@ -177,5 +179,6 @@ def distance_log_probabilities(S, negative, n_components, *, cutoff=0.5, max_dis
     log_q = (n_components - 2) * clipped.log() + (n_components - 3) / 2 * torch.log1p(-clipped.square() / 4)
     near = negative & (d < max_distance)
     admissible = near.any(dim=1, keepdim=True)
-    weights = torch.where(near, -log_q, -torch.inf).where(admissible, torch.where(negative, 0.0, -torch.inf))
+    evenly = torch.where(negative, torch.zeros_like(log_q), -torch.inf)
+    weights = torch.where(near, -log_q, -torch.inf).where(admissible, evenly)
     return weights - log_sum_exp(weights, weights > -torch.inf)[0][:, None]

@@ -10,7 +10,7 @@ from torch import nn
 from .._constraints import NON_NEGATIVE, StrOptions
 from .mining import distance_weighted, hard, semihard, vthm
 from .similarities import dot_products
-from .terms import check_batch, zero_loss
+from .terms import check_batch, in_float32, zero_loss
 
 
 class PairLoss(nn.Module):
@@ -40,6 +40,7 @@ class PairLoss(nn.Module):
         "mining_margin": [NON_NEGATIVE],
     }
 
+    _generator = None  # of the draws of "distance_weighted"; None: torch's global one. An embedder lends its own.
     n_classes = None  # of a loss that learns something for each class, whose labels have a range
 
     def __init__(self, mining, mining_margin):
@@ -47,6 +48,7 @@ class PairLoss(nn.Module):
         self.mining = mining
         self.mining_margin = mining_margin
 
+    @in_float32
     def forward(self, embeddings, y, sample_weight=None):
         """Return the loss of a batch.
 
@@ -103,7 +105,7 @@ class PairLoss(nn.Module):
             case "hard":
                 return hard(S, positive, negative)
             case "distance_weighted":
-                return distance_weighted(S, positive, negative, n_components)
+                return distance_weighted(S, positive, negative, n_components, generator=self._generator)
             case rule:
                 return rule(S, positive, negative)
 

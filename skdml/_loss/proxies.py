@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from .._constraints import POSITIVE_INT
-from .terms import check_batch, weighted_mean, zero_loss
+from .terms import check_batch, in_float32, weighted_mean, zero_loss
 
 
 class ProxyLoss(nn.Module):
@@ -32,6 +32,7 @@ class ProxyLoss(nn.Module):
         self.n_classes = n_classes
         self.n_components = n_components
 
+    @in_float32
     def forward(self, embeddings, y, sample_weight=None):
         """Return the loss of a batch.
 

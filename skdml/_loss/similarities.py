@@ -4,8 +4,8 @@ Axes: B samples of a batch, M samples they are compared with, D components.
 """
 
 import torch
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
+
+from .terms import LossFunction, own_backward
 
 
 def dot_products(embeddings, columns=None):
@@ -42,16 +42,19 @@ def distances(S):
     return torch.where(squares > 0, squares, 1).sqrt().where(squares > 0, 0)
 
 
-class _Gram(Function):
+class _Gram(LossFunction):
     """X X^T with one product in the backward pass; autograd, not knowing that the factors are equal, takes two."""
 
     @staticmethod
-    def forward(ctx, X):
-        ctx.save_for_backward(X)
+    def forward(X):
         return X @ X.T
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @own_backward
     def backward(ctx, G):
         (X,) = ctx.saved_tensors
         # A transposed copy first: the plain sum G + G.T reads along the columns and takes three times as long.

@@ -4,11 +4,71 @@ Axes: B samples of a batch, M samples they are compared with.
 """
 
 import math
+from contextlib import nullcontext
+from functools import wraps
 
 import torch
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.func import functional_call
 from torch.nn import functional as F
+
+
+def in_float32(forward):
+    """Let the forward pass of a loss compute in float32, or in float64 for embeddings in float64.
+
+    Autocast does not lower this, nor do embeddings and parameters of less precision, whose gradients keep their dtypes.
+    """
+
+    @wraps(forward)
+    def wrapper(self, embeddings, *args, **kwargs):
+        device_type = embeddings.device.type
+        autocast = _is_autocast(device_type)
+        if embeddings.dtype == torch.float32 and not autocast:
+            return forward(self, embeddings, *args, **kwargs)
+        dtype = torch.promote_types(embeddings.dtype, torch.float32)
+        with torch.autocast(device_type, enabled=False) if autocast else nullcontext():
+            if all(parameter.dtype == dtype for parameter in self.parameters()):
+                return forward(self, embeddings.to(dtype), *args, **kwargs)
+            parameters = {name: parameter.to(dtype) for name, parameter in self.named_parameters()}
+            return functional_call(self, parameters, (embeddings.to(dtype), *args), kwargs)
+
+    return wrapper
+
+
+def _is_autocast(device_type):
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
+def own_backward(backward):
+    """Let the backward pass of a `LossFunction` compute as its forward pass does, without autocast, and only once."""
+
+    @once_differentiable
+    @wraps(backward)
+    def wrapper(ctx, *grads):
+        if grads[0] is None:  # nothing depends on the output
+            return (None,) * len(ctx.needs_input_grad)
+        device_type = grads[0].device.type
+        if not _is_autocast(device_type):
+            return backward(ctx, *grads)
+        with torch.autocast(device_type, enabled=False):
+            return backward(ctx, *grads)
+
+    return wrapper
+
+
+class LossFunction(Function):
+    """A step of a loss with a backward pass of its own; ``torch.func`` needs the form with ``setup_context``.
+
+    What the backward pass needs and the forward pass has is one more output, which has no gradient.
+    """
+
+    @classmethod
+    def apply(cls, *args):
+        if torch._C._are_functorch_transforms_active():
+            return super().apply(*args)
+        # torch's own apply reads the signature of forward in each call, which takes longer than the step itself.
+        return super(Function, cls).apply(*args)
 
 
 def check_batch(embeddings, y, sample_weight=None, *, n_classes=None):
@@ -133,23 +193,28 @@ def log1p_sum_exp(S, mask, scale, threshold):
     tensor of shape (B,)
         Finite however large the exponents.
     """
-    return _Log1pSumExp.apply(S, mask, scale, threshold)
+    return _Log1pSumExp.apply(S, mask, scale, threshold)[0]
 
 
-class _Log1pSumExp(Function):
+class _Log1pSumExp(LossFunction):
     """A log-softmax over each row, in which the self pair, never in the mask, represents the 1 = e^0."""
 
     @staticmethod
-    def forward(ctx, S, mask, scale, threshold):
+    def forward(S, mask, scale, threshold):
         z = torch.where(mask, (S - threshold).mul_(scale), -torch.inf).fill_diagonal_(0)  # (B, M)
         log_weights = torch.log_softmax(z, dim=1)  # (B, M)
-        ctx.scale = scale
-        ctx.save_for_backward(log_weights)
-        return -log_weights.diagonal()
+        return -log_weights.diagonal(), log_weights
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
+    def setup_context(ctx, inputs, outputs):
+        ctx.scale = inputs[2]
+        ctx.save_for_backward(outputs[1])
+        ctx.mark_non_differentiable(outputs[1])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    @own_backward
+    def backward(ctx, grad, _):
         (log_weights,) = ctx.saved_tensors
         return log_weights.exp().mul_(ctx.scale * grad[:, None]).fill_diagonal_(0), None, None, None
 

@@ -109,7 +109,8 @@ class ArcFaceLoss(ProxyLoss):
         self.margin = margin
         check_constraints(self, vars(self))
         bound = (n_classes * n_centers) ** -0.5
-        self.centers = nn.Parameter(torch.empty(n_classes, n_centers, n_components).uniform_(-bound, bound))
+        centers = torch.empty(n_classes, n_centers, n_components, dtype=torch.float32)
+        self.centers = nn.Parameter(centers.uniform_(-bound, bound))
 
     def _sample_losses(self, embeddings, y):
         w = unit_rows(self.centers)  # (C, K, D)

@@ -9,7 +9,6 @@ from numbers import Real
 
 import torch
 from torch import nn
-from torch.autograd import Function
 from torch.nn import functional as F
 
 from .._constraints import FINITE, NON_NEGATIVE, POSITIVE, POSITIVE_INT, check_constraints
@@ -17,7 +16,7 @@ from .._docstrings import with_shared_docs
 from .._engine.embedder import BalancedEmbedder
 from .._loss.pairs import pair_masks, pair_shares
 from .._loss.similarities import dot_products
-from .._loss.terms import check_batch, weighted_mean, zero_loss
+from .._loss.terms import check_batch, in_float32, weighted_mean, zero_loss
 from .._network.networks import PartsNetwork, ResidualHead
 
 N_HIDDEN = 512  # hidden units of a regressor of A-BIER
@@ -163,6 +162,7 @@ class BIERLoss(nn.Module):
             [_regressor(larger, smaller) for smaller, larger in combinations(self._sizes, 2)] if adversarial else []
         )
 
+    @in_float32
     def forward(self, embeddings, y, sample_weight=None):
         """Return the loss of a batch.
 
@@ -208,7 +208,7 @@ class BIERLoss(nn.Module):
     def _dependence(self, groups, sample_weight):
         loss = 0
         for (smaller, larger), g in zip(combinations(groups, 2), self.regressors, strict=True):
-            squares = (_Reverse.apply(smaller) * g(_Reverse.apply(larger))).square().mean(dim=1)  # (B,)
+            squares = (_reversed(smaller) * g(_reversed(larger))).square().mean(dim=1)  # (B,)
             loss = loss - weighted_mean(squares, sample_weight)
             for layer in (g[0], g[2]):
                 loss = loss + PENALTY * (layer.weight.square().sum(dim=0) - 1).square().mean()
@@ -216,21 +216,16 @@ class BIERLoss(nn.Module):
         return loss
 
 
-class _Reverse(Function):
-    """The identity, with a gradient of opposite sign."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return -grad
+def _reversed(x):
+    """Return x, with a gradient of opposite sign."""
+    return 2 * x.detach() - x
 
 
 def _regressor(n_in, n_out):
     """Return a network with one hidden layer, whose weights meet the bounds."""
-    regressor = nn.Sequential(nn.Linear(n_in, N_HIDDEN), nn.ReLU(), nn.Linear(N_HIDDEN, n_out))
+    regressor = nn.Sequential(
+        nn.Linear(n_in, N_HIDDEN, dtype=torch.float32), nn.ReLU(), nn.Linear(N_HIDDEN, n_out, dtype=torch.float32)
+    )
     for layer in (regressor[0], regressor[2]):
         layer.weight.data = F.normalize(layer.weight.data, dim=0)
         nn.init.zeros_(layer.bias)

@@ -14,7 +14,7 @@ from torch import nn
 from .._constraints import NON_NEGATIVE, Interval, check_constraints
 from .._docstrings import with_shared_docs
 from .._engine.embedder import BalancedEmbedder
-from .._loss.terms import check_batch, rows_at, zero_loss
+from .._loss.terms import LossFunction, check_batch, in_float32, rows_at, zero_loss
 
 
 class ClusteringLoss(nn.Module):
@@ -92,6 +92,7 @@ class ClusteringLoss(nn.Module):
         self.max_swap_rounds = max_swap_rounds
         check_constraints(self, vars(self))
 
+    @in_float32
     def forward(self, embeddings, y, sample_weight=None):
         """Return the loss of a batch.
 
@@ -115,19 +116,38 @@ class ClusteringLoss(nn.Module):
         if not w.any():
             return zero_loss(self, embeddings)
         w = w / w.mean()
-        x = embeddings.detach().cpu().double().numpy()
+        factors = None if sample_weight is None else w
+        medoid, class_medoid, error = _Choice.apply(embeddings, y, factors, self.gamma, self.max_swap_rounds)
+        F, F_classes = (_facility_location(embeddings, chosen, w) for chosen in (medoid, class_medoid))
+        return (F + error - F_classes).relu()
+
+
+class _Choice(LossFunction):
+    """The best medoid and the class's medoid of each row, (B,), and gamma times the error of the former; no gradient.
+
+    A function of autograd, since ``torch.func`` hides the numbers of a tensor everywhere else.
+    """
+
+    @staticmethod
+    def forward(embeddings, y, w, gamma, max_swap_rounds):
+        x = embeddings.cpu().double().numpy()
         labels = np.unique(y.cpu().numpy(), return_inverse=True)[1]
-        search = _MedoidSearch(cdist(x, x), labels, None if sample_weight is None else w.cpu().numpy())
-        medoids = search.best_medoids(self.gamma, self.max_swap_rounds)
-        error = search.error(medoids)
-        F = _facility_location(embeddings, search.assign(medoids), w)
-        F_classes = _facility_location(embeddings, search.class_medoids(), w)
-        return (F + self.gamma * error - F_classes).relu()
+        search = _MedoidSearch(cdist(x, x), labels, None if w is None else w.cpu().numpy())
+        medoids = search.best_medoids(gamma, max_swap_rounds)
+        chosen = (torch.from_numpy(rows).to(y.device) for rows in (search.assign(medoids), search.class_medoids()))
+        return *chosen, embeddings.new_tensor(gamma * search.error(medoids))
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        ctx.mark_non_differentiable(*outputs)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return (None,) * 5
 
 
 def _facility_location(embeddings, medoid, w):
     """Return minus the sum of the distances of the rows (B, D) to the rows that ``medoid`` (B,) names, times w."""
-    medoid = torch.from_numpy(medoid).to(embeddings.device)
     distance = torch.linalg.vector_norm(embeddings - rows_at(embeddings, medoid), dim=1)  # its gradient at 0 is 0
     return -(w * distance).sum()
 

@@ -17,7 +17,7 @@ from .._docstrings import with_shared_docs
 from .._engine.embedder import BalancedEmbedder
 from .._loss.pairs import pair_masks
 from .._loss.similarities import distance_similarities, squared_distances
-from .._loss.terms import check_batch, weighted_mean, zero_loss
+from .._loss.terms import check_batch, in_float32, weighted_mean, zero_loss
 from .._network.networks import (
     IMAGE_COMPONENTS,
     STRENGTH,
@@ -27,6 +27,7 @@ from .._network.networks import (
     count_features,
     default_cnn,
     default_mlp,
+    taking_float32,
 )
 
 
@@ -122,6 +123,7 @@ class HDCLoss(nn.Module):
                 f"each of hard_fractions. Got {level_sizes!r} instead."
             )
 
+    @in_float32
     def forward(self, embeddings, y, sample_weight=None):
         """Return the loss of a batch.
 
@@ -279,7 +281,7 @@ def build_level_network(
         backbone = Levels(default_mlp(sample.shape[1], hidden_layer_sizes))
     else:
         backbone, frozen_backbone = nn.Identity(), True
-    backbone = backbone.to(sample.device)
+    backbone = taking_float32(backbone.to(sample.device), sample)
     widths = [count_features(_OneLevel(backbone, -1), sample)]
     with torch.no_grad():
         n_features = len(as_levels(backbone(sample)))
@@ -295,7 +297,7 @@ def build_level_network(
         sizes, heads = widths, [nn.Identity() for _ in widths]
     else:
         sizes = level_sizes(n_components, n_levels)
-        heads = [nn.Linear(width, size) for width, size in zip(widths, sizes, strict=True)]
+        heads = [nn.Linear(width, size, dtype=torch.float32) for width, size in zip(widths, sizes, strict=True)]
     lengths = [n_levels**-0.5] * n_levels
     network = PartsNetwork(backbone, LevelHeads(heads), sizes, lengths, normalize, precision).to(sample.device)
     if not any(p.requires_grad for p in network.parameters()):

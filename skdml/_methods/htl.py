@@ -17,7 +17,7 @@ from .._engine.batches import BalancedBatches
 from .._engine.embedder import BalancedEmbedder
 from .._loss.pairs import pair_masks
 from .._loss.similarities import distance_similarities, squared_distances
-from .._loss.terms import check_batch, sums_above, weighted_mean, zero_loss
+from .._loss.terms import check_batch, in_float32, sums_above, weighted_mean, zero_loss
 
 
 class HTLLoss(nn.Module):
@@ -80,6 +80,7 @@ class HTLLoss(nn.Module):
         self.margin = margin
         check_constraints(self, vars(self))
 
+    @in_float32
     def forward(self, embeddings, y, margins=None, sample_weight=None):
         """Return the loss of a batch.
 

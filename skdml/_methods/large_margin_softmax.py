@@ -121,7 +121,7 @@ class LargeMarginSoftmaxLoss(ProxyLoss):
         self.annealing_minimum = annealing_minimum
         check_constraints(self, vars(self))
         bound = n_components**-0.5
-        self.proxies = nn.Parameter(torch.empty(n_classes, n_components).uniform_(-bound, bound))
+        self.proxies = nn.Parameter(torch.empty(n_classes, n_components, dtype=torch.float32).uniform_(-bound, bound))
         self.register_buffer("n_steps", torch.zeros((), dtype=torch.int64))
 
     def _sample_losses(self, embeddings, y):

@@ -15,7 +15,7 @@ from .._constraints import POSITIVE, POSITIVE_INT, Interval, check_constraints
 from .._docstrings import with_shared_docs
 from .._engine.embedder import BaseEmbedder
 from .._loss.similarities import distance_similarities, squared_distances
-from .._loss.terms import check_batch, log_sum_exp, weighted_mean, zero_loss
+from .._loss.terms import check_batch, in_float32, log_sum_exp, weighted_mean, zero_loss
 
 
 class MagnetLoss(nn.Module):
@@ -74,6 +74,7 @@ class MagnetLoss(nn.Module):
         self.alpha = alpha
         check_constraints(self, vars(self))
 
+    @in_float32
     def forward(self, embeddings, y, clusters=None, sample_weight=None):
         """Return the loss of a batch.
 

@@ -128,7 +128,7 @@ class MarginLoss(PairLoss):
         self.cutoff = cutoff
         self.max_distance = max_distance
         check_constraints(self, vars(self))
-        self.betas = nn.Parameter(torch.full((n_classes,), float(beta)))
+        self.betas = nn.Parameter(torch.full((n_classes,), float(beta), dtype=torch.float32))
 
     def _compare(self, S, y, columns_y, n_components, sample_weight=None):
         selected = self.mine(S.detach(), *pair_masks(y, columns_y), n_components)
@@ -137,8 +137,8 @@ class MarginLoss(PairLoss):
     def mine(self, S, positive, negative, n_components):
         """Select the pairs that count; "distance_weighted" with the limits of this loss."""
         if self.mining == "distance_weighted":
-            limits = {"cutoff": self.cutoff, "max_distance": self.max_distance}
-            return distance_weighted(S, positive, negative, n_components, **limits)
+            options = {"cutoff": self.cutoff, "max_distance": self.max_distance, "generator": self._generator}
+            return distance_weighted(S, positive, negative, n_components, **options)
         return super().mine(S, positive, negative, n_components)
 
     def pair_loss(self, S, positive, negative, beta=None, sample_weight=None):

@@ -77,7 +77,7 @@ class NormSoftmaxLoss(ProxyLoss):
         self.scale = scale
         check_constraints(self, vars(self))
         bound = n_classes**-0.5
-        self.proxies = nn.Parameter(torch.empty(n_classes, n_components).uniform_(-bound, bound))
+        self.proxies = nn.Parameter(torch.empty(n_classes, n_components, dtype=torch.float32).uniform_(-bound, bound))
 
     def _sample_losses(self, embeddings, y):
         logits = self.scale * embeddings @ unit_rows(self.proxies).T  # (B, C)

@@ -12,7 +12,7 @@ from .._constraints import NON_NEGATIVE, POSITIVE_INT, check_constraints
 from .._docstrings import with_shared_docs
 from .._engine.embedder import BalancedEmbedder
 from .._loss.pairs import pair_masks
-from .._loss.terms import check_batch, rows_at, zero_loss
+from .._loss.terms import check_batch, in_float32, rows_at, zero_loss
 from .._network.networks import unit_rows
 
 
@@ -126,11 +126,12 @@ class PDDMLoss(nn.Module):
         self.n_quadruplets = n_quadruplets
         check_constraints(self, vars(self))
         H = n_components if n_hidden is None else n_hidden
-        self.difference_layer = nn.Linear(n_components, H)
-        self.mean_layer = nn.Linear(n_components, H)
-        self.joint_layer = nn.Linear(2 * H, H)
-        self.score_layer = nn.Linear(H, 1)
+        self.difference_layer = nn.Linear(n_components, H, dtype=torch.float32)
+        self.mean_layer = nn.Linear(n_components, H, dtype=torch.float32)
+        self.joint_layer = nn.Linear(2 * H, H, dtype=torch.float32)
+        self.score_layer = nn.Linear(H, 1, dtype=torch.float32)
 
+    @in_float32
     def forward(self, embeddings, y, sample_weight=None):
         """Return the loss of a batch.
 

@@ -88,7 +88,7 @@ class ProxyAnchorLoss(ProxyLoss):
         self.alpha = alpha
         self.margin = margin
         check_constraints(self, vars(self))
-        self.proxies = nn.Parameter(torch.randn(n_classes, n_components) * (2 / n_classes) ** 0.5)
+        self.proxies = nn.Parameter(torch.randn(n_classes, n_components, dtype=torch.float32) * (2 / n_classes) ** 0.5)
 
     def _batch_loss(self, embeddings, y, sample_weight):
         s = embeddings @ unit_rows(self.proxies).T  # (B, C)

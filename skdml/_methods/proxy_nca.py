@@ -98,7 +98,7 @@ class ProxyNCALoss(ProxyLoss):
         self.positive_in_denominator = positive_in_denominator
         self.label_smoothing = label_smoothing
         check_constraints(self, vars(self))
-        self.proxies = nn.Parameter(torch.randn(n_classes, n_components) / 8)
+        self.proxies = nn.Parameter(torch.randn(n_classes, n_components, dtype=torch.float32) / 8)
 
     def _sample_losses(self, embeddings, y):
         # -d up to the squared lengths, which cancel.

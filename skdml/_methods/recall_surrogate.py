@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from numbers import Integral
 
 import torch
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from .._constraints import POSITIVE, POSITIVE_INT, check_constraints
 from .._docstrings import with_shared_docs
 from .._engine.embedder import PairEmbedder
 from .._loss.pairs import PairLoss
-from .._loss.terms import most, weighted_mean
+from .._loss.terms import LossFunction, most, own_backward, weighted_mean
 
 NEGLIGIBLE = 37  # e^-37 is half a unit in the last place of 1 in float64
 
@@ -101,7 +99,7 @@ class RecallSurrogateLoss(PairLoss):
         nearest, target = torch.where(positive, S.detach(), -torch.inf).topk(self._n_targets(n_positives, S), dim=1)
         is_target = nearest > -torch.inf  # (B, T)
         counted = (positive | negative).fill_diagonal_(True)
-        rank = _SoftRanks.apply(S, counted, target, self.tau1)  # (B, T)
+        rank, _, _ = _SoftRanks.apply(S, counted, target, self.tau1)  # (B, T)
         recall = 0
         for k in self.ks:
             found = torch.where(is_target, torch.sigmoid((k - rank) / self.tau2), 0).sum(dim=1)  # (B,)
@@ -115,27 +113,32 @@ class RecallSurrogateLoss(PairLoss):
         return min(n, most(n_positives, n))
 
 
-class _SoftRanks(Function):
+class _SoftRanks(LossFunction):
     r"""Return the ranks :math:`1 + \sum_{j \in M_i, j \neq t} \sigma((s_{ij} - s_{it}) / \tau)` of targets t, (B, T).
 
     The T matrices (B, M) of sigmoids are made one at a time, and again in the backward pass, none stored.
     """
 
     @staticmethod
-    def forward(ctx, S, mask, target, tau):
+    def forward(S, mask, target, tau):
         z = torch.where(mask, S / tau, -torch.inf)  # (B, M); -inf counts 0 in every rank
         z_target = S.gather(1, target) / tau  # (B, T)
-        ctx.tau = tau
-        ctx.save_for_backward(z, z_target, target)
         rank = torch.empty_like(z_target)
         for t in range(target.shape[1]):
             # The target itself is in the mask and counts sigma(0).
             rank[:, t] = 0.5 + (z - z_target[:, t, None]).sigmoid_().sum(dim=1)
-        return rank
+        return rank, z, z_target
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
+    def setup_context(ctx, inputs, outputs):
+        _, _, target, ctx.tau = inputs
+        ctx.save_for_backward(*outputs[1:], target)
+        ctx.mark_non_differentiable(*outputs[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    @own_backward
+    def backward(ctx, grad, *_):
         z, z_target, target = ctx.saved_tensors
         grad = grad / ctx.tau  # (B, T)
         grad_S = torch.zeros_like(z)

@@ -15,7 +15,7 @@ from .._docstrings import with_shared_docs
 from .._engine.embedder import BaseEmbedder
 from .._loss.pairs import pair_masks, pair_shares
 from .._loss.similarities import distance_similarities, distances, squared_distances
-from .._loss.terms import check_batch, sums_above, weighted_mean, zero_loss
+from .._loss.terms import check_batch, in_float32, sums_above, weighted_mean, zero_loss
 
 
 class SmartMiningLoss(nn.Module):
@@ -84,6 +84,7 @@ class SmartMiningLoss(nn.Module):
         self.mean_margin = mean_margin
         check_constraints(self, vars(self))
 
+    @in_float32
     def forward(self, embeddings, y, triplets=None, sample_weight=None):
         """Return the loss of a batch.
 
@@ -283,7 +284,7 @@ def smart_triplets(embeddings, y, triplets, kappa, n_triplets, n_neighbors, gene
 
         same.scatter_(1, rows[:, None], False)
         outside = same & ~in_list
-        noise = torch.rand(outside.shape, generator=generator, device=generator.device).to(device)
+        noise = torch.rand(outside.shape, generator=generator, device=generator.device, dtype=torch.float32).to(device)
         other = torch.where(outside, noise, -1).argmax(dim=1)
         other = other.where(outside.any(dim=1), torch.where(same, distance, -torch.inf).argmax(dim=1))
         has_behind = behind < index.shape[1]

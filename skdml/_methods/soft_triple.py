@@ -9,15 +9,13 @@ import numpy as np
 import torch
 from scipy import sparse
 from torch import nn
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .._constraints import NON_NEGATIVE, POSITIVE, POSITIVE_INT, check_constraints
 from .._docstrings import with_shared_docs
 from .._engine.embedder import BaseEmbedder
 from .._loss.proxies import ProxyLoss
-from .._loss.terms import weighted_mean
+from .._loss.terms import LossFunction, own_backward, weighted_mean
 from .._network.networks import unit_rows
 
 
@@ -113,10 +111,11 @@ class SoftTripleLoss(ProxyLoss):
         self.tau = tau
         check_constraints(self, vars(self))
         bound = (n_classes * n_centers) ** -0.5
-        self.centers = nn.Parameter(torch.empty(n_classes, n_centers, n_components).uniform_(-bound, bound))
+        centers = torch.empty(n_classes, n_centers, n_components, dtype=torch.float32)
+        self.centers = nn.Parameter(centers.uniform_(-bound, bound))
 
     def _batch_loss(self, embeddings, y, sample_weight):
-        s, gram = _Cosines.apply(embeddings, self.centers)  # (B, C, K), (C, K, K)
+        s, gram, _ = _Cosines.apply(embeddings, self.centers)  # (B, C, K), (C, K, K)
         similarity = _relaxed_similarity(s, self.gamma)  # (B, C)
         is_own = self._is_own(y)  # (B, C)
         logits = self.scale * torch.where(is_own, similarity - self.margin, similarity)  # (B, C)
@@ -138,7 +137,7 @@ def _half_mean_distance(gram):
     return (2 + 1e-5 - 2 * gram).sqrt().triu(diagonal=1).sum() / (C * K * (K - 1))
 
 
-class _Cosines(Function):
+class _Cosines(LossFunction):
     """Dot products of embeddings with unit centers w = v / |v|, (B, C, K), and of a class's unit centers, (C, K, K).
 
     With g the gradient in w, that in v is (g - (g . w) w) / |v|. As g mixes embeddings and centers of the same class,
@@ -147,19 +146,23 @@ class _Cosines(Function):
     """
 
     @staticmethod
-    def forward(ctx, x, v):
+    def forward(x, v):
         gram = v @ v.mT  # (C, K, K)
         norm = gram.diagonal(dim1=1, dim2=2).sqrt()  # (C, K)
         r = torch.where(norm > 1e-12, 1 / norm, 0)  # (C, K)
         gram = gram.mul_(r[:, :, None]).mul_(r[:, None, :]).clamp_(max=1)
         s = (x @ v.flatten(0, 1).T).unflatten(1, r.shape).mul_(r)  # (B, C, K)
-        ctx.save_for_backward(x, v, r, s, gram)
-        return s, gram
+        return s, gram, r
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_s, grad_gram):
-        x, v, r, s, gram = ctx.saved_tensors
+    def setup_context(ctx, inputs, outputs):
+        ctx.save_for_backward(*inputs, *outputs)
+        ctx.mark_non_differentiable(outputs[2])
+
+    @staticmethod
+    @own_backward
+    def backward(ctx, grad_s, grad_gram, _):
+        x, v, s, gram, r = ctx.saved_tensors
         grad_s_v = (grad_s * r).flatten(1)  # (B, C K), in the dot products with v
         grad_x = grad_s_v @ v.flatten(0, 1) if ctx.needs_input_grad[0] else None
         grad_v = None

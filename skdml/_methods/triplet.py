@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .._constraints import NON_NEGATIVE, check_constraints
@@ -17,7 +15,7 @@ from .._engine.embedder import PairEmbedder
 from .._loss.mining import semihard_negatives
 from .._loss.pairs import PairLoss
 from .._loss.similarities import distance_similarities, distances, squared_distances
-from .._loss.terms import mean_active_hinge, most, weighted_mean
+from .._loss.terms import LossFunction, mean_active_hinge, most, own_backward, weighted_mean
 
 
 @with_shared_docs
@@ -116,7 +114,7 @@ class TripletLoss(PairLoss):
             return self._one_negative_a_pair(distance, positive, negative, sample_weight)
         if self.soft_margin:
             n_triplets = positive.sum(dim=1) * negative.sum(dim=1)  # (B,)
-            return weighted_mean(_SoftplusSums.apply(distance, positive, negative), sample_weight, n_triplets)
+            return weighted_mean(_SoftplusSums.apply(distance, positive, negative)[0], sample_weight, n_triplets)
         positive = positive if sample_weight is None else sample_weight[:, None] * positive
         return mean_active_hinge(distance, positive, negative, self.margin)
 
@@ -140,14 +138,14 @@ class TripletLoss(PairLoss):
         return weighted_mean(torch.where(counts, terms, 0), sample_weight, counts)
 
 
-class _SoftplusSums(Function):
+class _SoftplusSums(LossFunction):
     """The sums (B,) of log(1 + e^(d_p - d_n)) over a row's positives p and negatives n.
 
     A few rows at a time, and with the gradient at once, so that no more than O(B M) numbers are ever kept.
     """
 
     @staticmethod
-    def forward(ctx, distance, positive, negative):
+    def forward(distance, positive, negative):
         B, M = distance.shape
         size = max(1, 8 * B // M)
         sums, grads = [], []
@@ -156,12 +154,17 @@ class _SoftplusSums(Function):
             sums.append(F.softplus(z).sum(dim=(1, 2)))
             z.sigmoid_()
             grads.append(z.sum(dim=2) - z.sum(dim=1))
-        ctx.save_for_backward(torch.cat(grads))
-        return torch.cat(sums)
+        return torch.cat(sums), torch.cat(grads)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
+    def setup_context(ctx, inputs, outputs):
+        ctx.save_for_backward(outputs[1])
+        ctx.mark_non_differentiable(outputs[1])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    @own_backward
+    def backward(ctx, grad, _):
         return grad[:, None] * ctx.saved_tensors[0], None, None
 
 

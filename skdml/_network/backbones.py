@@ -5,11 +5,15 @@ import os
 import torch
 from torch import nn
 
+from .._ambient import float32_by_default
+
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of torchvision's weights
 
 
 def load_backbone(name, weights, pooling):
     """Return a network without its classifier, and the mean and standard deviation of its images.
+
+    To be called in a block of `seeded`: random weights come from torch's global generators.
 
     Parameters
     ----------
@@ -35,7 +39,8 @@ def load_backbone(name, weights, pooling):
         If the library does not know the network or the weights, or the file does not hold them.
     """
     library, _, model = name.partition("/")
-    return (_timm if library == "timm" else _torchvision)(model, weights, pooling)
+    with float32_by_default():
+        return (_timm if library == "timm" else _torchvision)(model, weights, pooling)
 
 
 def _import(library):

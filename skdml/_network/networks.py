@@ -133,15 +133,16 @@ class ResidualHead(nn.Module):
         self.n_features = n_features
         self.n_components = n_components
         self.rescale = rescale
-        self.register_buffer("shift", torch.zeros(n_features))
-        self.register_buffer("scale", torch.ones(n_features))
-        self.register_buffer("projection", torch.zeros(n_components, n_features) if n_components < n_features else None)
-        self.register_buffer("strength", torch.tensor(float(strength)))
-        self.linear = _zeros(nn.Linear(n_features, n_components))
+        self.register_buffer("shift", torch.zeros(n_features, dtype=torch.float32))
+        self.register_buffer("scale", torch.ones(n_features, dtype=torch.float32))
+        projection = torch.zeros(n_components, n_features, dtype=torch.float32) if n_components < n_features else None
+        self.register_buffer("projection", projection)
+        self.register_buffer("strength", torch.tensor(float(strength), dtype=torch.float32))
+        self.linear = _zeros(nn.Linear(n_features, n_components, dtype=torch.float32))
         self.hidden = self.output = None
         if hidden_layer_sizes:
             self.hidden = default_mlp(n_features, hidden_layer_sizes)
-            self.output = _zeros(nn.Linear(hidden_layer_sizes[-1], n_components, bias=False))
+            self.output = _zeros(nn.Linear(hidden_layer_sizes[-1], n_components, bias=False, dtype=torch.float32))
 
     @property
     def needs_features(self):
@@ -250,14 +251,16 @@ def unit_rows(z):
 def default_mlp(n_features, hidden_layer_sizes):
     """Return a multilayer perceptron for vectors, without its output layer."""
     sizes = [n_features, *hidden_layer_sizes]
-    return nn.Sequential(*(layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())))
+    linear = [nn.Linear(*pair, dtype=torch.float32) for pair in pairwise(sizes)]
+    return nn.Sequential(*(part for layer in linear for part in (layer, nn.ReLU())))
 
 
 def default_cnn(n_channels):
     """Return a small convolutional network for images: widths 32, 64, 128, 128, average pooling, f = 128."""
 
     def block(n_in, n_out):
-        return nn.Conv2d(n_in, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU(inplace=True)
+        convolution = nn.Conv2d(n_in, n_out, 3, padding=1, bias=False, dtype=torch.float32)
+        return convolution, nn.BatchNorm2d(n_out, dtype=torch.float32), nn.ReLU(inplace=True)
 
     def pool():
         return nn.MaxPool2d(2, ceil_mode=True)  # rounding up lets images of any size pass
@@ -317,7 +320,7 @@ def build_network(
         starts_at_features = False
         if n_components == "auto":
             n_components = IMAGE_COMPONENTS
-    backbone = backbone.to(sample.device)
+    backbone = taking_float32(backbone.to(sample.device), sample)
     features = pass_sample(backbone, sample)
     if isinstance(features, torch.Tensor) and features.ndim == 4:
         backbone = nn.Sequential(backbone, Pooling(pooling))
@@ -334,7 +337,7 @@ def build_network(
     if not has_head:
         head = nn.Identity()
     elif not starts_at_features:
-        head = nn.Linear(n_features, n_components)
+        head = nn.Linear(n_features, n_components, dtype=torch.float32)
     elif frozen_backbone:
         head = ResidualHead(n_features, n_components, hidden_layer_sizes, strength=STRENGTH, rescale=True)
     else:
@@ -347,6 +350,32 @@ def build_network(
             "n_components to add a linear head, or give the backbone trainable parameters."
         )
     return network
+
+
+class OwnDtype(nn.Module):
+    """A backbone that computes in another dtype, between a float32 batch and float32 features."""
+
+    def __init__(self, backbone, dtype):
+        super().__init__()
+        self.backbone = backbone
+        self.dtype = dtype
+
+    def forward(self, x):
+        features = self.backbone(x.to(self.dtype))
+        if isinstance(features, (tuple, list)):  # those of several levels
+            return [level.float() for level in features]
+        return features.float() if isinstance(features, torch.Tensor) else features
+
+
+def taking_float32(backbone, sample):
+    """Return the backbone, as an `OwnDtype` if it takes the float32 sample only in the dtype of its parameters."""
+    dtype = next((p.dtype for p in backbone.parameters() if p.is_floating_point()), torch.float32)
+    if dtype != torch.float32:
+        try:
+            pass_sample(backbone, sample)
+        except ValueError:
+            return OwnDtype(backbone, dtype)
+    return backbone
 
 
 def count_components(n_components, n_features):

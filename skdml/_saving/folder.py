@@ -14,6 +14,7 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from .._ambient import neutral
 from .._data.arrays import InputRecord
 from .._network.random import seeded
 from .exports import model_card, versions
@@ -305,6 +306,7 @@ def _warn_of_versions(path, saved_with):
         )
 
 
+@neutral()
 def _instance(key, value):
     """Return the value, or an instance of it if it is a module class."""
     if not (isinstance(value, type) and issubclass(value, nn.Module)):

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from .._ambient import neutral
 from .._data.arrays import InputRecord
 from .._network.backbones import load_backbone
 from .._network.random import seeded
@@ -13,19 +14,20 @@ MODULES = {"network_": "network.safetensors", "criterion_": "criterion.safetenso
 
 def network_input(embedder):
     """Return two rows of zeros with the shape that the fitted network gets."""
-    return torch.zeros(2, *embedder._input.network_shape)
+    return torch.zeros(2, *embedder._input.network_shape, dtype=torch.float32)
 
 
+@neutral()
 def build(embedder):
     """Return ``network_`` and ``criterion_`` as the fit made them, in eval mode, with arbitrary weights."""
     cpu = torch.device("cpu")
     maker = type(embedder)(**embedder._made_with)
     backbone = maker.backbone
-    if isinstance(backbone, str):
-        backbone, _ = load_backbone(backbone, None, maker.pooling)
     # Everything that the default networks hold is saved, so they need no initial weights.
     device = torch.device("meta") if backbone is None else cpu
     with seeded(0, cpu):
+        if isinstance(backbone, str):
+            backbone, _ = load_backbone(backbone, None, maker.pooling)
         with device:
             network = maker._make_network(backbone, network_input(embedder).to(device))
         criterion = maker._make_loss(len(embedder.classes_), network)
@@ -128,6 +130,7 @@ def compact_state(embedder, state):
     return {**kept, "_input": vars(state["_input"]), "_weights": weights}
 
 
+@neutral()
 def restore_state(embedder, state):
     """Restore the embedder from a state of `compact_state`."""
     vars(embedder).update({key: value for key, value in state.items() if key != "_weights"})

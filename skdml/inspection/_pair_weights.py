@@ -9,12 +9,14 @@ from typing import Self
 import numpy as np
 import torch
 
+from .._ambient import neutral
 from .._labels import number_labels, read_labels
 from .._loss.pairs import PairLoss
 from .._loss.terms import check_batch
 from ._drawing import COLORS, new_axes
 
 
+@neutral()
 def pair_weights(loss, embeddings, y) -> torch.Tensor | np.ndarray:
     r"""Return the weight that a loss gives to each pair of a batch.
 

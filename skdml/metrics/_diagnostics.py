@@ -223,7 +223,7 @@ def uniformity(embeddings, *, t=2.0, device=None) -> float:
 
 def _mean_distance(points, classes=None):
     """Return the mean distance of two rows or, with classes, which must be sorted, of two rows of one class."""
-    sizes = torch.tensor([len(points)]) if classes is None else torch.bincount(classes)
+    sizes = torch.tensor([len(points)], device=points.device) if classes is None else torch.bincount(classes)
     total = 0.0
     for half_squares, q, g in _half_squares(points, classes):
         distances = half_squares.mul_(2).sqrt_()
