@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "_data": set(),
     "metrics": set(),
     "model_selection": set(),
-    "verification": {"metrics"},
+    "verification": {"_data", "metrics"},
     "datasets": set(),
     "inspection": {"_data", "_loss", "_methods", "metrics"},
 }
