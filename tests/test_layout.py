@@ -11,7 +11,7 @@ import skdml
 ROOT = Path(skdml.__file__).parent
 SHARED = {"_constraints", "_docstrings", "_warnings"}
 MAY_IMPORT = {
-    "_methods": {"_engine", "_loss", "_network", "metrics", "model_selection"},
+    "_methods": {"_engine", "_loss", "_network", "_saving", "metrics", "model_selection"},
     "_engine": {"_data", "_loss", "_network", "_saving", "metrics"},
     "_saving": {"_data", "_network"},
     "_network": set(),

@@ -100,7 +100,7 @@ def _made_with(embedder, params):
 
 
 def load(path, **params) -> "BaseEmbedder":
-    """Load an embedder that was written by its ``save`` method.
+    """Load an embedder or ensemble that was written by its ``save`` method.
 
     No code from the file is run: the class is looked up in skdml, and the rest is JSON and safetensors.
 
@@ -146,7 +146,11 @@ def load(path, **params) -> "BaseEmbedder":
     """
     import skdml
 
+    from . import ensemble
+
     path = Path(path)
+    if (path / ensemble.FILE).is_file():
+        return ensemble.load(path, params)
     contents = read_folder(path)
     about = contents["params.json"]
     name = about["embedder"]
