@@ -19,7 +19,6 @@ from sklearn.utils.validation import check_is_fitted
 
 from ._constraints import HasMethods, Interval, StrOptions, check_constraints
 from ._data.targets import check_sample_weight
-from .metrics import _rows
 from .metrics._rows import check_points, normalize_, prepare, similarities, tile_size, tiles
 
 __all__ = ["PairVerifier", "calibrate_threshold"]
@@ -457,8 +456,9 @@ def _count_pairs(Z, y, sample_weight=None):
     weights = None
     if sample_weight is not None:
         weights = torch.as_tensor(check_sample_weight(sample_weight, rows.classes, None, None), dtype=torch.float64)
-        classes = _rows._encode([_rows._check_labels(y, "y")])
-        weights = weights[classes.cpu().argsort(stable=True)].to(rows.points.device)  # in the order of the rows
+        # In the order of the rows: scaling a row of two numbers to unit length keeps their ratio.
+        ratios = prepare(torch.stack([weights, torch.ones_like(weights)], dim=1), y)[0].points
+        weights = (ratios[:, 0] / ratios[:, 1]).to(rows.points.device)
     size = 2 * tile_size(rows.points)
     buffer = rows.points.new_empty(min(size, len(rows)) ** 2)
     kind = torch.int64 if weights is None else torch.float64
