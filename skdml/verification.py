@@ -589,7 +589,11 @@ def _stack(samples):
     arrays = [np.asarray(sample) for sample in samples]
     shapes = sorted({array.shape for array in arrays})
     if len(shapes) > 1 or not shapes[0]:
-        found = " and ".join(f"shape {shape}" for shape in shapes[:2]) if shapes[-1] else "single numbers"
+        found = (
+            " and ".join(f"shape {shape}" for shape in shapes[:2])
+            if shapes[-1]
+            else f"single values, such as {samples[0]!r:.50}"
+        )
         raise ValueError(f"{_NEEDED}, each sample a path or an array of the same shape; got samples of {found}.")
     return np.stack(arrays)
 

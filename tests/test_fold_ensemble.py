@@ -113,7 +113,7 @@ def test_weights_of_one_number_and_of_steps(blobs, weights):
         ensemble.fit(X, y, weights[:-1])
 
 
-def test_routing(blobs, weights):
+def test_routing(blobs, weights, tmp_path):
     X, y = blobs
     expected = weighted_by_hand(X, y, weights)
     with config_context(enable_metadata_routing=True):
@@ -121,6 +121,8 @@ def test_routing(blobs, weights):
             FoldEnsembleEmbedder(inner(), cv=2).fit(X, y, sample_weight=weights)
         ensemble = FoldEnsembleEmbedder(inner().set_fit_request(sample_weight=True), cv=2)
         np.testing.assert_allclose(ensemble.fit(X, y, sample_weight=weights).transform(X), expected, rtol=1e-6)
+        ensemble.save(tmp_path)
+        np.testing.assert_array_equal(skdml.load(tmp_path).transform(X), ensemble.transform(X))
         pipeline = make_pipeline("passthrough", ensemble).fit(X, y, sample_weight=weights)
         np.testing.assert_allclose(pipeline.transform(X), expected, rtol=1e-6)
         nested = FoldEnsembleEmbedder(make_pipeline("passthrough", ensemble.estimator), cv=2)

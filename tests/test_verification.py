@@ -341,8 +341,8 @@ A, B = SIDES
 BAD_PAIRS = [
     (np.ones((4, 6)), r"pairs, as an array of shape \(n_pairs, 2, ...\) or as a tuple .*; got shape \(4, 6\)"),
     (np.ones((4, 3, 6)), r"got shape \(4, 3, 6\)"),
-    (np.ones((4, 2)), "got samples of single numbers"),
-    (pd.DataFrame(np.ones((4, 2))), "got samples of single numbers"),
+    (np.ones((4, 2)), r"got samples of single values, such as .*1\.0"),
+    (pd.DataFrame(np.ones((4, 2))), r"got samples of single values, such as .*1\.0"),
     (pd.DataFrame({"a": ["x"], "b": ["y"], "same": [True]}), r"got shape \(1, 3\)"),
     (np.stack([A, B]), r"got shape \(2, 7, 6\)"),
     ((A[:4], B[:3]), "Each pair must have two samples; got 4 first and 3 second samples"),
@@ -357,6 +357,7 @@ BAD_PAIRS = [
     ([torch.ones(2, 6), torch.ones(2, 6)], "a list of two Tensors of two rows"),
     ((A[0], B[0]), r"Write one pair as \[\(first, second\)\]"),
     (("a.png", "b.png"), r"Write one pair as \[\(first, second\)\]"),
+    ([("a.png", None)], "got samples of single values, such as None"),
     ([], "got no pairs"),
     (np.ones((0, 2, 6)), "got no pairs"),
     (sparse.csr_array(A), "got a csr_array"),

@@ -16,6 +16,7 @@ from torch import nn
 
 from .._data.arrays import InputRecord
 from .._network.random import seeded
+from . import ensemble
 from .exports import model_card, versions
 from .json import decode, encode, type_name
 from .modules import MODULES, build, changed, describe, frozen, take_over
@@ -28,7 +29,7 @@ HASHED = ("params.json", *MODULES.values())
 FILES = (*HASHED, "SHA256SUMS", "README.md")
 KEYS = {"format", "embedder", "versions", "params", "passed", "made_with", "fitted", "frozen"}
 # Attributes that are written in another form or recomputed.
-NOT_FITTED = {*MODULES, "_input", "_made_with", "_structure", "_skl_callbacks"}
+NOT_FITTED = {*MODULES, "_input", "_made_with", "_structure", "_skl_callbacks", "_metadata_request"}
 
 
 def save(embedder, path, measures):
@@ -145,8 +146,6 @@ def load(path, **params) -> "BaseEmbedder":
     True
     """
     import skdml
-
-    from . import ensemble
 
     path = Path(path)
     if (path / ensemble.FILE).is_file():
