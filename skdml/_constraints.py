@@ -7,7 +7,7 @@ inf). Got -1 instead."
 
 from numbers import Integral, Real
 
-from sklearn.utils._param_validation import Interval, StrOptions, validate_parameter_constraints
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions, validate_parameter_constraints
 
 __all__ = [
     "FINITE",
@@ -15,6 +15,7 @@ __all__ = [
     "NON_NEGATIVE",
     "POSITIVE",
     "POSITIVE_INT",
+    "HasMethods",
     "Interval",
     "StrOptions",
     "check_constraints",

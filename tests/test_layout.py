@@ -11,7 +11,7 @@ import skdml
 ROOT = Path(skdml.__file__).parent
 SHARED = {"_ambient", "_constraints", "_docstrings", "_labels", "_warnings"}
 MAY_IMPORT = {
-    "_methods": {"_engine", "_loss", "_network", "metrics", "model_selection"},
+    "_methods": {"_engine", "_loss", "_network", "_saving", "metrics", "model_selection"},
     "_engine": {"_data", "_loss", "_network", "_saving", "metrics"},
     "_saving": {"_data", "_network"},
     "_network": set(),
@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "_data": set(),
     "metrics": set(),
     "model_selection": set(),
-    "verification": {"metrics"},
+    "verification": {"_data", "metrics"},
     "datasets": set(),
     "inspection": {"_data", "_loss", "_methods", "metrics"},
 }

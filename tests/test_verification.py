@@ -1,24 +1,28 @@
 """Thresholds for pairs: against all pairs in a list, and the estimator around them."""
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import polars
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.decomposition import PCA, TruncatedSVD
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import DataConversionWarning, NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, KFold, cross_val_score
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, StandardScaler
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
+from sklearn.utils.estimator_checks import check_param_validation, parametrize_with_checks
 
 from skdml import PairVerifier, RAWEmbedder, calibrate_threshold
 from skdml.metrics import _rows
@@ -80,7 +84,7 @@ def test_threshold_is_the_best_of_all(seed, n_classes, spread, far, tile_size):
 
     assert abs(np.subtract(*found["eer"])) == pytest.approx(np.abs(np.subtract(*candidates.T)).min(), abs=1e-12)
     weights = (~same).sum(), same.sum()
-    assert np.dot(found["max_accuracy"], weights) == pytest.approx((candidates @ weights).min(), abs=1e-9)
+    assert np.dot(found["max_accuracy"], weights) == pytest.approx((candidates @ weights).min(), abs=1e-6)
     assert found["far"][0] <= far
     assert found["far"][1] == candidates[candidates[:, 0] <= far, 1].min()
 
@@ -192,8 +196,8 @@ def test_pairs_in_one_array_or_two():
     for pairs in (
         np.stack([Z[:30], Z[30:]], axis=1),
         np.stack([Z[:30], Z[30:]], axis=1).tolist(),
-        [Z[:30], Z[30:]],
-        [Z[:30].tolist(), Z[30:].tolist()],
+        list(zip(Z[:30], Z[30:], strict=True)),
+        (Z[:30].tolist(), Z[30:].tolist()),
     ):
         assert_allclose(verifier.decision_function(pairs), expected, atol=1e-12)
 
@@ -260,26 +264,313 @@ def test_pickles_prints_and_must_be_fitted():
     assert not hasattr(clone(verifier), "threshold_")
 
 
-@pytest.mark.parametrize(
-    ("pairs", "message"),
-    [
-        (np.ones((4, 6)), r"pairs, as an array of shape \(n_pairs, 2, ...\) or as a tuple .*; got shape \(4, 6\)"),
-        (np.ones((4, 3, 6)), r"got shape \(4, 3, 6\)"),
-        ((np.ones((4, 6)), np.ones((3, 6))), "Each pair must have two samples; got 4 first and 3 second samples"),
-        ((np.full((1, 6), np.nan), np.ones((1, 6))), "NaN"),
+# Pairs as they come --------------------------------------------------------------------------------------------------
+
+SIDES = np.random.default_rng(3).normal(size=(2, 7, 6))
+
+FORMS = {
+    "tuple of sides": lambda a, b: (a, b),
+    "tuple of lists": lambda a, b: (list(a), list(b)),
+    "array": lambda a, b: np.stack([a, b], axis=1),
+    "tensor": lambda a, b: torch.from_numpy(np.stack([a, b], axis=1)),
+    "nested lists": lambda a, b: np.stack([a, b], axis=1).tolist(),
+    "list of tuples": lambda a, b: list(zip(a, b, strict=True)),
+    "list of lists": lambda a, b: [[x, z] for x, z in zip(a, b, strict=True)],
+    "list of tuples of tensors": lambda a, b: list(zip(torch.from_numpy(a), torch.from_numpy(b), strict=True)),
+    "list of tuples of sparse rows": lambda a, b: [
+        (sparse.csr_array(x[None]), sparse.csr_array(z[None])) for x, z in zip(a, b, strict=True)
     ],
-)
+    "column of tuples": lambda a, b: pd.Series(list(zip(a, b, strict=True)), index=range(9, 9 + len(a))),
+    "columns of vectors": lambda a, b: pd.DataFrame({"a": list(a), "b": list(b)}, index=range(9, 9 + len(a))),
+}
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7])
+@pytest.mark.parametrize("form", FORMS)
+def test_pairs_in_any_form_and_number(form, n):
+    """Two pairs are read as three are."""
+    verifier = PairVerifier(IDENTITY).fit(*make_data())
+    firsts, seconds = SIDES[:, :n]
+    if "sparse" in form:
+        verifier.embedder_ = FunctionTransformer(lambda X: X.toarray(), accept_sparse=True)
+    expected = all_pairs(SIDES.reshape(14, 6), np.zeros(14))[0]
+    i, j = np.triu_indices(14, 1)
+    expected = expected[(i < n) & (j == i + 7)] - verifier.threshold_
+    assert_allclose(verifier.decision_function(FORMS[form](firsts, seconds)), expected, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def of_files(tmp_path_factory):
+    """A verifier over image files, and the paths of eight files."""
+    folder = tmp_path_factory.mktemp("files")
+    images = np.random.default_rng(0).integers(0, 256, size=(8, 8, 8, 3), dtype=np.uint8)
+    paths = [str(folder / f"{i}.png") for i in range(8)]
+    for image, path in zip(images, paths, strict=True):
+        Image.fromarray(image).save(path)
+    y = np.repeat([0, 1], 4)
+    embedder = RAWEmbedder(
+        max_epochs=1, batch_size=8, resize=8, crop_size=8, n_components=4, augment=None, device="cpu"
+    )
+    return PairVerifier(embedder.fit(paths, y)).fit(paths, y), paths, images
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_pairs_of_paths(of_files, n):
+    verifier, paths, images = of_files
+    firsts, seconds = paths[:n], paths[3 : 3 + n]
+    expected = verifier.decision_function((images[:n], images[3 : 3 + n]))
+    rows = [list(row) for row in zip(firsts, seconds, strict=True)]
+    for pairs in (
+        (firsts, seconds),
+        (tuple(firsts), seconds),
+        (pd.Series(firsts), pd.Series(seconds)),
+        rows,
+        [tuple(map(Path, row)) for row in rows],
+        np.array(rows),
+        np.array(rows, dtype=object),
+        pd.DataFrame(rows, columns=["a", "b"], index=range(5, 5 + n)),
+        polars.DataFrame(rows, schema=["a", "b"], orient="row"),
+        np.stack([images[:n], images[3 : 3 + n]], axis=1),
+    ):
+        assert_allclose(verifier.decision_function(pairs), expected, atol=1e-6)
+        same = np.arange(n) % 2 == 0
+        assert verifier.score(pairs, same) == np.mean((expected >= 0) == same)
+
+
+A, B = SIDES
+BAD_PAIRS = [
+    (np.ones((4, 6)), r"pairs, as an array of shape \(n_pairs, 2, ...\) or as a tuple .*; got shape \(4, 6\)"),
+    (np.ones((4, 3, 6)), r"got shape \(4, 3, 6\)"),
+    (np.ones((4, 2)), r"got samples of single values, such as .*1\.0"),
+    (pd.DataFrame(np.ones((4, 2))), r"got samples of single values, such as .*1\.0"),
+    (pd.DataFrame({"a": ["x"], "b": ["y"], "same": [True]}), r"got shape \(1, 3\)"),
+    (np.stack([A, B]), r"got shape \(2, 7, 6\)"),
+    ((A[:4], B[:3]), "Each pair must have two samples; got 4 first and 3 second samples"),
+    ((np.full((1, 6), np.nan), np.ones((1, 6))), "NaN"),
+    ([A, B], r"or as a tuple \(firsts, seconds\).* whose element 0 is not a pair, but a ndarray of shape \(7, 6\)"),
+    ([(A[0], B[0]), (A[1],)], "whose element 1 is not a pair, but a tuple"),
+    (["ab", "cd"], "element 0 is not a pair, but a str"),
+    ([(A[0], B[0]), (A[1], B[1, :4])], r"got samples of shape \(4,\) and shape \(6,\)"),
+    (((A[0], B[0]), (A[1], B[1])), r"Write list\(X\) for two pairs, or tuple\(map\(list, X\)\) for the first"),
+    ((("a", "b"), ("c", "d")), "could be two pairs, or the first and the second samples"),
+    ([A[:2], B[:2]], r"Write list\(map\(tuple, X\)\) for two pairs, or tuple\(X\) for the first"),
+    ([torch.ones(2, 6), torch.ones(2, 6)], "a list of two Tensors of two rows"),
+    ((A[0], B[0]), r"Write one pair as \[\(first, second\)\]"),
+    (("a.png", "b.png"), r"Write one pair as \[\(first, second\)\]"),
+    ([("a.png", None)], "got samples of single values, such as None"),
+    ([], "got no pairs"),
+    (np.ones((0, 2, 6)), "got no pairs"),
+    (sparse.csr_array(A), "got a csr_array"),
+    ([sparse.csr_array(A), sparse.csr_array(B)], "element 0 is not a pair"),
+    ({"a": A, "b": B}, "got a dict"),
+    (zip(A, B, strict=True), "got a zip"),
+    ("a.png", "got a str"),
+    (None, "got a NoneType"),
+]
+
+
+@pytest.mark.parametrize(("pairs", "message"), BAD_PAIRS, ids=[message for _, message in BAD_PAIRS])
 def test_pairs_are_checked(pairs, message):
     verifier = PairVerifier(PCA(3)).fit(*make_data())
     with pytest.raises(ValueError, match=message):
         verifier.predict(pairs)
 
 
-def test_two_pairs_in_a_list_are_pairs():
+# Pairs that are given -------------------------------------------------------------------------------------------------
+
+
+def given_pairs(seed=0, n=80):
+    """Pairs (n, 2, 6), and whether they are of one class: what fit_pairs takes."""
+    Z, y = make_data(seed)
+    rows = np.random.default_rng(seed).integers(len(Z), size=(n, 2))
+    rows = rows[rows[:, 0] != rows[:, 1]]
+    return Z[rows], y[rows[:, 0]] == y[rows[:, 1]]
+
+
+def cosines(pairs):
+    pairs = pairs / np.linalg.norm(pairs, axis=-1, keepdims=True)
+    return (pairs[:, 0] * pairs[:, 1]).sum(1)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_given_pairs_by_definition(weighted):
+    pairs, same = given_pairs()
+    w = np.random.default_rng(1).random(len(same)) if weighted else np.ones(len(same))
+    similarity = cosines(pairs)
+    thresholds = gaps(similarity)
+    fa = np.array([w[~same & (similarity >= t)].sum() / w[~same].sum() for t in thresholds])
+    fr = np.array([w[same & (similarity < t)].sum() / w[same].sum() for t in thresholds])
+    errors = fa * w[~same].sum() + fr * w[same].sum()
+    weights = w if weighted else None
+    for strategy, value, best in (
+        ("eer", np.abs(fa - fr), np.abs(fa - fr).min()),
+        ("max_accuracy", errors, errors.min()),
+        ("far", np.where(fa <= 0.1, fr, np.inf), fr[fa <= 0.1].min()),
+    ):
+        verifier = PairVerifier(IDENTITY, strategy=strategy, far=0.1).fit_pairs(pairs, same, weights)
+        (k,) = np.flatnonzero([((similarity >= t) == verifier.predict(pairs)).all() for t in thresholds])
+        assert value[k] == pytest.approx(best, abs=1e-6)
+        assert verifier.score(pairs, same, weights) == pytest.approx(1 - errors[k] / w.sum(), abs=1e-6)
+        assert verifier.true_accept_rate(pairs, same, sample_weight=weights) == pytest.approx(
+            1 - fr[fa <= 0.1].min(), abs=1e-6
+        )
+    assert verifier.roc_auc(pairs, same, weights) == pytest.approx(
+        roc_auc_score(same, similarity, sample_weight=weights), abs=1e-5
+    )
+    assert verifier.true_accept_rate(pairs, same, far=0.0, sample_weight=weights) == pytest.approx(
+        w[same & (similarity > similarity[~same].max())].sum() / w[same].sum()
+    )
+
+
+def test_given_pairs_that_are_all_pairs_of_samples():
     Z, y = make_data()
-    verifier = PairVerifier(PCA(3)).fit(Z, y)
-    pairs = Z[:4].reshape(2, 2, -1)
-    assert_array_equal(verifier.decision_function(pairs.tolist()), verifier.decision_function(pairs))
+    i, j = np.triu_indices(len(Z), 1)
+    of_samples, of_pairs = (
+        PairVerifier(IDENTITY).fit(Z, y),
+        PairVerifier(IDENTITY).fit_pairs((Z[i], Z[j]), y[i] == y[j]),
+    )
+    assert of_samples.threshold_ == of_pairs.threshold_
+    for measure in ("score", "roc_auc", "true_accept_rate"):
+        value = getattr(of_samples, measure)(Z, y)
+        assert value == pytest.approx(getattr(of_samples, measure)((Z[i], Z[j]), y[i] == y[j]), abs=1e-12)
+
+
+@pytest.mark.parametrize("strategy", ["eer", "max_accuracy", "far"])
+def test_sample_weights_weight_pairs_by_their_product(strategy, monkeypatch):
+    monkeypatch.setattr(_rows, "CPU_TILE", 8)
+    Z, y = make_data(n=30)
+    w = np.random.default_rng(1).random(len(Z))
+    i, j = np.triu_indices(len(Z), 1)
+    parameters = {"strategy": strategy, "far": 0.05}
+    verifier = PairVerifier(IDENTITY, **parameters).fit(Z, y, sample_weight=w)
+    of_pairs = PairVerifier(IDENTITY, **parameters).fit_pairs((Z[i], Z[j]), y[i] == y[j], w[i] * w[j])
+    assert verifier.threshold_ == pytest.approx(of_pairs.threshold_, abs=4e-6)
+    assert verifier.threshold_ == calibrate_threshold(IDENTITY, Z, y, sample_weight=w, **parameters)
+    assert verifier.score(Z, y, w) == pytest.approx(of_pairs.score((Z[i], Z[j]), y[i] == y[j], w[i] * w[j]), abs=1e-6)
+    assert PairVerifier(IDENTITY, **parameters).fit(Z, y, np.ones(len(Z))).threshold_ == (
+        PairVerifier(IDENTITY, **parameters).fit(Z, y).threshold_
+    )
+    kept = w > 0.3
+    assert PairVerifier(IDENTITY, **parameters).fit(Z, y, kept).threshold_ == (
+        PairVerifier(IDENTITY, **parameters).fit(Z[kept], y[kept]).threshold_
+    )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda same: same.tolist(),
+        lambda same: same.astype(int),
+        lambda same: same.astype(float),
+        lambda same: same.astype(object),
+        lambda same: pd.Series(same, dtype="boolean", index=range(5, 5 + len(same))),
+        lambda same: torch.from_numpy(same),
+    ],
+)
+def test_labels_of_pairs(make):
+    pairs, same = given_pairs()
+    assert PairVerifier(IDENTITY).fit_pairs(pairs, make(same)).threshold_ == (
+        PairVerifier(IDENTITY).fit_pairs(pairs, same).threshold_
+    )
+
+
+def test_labels_of_pairs_in_a_column():
+    pairs, same = given_pairs()
+    with pytest.warns(DataConversionWarning):
+        PairVerifier(IDENTITY).fit_pairs(pairs, same[:, None])
+
+
+@pytest.mark.parametrize(
+    ("same", "message"),
+    [
+        ([1, -1, 1], r"True or 1 .* got 1 other values, the first of them .*-1.*, for example with same == 1"),
+        ([0, 1, np.nan], "got 1 other values, the first of them .*nan"),
+        ([True, None, False], "got 1 other values, the first of them None"),
+        (pd.Series([True, pd.NA, False], dtype="boolean"), "the first of them <NA>"),
+        (["same", "same", "other"], "got 3 other values, the first of them .*same"),
+        ([[True, False]] * 3, r"got shape \(3, 2\)"),
+        ([True, False], "got 2 values for 3 pairs"),
+        ([True, True, True], "pairs of one class and pairs of two, got 3 and 0"),
+    ],
+)
+def test_labels_of_pairs_are_checked(same, message):
+    with pytest.raises(ValueError, match=message):
+        PairVerifier(IDENTITY).fit_pairs(SIDES[:, :3].swapaxes(0, 1), same)
+
+
+def test_weights_of_pairs_are_checked():
+    pairs, same = given_pairs()
+    with pytest.raises(ValueError, match="sample_weight"):
+        PairVerifier(IDENTITY).fit_pairs(pairs, same, np.ones(3))
+    with pytest.raises(ValueError, match=r"got 0 and .*, by weight"):
+        PairVerifier(IDENTITY).fit_pairs(pairs, same, ~same)
+    with pytest.raises(ValueError, match="'far' parameter"):
+        PairVerifier(IDENTITY).fit_pairs(pairs, same).true_accept_rate(pairs, same, far=1.0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda pairs: pairs,
+        lambda pairs: pairs.tolist(),
+        lambda pairs: [(a, b) for a, b in pairs],
+        lambda pairs: pd.DataFrame({"a": list(pairs[:, 0]), "b": list(pairs[:, 1])}),
+    ],
+)
+def test_cross_validation_over_pairs(make):
+    pairs, same = given_pairs()[0][:12], np.arange(12) % 2 == 0
+    verifier = PairVerifier(FrozenEstimator(PCA(4).fit(make_data(7)[0])))
+    scores = cross_val_score(verifier, make(pairs), same, cv=KFold(6))  # folds of two pairs
+    for k, (train, test) in enumerate(KFold(6).split(pairs)):
+        fold = PairVerifier(verifier.embedder).fit_pairs(pairs[train], same[train])
+        assert scores[k] == (fold.predict(pairs[test]) == same[test]).mean()
+    search = GridSearchCV(verifier, {"strategy": ["eer", "max_accuracy"]}, cv=2).fit(make(pairs), same.astype(int))
+    assert search.predict(make(pairs)).shape == same.shape
+
+
+def test_cross_validation_over_pairs_of_paths(of_files):
+    verifier, paths, _ = of_files
+    pairs = pd.DataFrame({"a": paths * 2, "b": paths[3:] + paths + paths[:3]})
+    same = np.arange(16) % 2
+    verifier = PairVerifier(FrozenEstimator(verifier.embedder_), strategy="max_accuracy")
+    scores = cross_val_score(verifier, pairs, same, cv=2)
+    np.testing.assert_array_equal(scores, cross_val_score(verifier, pairs.to_numpy().tolist(), same, cv=2))
+
+
+def test_cross_validation_over_samples():
+    Z, y = make_data(n=80)
+    scores = cross_val_score(PairVerifier(PCA(3)), Z, y, cv=2)
+    fold = PairVerifier(PCA(3)).fit(Z[40:], y[40:])
+    similarity, same = all_pairs(fold.embedder_.transform(Z[:40]), y[:40])
+    assert scores[0] == pytest.approx(((similarity >= fold.threshold_) == same).mean(), abs=1e-6)
+
+
+def test_samples_of_two_rows_are_samples():
+    """A row of X is what the embedder was fitted on."""
+    X, y = make_data()
+    flat = FunctionTransformer(lambda X: np.reshape(X, (len(X), -1)))
+    flat.n_features_in_ = 6
+    pixels = X.reshape(-1, 2, 3)
+    assert PairVerifier(flat).fit(pixels, y).threshold_ == PairVerifier(IDENTITY).fit(X, y).threshold_
+    two_columns = X[:, :2]
+    assert PairVerifier(IDENTITY).fit(two_columns.tolist(), y).threshold_ == calibrate_threshold(
+        IDENTITY, two_columns, y
+    )
+    names = pd.DataFrame({"a": ["x", "y", "x", "z"], "b": ["u", "u", "v", "v"]})
+    encoder = OneHotEncoder(sparse_output=False)
+    for verifier in (PairVerifier(encoder), PairVerifier(encoder.fit(names))):
+        verifier.fit(names, ["a", "a", "b", "b"])
+    verifier.fit(names, [0, 0, 1, 1])
+    with pytest.raises(ValueError, match=r"could be pairs or samples, .* OneHotEncoder is not fitted"):
+        PairVerifier(clone(encoder)).fit(names, [0, 0, 1, 1])
+
+
+def test_pairs_cannot_train():
+    pairs, same = given_pairs()
+    with pytest.raises(NotFittedError, match="PCA is not fitted, and pairs cannot train it"):
+        PairVerifier(PCA(2)).fit_pairs(pairs, same)
+    with pytest.raises(ValueError, match=r"PCA is not fitted, which pairs cannot train. .*FrozenEstimator"):
+        PairVerifier(PCA(2)).fit(pairs, same)
 
 
 def test_roc_auc_is_that_of_all_pairs():
@@ -309,6 +600,8 @@ EXPECTED = dict.fromkeys(
         "check_methods_sample_order_invariance",
         "check_methods_subset_invariance",
         "check_n_features_in_after_fitting",
+        "check_sample_weight_equivalence_on_dense_data",
+        "check_sample_weight_equivalence_on_sparse_data",
     ],
     SAMPLES,
 )
@@ -317,3 +610,7 @@ EXPECTED = dict.fromkeys(
 @parametrize_with_checks([PairVerifier(PCA(1))], expected_failed_checks=lambda estimator: EXPECTED)
 def test_scikit_learn_checks(estimator, check):
     check(estimator)
+
+
+def test_constraints_are_those_of_the_parameters():
+    check_param_validation("PairVerifier", PairVerifier(PCA(1)))

@@ -184,3 +184,4 @@ class ArcFaceEmbedder(ProxyEmbedder):
     proxy_learning_rate: float = 3e-2
 
     _parameter_constraints = {**ArcFaceLoss._parameter_constraints, **ProxyEmbedder._parameter_constraints}
+    del _parameter_constraints["n_classes"]  # a parameter of the loss only

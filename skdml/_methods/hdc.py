@@ -364,6 +364,7 @@ class HDCEmbedder(BalancedEmbedder):
     negative_factor: float = 1.0
 
     _parameter_constraints = {**HDCLoss._parameter_constraints, **BalancedEmbedder._parameter_constraints}
+    del _parameter_constraints["level_sizes"]  # a parameter of the loss only
 
     def _check_params(self):
         super()._check_params()

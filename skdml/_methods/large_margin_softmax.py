@@ -201,3 +201,4 @@ class LargeMarginSoftmaxEmbedder(ProxyEmbedder):
     normalize: bool = False
 
     _parameter_constraints = {**LargeMarginSoftmaxLoss._parameter_constraints, **ProxyEmbedder._parameter_constraints}
+    del _parameter_constraints["n_classes"]  # a parameter of the loss only

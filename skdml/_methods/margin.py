@@ -232,6 +232,7 @@ class MarginEmbedder(PairEmbedder):
         **PairEmbedder._parameter_constraints,
         "beta_learning_rate": [POSITIVE],
     }
+    del _parameter_constraints["n_classes"]  # a parameter of the loss only
 
     def _loss_learning_rate(self):
         return self.beta_learning_rate

@@ -130,3 +130,4 @@ class NormSoftmaxEmbedder(ProxyEmbedder):
     proxy_learning_rate: float = 3e-2
 
     _parameter_constraints = {**NormSoftmaxLoss._parameter_constraints, **ProxyEmbedder._parameter_constraints}
+    del _parameter_constraints["n_classes"]  # a parameter of the loss only

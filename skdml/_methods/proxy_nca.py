@@ -166,3 +166,4 @@ class ProxyNCAEmbedder(ProxyEmbedder):
     proxy_learning_rate: float = 3e-2
 
     _parameter_constraints = {**ProxyNCALoss._parameter_constraints, **ProxyEmbedder._parameter_constraints}
+    del _parameter_constraints["n_classes"]  # a parameter of the loss only

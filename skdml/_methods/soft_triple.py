@@ -237,6 +237,7 @@ class SoftTripleEmbedder(BaseEmbedder):
         **BaseEmbedder._parameter_constraints,
         "center_learning_rate": [POSITIVE],
     }
+    del _parameter_constraints["n_classes"]  # a parameter of the loss only
 
     def _loss_learning_rate(self):
         return self.center_learning_rate

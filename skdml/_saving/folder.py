@@ -17,6 +17,7 @@ from torch import nn
 from .._ambient import neutral
 from .._data.arrays import InputRecord
 from .._network.random import seeded
+from . import ensemble
 from .exports import model_card, versions
 from .json import decode, encode, type_name
 from .modules import MODULES, build, changed, describe, frozen, take_over
@@ -29,7 +30,7 @@ HASHED = ("params.json", *MODULES.values())
 FILES = (*HASHED, "SHA256SUMS", "README.md")
 KEYS = {"format", "embedder", "versions", "params", "passed", "made_with", "fitted", "frozen"}
 # Attributes that are written in another form or recomputed.
-NOT_FITTED = {*MODULES, "_input", "_made_with", "_structure", "_skl_callbacks"}
+NOT_FITTED = {*MODULES, "_input", "_made_with", "_structure", "_skl_callbacks", "_metadata_request"}
 
 
 def save(embedder, path, measures):
@@ -101,7 +102,7 @@ def _made_with(embedder, params):
 
 
 def load(path, **params) -> "BaseEmbedder":
-    """Load an embedder that was written by its ``save`` method.
+    """Load an embedder or ensemble that was written by its ``save`` method.
 
     No code from the file is run: the class is looked up in skdml, and the rest is JSON and safetensors.
 
@@ -148,6 +149,8 @@ def load(path, **params) -> "BaseEmbedder":
     import skdml
 
     path = Path(path)
+    if (path / ensemble.FILE).is_file():
+        return ensemble.load(path, params)
     contents = read_folder(path)
     about = contents["params.json"]
     name = about["embedder"]
