@@ -1,6 +1,7 @@
 """What is saved comes back to the last bit; what is no saved embedder is refused; exports compute the same."""
 
 import copy
+import errno
 import hashlib
 import inspect
 import json
@@ -8,7 +9,9 @@ import math
 import os
 import pickle
 import random
+import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import joblib
@@ -607,56 +610,103 @@ def test_link_is_followed(saved, tmp_path):
     check_equal(embedder, skdml.load(tmp_path / "link"), np.zeros((2, 6)))
 
 
-@pytest.mark.parametrize("call", range(1, 6))
-def test_interrupted_write(call, saved, blobs, tmp_path, monkeypatch):
-    """Whichever file cannot be written, the embedder saved before is whole, and nothing else is left."""
-    embedder, path = saved
-    write, calls = Path.write_bytes, []
+OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.listdir", "os.scandir"}
 
-    def fails(file, content):
-        calls.append(file)
-        if len(calls) == call:
-            write(file, content[: len(content) // 2])
-            raise KeyboardInterrupt
-        return write(file, content)
 
-    monkeypatch.setattr(Path, "write_bytes", fails)
-    with pytest.raises(KeyboardInterrupt):
-        fast(RAWEmbedder).fit(*blobs).save(path)
-    check_equal(embedder, skdml.load(path), blobs[0])
-    assert list(tmp_path.iterdir()) == [path]
+def save_in_a_process(embedder, path, stop, n):
+    """Save in a forked process and call ``stop`` before its n-th operation on files; return the exit status."""
+    process = os.fork()
+    if process == 0:
+        done = 0
+
+        def count(event, args):
+            nonlocal done
+            if event in OPERATIONS and any(str(path) in str(arg) for arg in args):
+                done += 1
+                if done == n:
+                    stop()
+
+        sync = os.fsync
+        os.fsync = lambda fd: (count("open", (path,)), sync(fd))
+        sys.addaudithook(count)
+        try:
+            embedder.save(path)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def no_space():
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def kill():
+    os._exit(9)
+
+
+@pytest.mark.parametrize(
+    ("stop", "old"), [(kill, "missing"), (kill, "saved"), (no_space, "saved"), (interrupt, "empty")]
+)
+def test_save_that_ends_anywhere(stop, old, saved, blobs, tmp_path):
+    """The old or the new embedder is whole wherever the process ends, and the next save leaves nothing else."""
+    embedder, before = saved
+    other = fast(RAWEmbedder, max_epochs=1).fit(*blobs)
+    path, status, n = tmp_path / "folder", None, 0
+    while status != 0:
+        n += 1
+        shutil.rmtree(path, ignore_errors=True)
+        if old != "missing":
+            path.mkdir()
+        if old == "saved":
+            shutil.copytree(before, path, dirs_exist_ok=True)
+        status = save_in_a_process(other, path, stop, n)
+        if old == "saved" or (path / "unfinished-save").exists() or (path / "params.json").exists():
+            names = {"RAWEmbedder"} if status == 0 or old != "saved" else {"RAWEmbedder", "SoftTripleEmbedder"}
+            assert type(skdml.load(path)).__name__ in names
+        elif status == 1:  # it ended by itself, and has tidied up
+            assert not path.exists() if old == "missing" else not list(path.iterdir())
+        embedder.save(path)
+        assert type(skdml.load(path)) is SoftTripleEmbedder
+        assert {entry.name for entry in path.iterdir()} == {*FILES, "README.md"}
+        assert {entry.name for entry in tmp_path.iterdir()} == {"saved", "folder"}
+    assert n > 20
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_several_saves_and_loads_at_once(is_new, saved, blobs, tmp_path):
+    embedder, _ = saved
+    embedders = embedder, fast(RAWEmbedder, max_epochs=1).fit(*blobs)
+    path = tmp_path / "folder"
+    if not is_new:
+        embedder.save(path)
+    processes = []
+    for embedder in embedders:
+        processes.append(os.fork())
+        if processes[-1] == 0:
+            status = 1
+            try:
+                with ThreadPoolExecutor(2) as threads:
+                    list(threads.map(embedder.save, [path] * 4))
+                status = 0
+            finally:
+                os._exit(status)
+    n_loaded = 0
+    while processes:
+        if (path / "params.json").exists():
+            assert type(skdml.load(path)) in (SoftTripleEmbedder, RAWEmbedder)
+            n_loaded += 1
+        ended, status = os.waitpid(-1, os.WNOHANG)
+        if ended:
+            processes.remove(ended)
+            assert status == 0
+    assert n_loaded
     assert {entry.name for entry in path.iterdir()} == {*FILES, "README.md"}
-
-
-@pytest.mark.parametrize("call", range(1, 11))
-def test_interrupted_rename(call, saved, blobs, tmp_path, monkeypatch):
-    embedder, path = saved
-    rename, calls = Path.rename, []
-
-    def fails(self, target):
-        calls.append(self)
-        if len(calls) == call:
-            raise OSError("no space")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", fails)
-    with pytest.raises(OSError, match="no space"):
-        fast(RAWEmbedder).fit(*blobs).save(path)
-    check_equal(embedder, skdml.load(path), blobs[0])
-    assert list(tmp_path.iterdir()) == [path]
-    assert {entry.name for entry in path.iterdir()} == {*FILES, "README.md"}
-
-
-def test_nothing_is_left_of_an_interrupted_new_folder(saved, tmp_path, monkeypatch):
-    embedder, path = saved
-
-    def fails(self, target):
-        raise OSError("no space")
-
-    monkeypatch.setattr(Path, "rename", fails)
-    with pytest.raises(OSError, match="no space"):
-        embedder.save(tmp_path / "new")
-    assert list(tmp_path.iterdir()) == [path]
+    skdml.load(path)
 
 
 def test_folder_stays(saved, blobs, tmp_path, monkeypatch):

@@ -36,8 +36,18 @@ def to_onnx(embedder, path):
     program.save(path)
 
 
-def model_card(embedder, passed, measures):
-    """Return the README.md of a saved embedder."""
+def model_card(embedder, params, passed, measures):
+    """Return the README.md of a saved embedder.
+
+    Parameters
+    ----------
+    embedder : BaseEmbedder
+    params : dict
+        The parameters that are written.
+    passed : dict of str
+        The types of those that a file cannot hold.
+    measures : dict of float or None
+    """
     measures = dict(measures or {})
     for name, value in measures.items():
         if not isinstance(value, Real):
@@ -75,11 +85,21 @@ def model_card(embedder, passed, measures):
         "All other parameters have their defaults.",
         "",
         "```python",
-        repr(embedder),
+        repr(type(embedder)(**params, **{key: _Named(name) for key, name in passed.items()})),
         "```",
         *(["", "## Paper", "", re.sub(r"^\.\. ", "- ", papers[1], flags=re.MULTILINE)] if papers else []),
     ]
     return "\n".join(lines) + "\n"
+
+
+class _Named:
+    """A value that is shown by the name of its type, as its own text may hold paths of the machine."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __repr__(self):
+        return self.name
 
 
 def versions():
