@@ -1,6 +1,5 @@
 """The estimator: fit, transform, score. What a method adds is its loss, its batches and parameters of its own."""
 
-import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from .._data.targets import check_classes, check_sample_weight
 from .._loss.memory import CrossBatchMemory
 from .._loss.pairs import PairLoss
 from .._network.backbones import load_backbone
+from .._network.copies import copied, without_graphs
 from .._network.networks import STRENGTH, ResidualHead, build_network
 from .._network.random import seeded
 from .._saving import exports, folder, modules
@@ -34,7 +34,7 @@ from .callbacks import (
     OneCycle,
     Progress,
     WarmUp,
-    copied,
+    copied_callback,
     with_callbacks,
 )
 from .net import EmbeddingNet, Recipe, epochs
@@ -207,7 +207,7 @@ class BaseEmbedder(
                 y,
                 sample_weight,
                 recipe,
-                lambda history: self._fitted(task, history, *copy.deepcopy((network, criterion)), goes_on=goes_on),
+                lambda history: self._fitted(task, history, *copied((network, criterion)), goes_on=goes_on),
             )
             net = EmbeddingNet(
                 trained,
@@ -217,7 +217,7 @@ class BaseEmbedder(
                     *([OneCycle()] if lr_schedule == "one_cycle" else []),
                     *([WarmUp(self.warmup_epochs)] if self.warmup_epochs else []),
                     *([Progress(self.verbose)] if self.verbose else []),
-                    *(copied(callback) for callback in self.callbacks or []),
+                    *(copied_callback(callback) for callback in self.callbacks or []),
                     *epoch_tasks,
                     *([BestWeights(self.n_iter_no_change, valid_set, self.validation_split)] if valid_set else []),
                     *self._find_learned_share(trained, valid_set, goes_on),
@@ -264,7 +264,7 @@ class BaseEmbedder(
 
     def _copy_modules(self, task):
         """Return copies of the fitted network and loss, which has grown if there are more classes."""
-        network, criterion = copy.deepcopy((self.network_, self.criterion_))
+        network, criterion = copied((self.network_, self.criterion_))
         if len(task.classes) > len(self.classes_):
             criterion = self._grow_loss(criterion, task.classes)
         return network, criterion
@@ -329,6 +329,7 @@ class BaseEmbedder(
         history = earlier + [{**epoch, "epoch": len(earlier) + epoch["epoch"]} for epoch in epochs(history)]
         for parameter in [*network.parameters(), *criterion.parameters()]:
             parameter.grad = None
+        network, criterion = without_graphs((network, criterion))
         made = {"network_": network.cpu().eval(), "criterion_": criterion.cpu().eval()}
         return {
             **task.attributes,
@@ -370,7 +371,7 @@ class BaseEmbedder(
         device = self._find_device()
         data = check_data(self, X, seen=self._input)[0].place(device)
         # A copy: the fitted network stays on the CPU.
-        network = self.network_ if device.type == "cpu" else copy.deepcopy(self.network_).to(device)
+        network = self.network_ if device.type == "cpu" else copied(self.network_).to(device)
         if is_dispatched(X):
             return embed(network, data, X.device)
         return embed(network, data, "cpu").numpy()
@@ -429,7 +430,7 @@ class BaseEmbedder(
             (B, n_components): vectors as they are; images (B, C, H, W), those of uint8 as ``(x - 127) / 128``.
         """
         check_is_fitted(self)
-        return copy.deepcopy(self.network_)
+        return copied(self.network_)
 
     def to_onnx(self, path) -> None:
         """Write the network as an ONNX file with a batch of any size; it needs the extra ``skdml[onnx]``.

@@ -41,11 +41,11 @@ def copied(module):
 
 
 def without_graphs(module):
-    """Return the module, or one with the same tensors in which none is part of a graph."""
+    """Return the module, or one that shares all its tensors except for those of graphs, which it has on the CPU."""
     of_graphs = _of_graphs(module)
     if not of_graphs:
         return module
-    return copy.deepcopy(module, {id(t): t for t in tensors_in(module)} | {id(t): t.detach() for t in of_graphs})
+    return copy.deepcopy(module, {id(t): t for t in tensors_in(module)} | {id(t): t.detach().cpu() for t in of_graphs})
 
 
 def _of_graphs(module):

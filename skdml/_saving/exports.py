@@ -1,6 +1,5 @@
 """ONNX export and the model card."""
 
-import copy
 import inspect
 import re
 from numbers import Real
@@ -11,6 +10,7 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 
 from .._data.arrays import expected
+from .._network.copies import copied
 from .modules import network_input
 
 
@@ -22,7 +22,7 @@ def to_onnx(embedder, path):
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError("to_onnx needs onnx and onnxscript: pip install 'skdml[onnx]'.") from error
-    network = copy.deepcopy(embedder.network_)
+    network = copied(embedder.network_)
     network.precision = "float32"  # ONNX runtimes lack layers in bfloat16
     program = torch.onnx.export(
         network,

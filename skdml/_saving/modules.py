@@ -1,11 +1,15 @@
 """Rebuilding the fitted network and loss from the parameters, and the state that pickle, joblib and skops keep."""
 
+import copy
+
+import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from .._data.arrays import InputRecord
 from .._network.backbones import load_backbone
-from .._network.copies import copied
+from .._network.copies import copied, tensors_in
 from .._network.networks import Pooling
 from .._network.random import seeded
 from .json import type_name
@@ -41,18 +45,16 @@ def build(embedder, tensors, sources):
     cpu, meta = torch.device("cpu"), torch.device("meta")
     maker = type(embedder)(**embedder._made_with)
     with seeded(0, cpu):
-        network, outline = _outline(maker, network_input(embedder, meta))
-        if outline is not None:
-            _set_backbone(network, outline)
+        network, backbone = _outline(maker, network_input(embedder, meta))
         with meta:
             loss_outline = maker._make_loss(len(embedder.classes_), network)
         for key, module in (("network_", network), ("criterion_", loss_outline)):
             _check_tensors(module, tensors[key], sources[key])
-        if outline is None:  # everything that a default network holds is saved
+        if maker.backbone is None:  # everything that a default network holds is saved
             network.to_empty(device=cpu)
         else:
             network.head.to_empty(device=cpu)
-            _set_backbone(network, _backbone(maker))
+            _set_backbone(network, backbone or _backbone(maker))
         criterion = maker._make_loss(len(embedder.classes_), network)
     if maker.freeze == "batchnorm":
         network.freeze_batchnorm()
@@ -63,39 +65,45 @@ def build(embedder, tensors, sources):
 
 
 def _outline(maker, sample):
-    """Return the network on the meta device, and its backbone there, or None if it is a default one."""
+    """Return the network on the meta device, and its backbone if this cannot be there, or None."""
     if maker.backbone is None:
         with sample.device:
             return maker._make_network(None, sample), None
     try:
         with sample.device:
-            backbone = _backbone(maker).to(sample.device)
-            return maker._make_network(backbone, sample), backbone
+            return maker._make_network(_backbone(maker).to(sample.device), sample), None
     except ImportError:
         raise
-    except Exception:  # a backbone that needs values cannot run on meta; one that is wrong raises again
-        backbone = _backbone(maker)
+    except Exception:  # a backbone that does not take the sample raises again
         with sample.device:
-            return maker._make_network(_RunOnCPU(backbone), sample), copied(backbone).to(sample.device)
+            network = maker._make_network(_RunOnCPU(_backbone(maker)), sample)
+        stand_in = network.backbone[0] if _pools(network) else network.backbone
+        _set_backbone(network, stand_in.backbone[0])
+        return network, stand_in.backbone[0]
 
 
 def _backbone(maker):
     """Return a copy of the embedder's backbone, with arbitrary weights if it is given by name."""
     if isinstance(maker.backbone, str):
         return load_backbone(maker.backbone, None, maker.pooling)[0]
-    return copied(maker.backbone).cpu()
+    backbone = copied(maker.backbone)
+    return backbone if any(map(is_lazy, backbone.parameters())) else backbone.cpu()
+
+
+def _pools(network):
+    return isinstance(network.backbone, nn.Sequential) and isinstance(network.backbone[-1], Pooling)
 
 
 def _set_backbone(network, backbone):
     """Replace the backbone in a network of ``_make_network``."""
-    if isinstance(network.backbone, nn.Sequential) and isinstance(network.backbone[-1], Pooling):
+    if _pools(network):
         network.backbone[0] = backbone
     else:
         network.backbone = backbone
 
 
 class _RunOnCPU(nn.Module):
-    """A stand-in for a backbone: takes and gives tensors of the meta device, but runs on the CPU.
+    """A stand-in for a backbone that needs values and not only shapes: it is on the meta device, and runs on the CPU.
 
     Parameters
     ----------
@@ -200,8 +208,13 @@ def compact_state(embedder, state):
     """Return the state with arrays in place of the network and the loss, if the parameters can rebuild these.
 
     skops can store arrays, and pickles of arrays survive changes inside torch. Custom modules and classes are pickled
-    as they are, and so are modules that were changed by hand.
+    as they are, and so are modules that were changed by hand, with arrays in place of their tensors.
     """
+    state = _with_weights(embedder, state)
+    return {"_state": _WithArrays(state)} if tensors_in(state) else state
+
+
+def _with_weights(embedder, state):
     if not MODULES.keys() <= state.keys() or changed(embedder):
         return state
     # Described anew when it is restored: the text of an object may hold its address.
@@ -218,8 +231,66 @@ def compact_state(embedder, state):
     return {**kept, "_input": vars(state["_input"]), "_weights": weights}
 
 
+class _WithArrays:
+    """A state that is pickled with arrays in place of tensors.
+
+    torch's pickles of equal tensors differ, and so would the hashes of equal embedders, by which joblib finds what it
+    has cached.
+
+    Parameters
+    ----------
+    state : dict
+    """
+
+    def __init__(self, state):
+        self.state = state
+
+    def __reduce__(self):
+        memo = {id(tensor): _as_array(tensor) for tensor in tensors_in(self.state) if _is_plain(tensor)}
+        return dict, (copy.deepcopy(self.state, memo),)
+
+
+class _Made:
+    """What a function returns for arguments, when it is unpickled."""
+
+    def __init__(self, make, *args):
+        self.make = make
+        self.args = args
+
+    def __reduce__(self):
+        return self.make, self.args
+
+
+def _is_plain(tensor):
+    is_dense = tensor.layout == torch.strided and not tensor.is_quantized and tensor.device.type != "meta"
+    return is_dense and type(tensor) in (torch.Tensor, nn.Parameter) and not (tensor.is_conj() or tensor.is_neg())
+
+
+def _as_array(tensor):
+    """Return what makes the tensor, with the order of its axes in memory, from an array of bytes."""
+    axes = list(range(tensor.ndim))
+    order = sorted(axes, key=lambda axis: -tensor.stride(axis))
+    if tensor.is_contiguous() or not tensor.permute(order).is_contiguous():
+        order = axes
+    values = tensor.detach().permute(order).contiguous()
+    content = values.reshape(-1).view(torch.uint8).cpu().numpy()
+    trains = tensor.requires_grad and tensor.is_leaf
+    kind = isinstance(tensor, nn.Parameter), trains, tensor.device, dict(tensor.__dict__)
+    return _Made(_make_tensor, content, tensor.dtype, tuple(values.shape), order, *kind)
+
+
+def _make_tensor(content, dtype, shape, order, is_parameter, trains, device, attributes):
+    tensor = torch.tensor(content, device=device).view(dtype).reshape(shape).permute(np.argsort(order).tolist())
+    tensor = nn.Parameter(tensor, requires_grad=trains) if is_parameter else tensor.requires_grad_(trains)
+    tensor.__dict__.update(attributes)
+    return tensor
+
+
 def restore_state(embedder, state):
     """Restore the embedder from a state of `compact_state`."""
+    if "_state" in state:
+        # `copy.copy` has not pickled it.
+        state = state["_state"].state if isinstance(state["_state"], _WithArrays) else state["_state"]
     vars(embedder).update({key: value for key, value in state.items() if key != "_weights"})
     if "_weights" in state:
         embedder._input = InputRecord(**embedder._input)
