@@ -92,7 +92,7 @@ class EmbeddingNet(NeuralNet):
             max_epochs=recipe.max_epochs,
             train_split=None,
             callbacks=callbacks,
-            device=device,
+            device=str(device),  # safetensors, for checkpoints, takes no torch.device
             verbose=0,
         )
         self.recipe = recipe

@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from .._data.arrays import InputRecord
+from .._data.images import Preprocessing
 from .._network.random import seeded
 from .exports import model_card, versions
 from .files import FORMAT, read_folder, write_folder
@@ -192,6 +193,8 @@ def load(path, **params) -> "BaseEmbedder":
     with _named(file, "cannot be used"):
         embedder = cls(**portable(stored), **params)
         embedder._check_params()
+        if embedder.device != "auto":
+            torch.device(embedder.device)  # raises for what is no device; one that is missing here is for later
         vars(embedder).update(fitted)
         embedder._made_with = embedder.get_params(deep=False) | portable(made_with)
         modules = build(embedder, tensors, {key: path / name for key, name in MODULES.items()})
@@ -284,19 +287,25 @@ def _is_record(record):
     shapes = record.shape, record.network_shape
     if not all(isinstance(shape, tuple) and shape and all(map(_is_size, shape)) for shape in shapes):
         return False
-    settings = record.preprocessing and dict(record.preprocessing)
-    if settings is None:
-        is_vector = len(record.shape) == 1 and record.shape == record.network_shape
-        return record.kind == "arrays" or (record.kind == "vectors" and is_vector)
-    if record.kind not in ("arrays", "uint8 images", "files") or len(record.network_shape) != 3:
-        return False
-    sizes, scales = [[settings.pop(name) for name in names] for names in (("resize", "crop_size"), ("mean", "std"))]
+    if record.preprocessing is None:
+        is_kind = record.kind == "arrays" or (record.kind == "vectors" and len(record.shape) == 1)
+        return is_kind and record.shape == record.network_shape
+    settings = Preprocessing(**record.preprocessing, augment=None, crop_scale=(), crop_ratio=())
+    match record.kind, *record.shape:
+        case "files", *_:
+            size = record.network_shape
+        case ("uint8 images", height, width, *channels) | ("arrays", *channels, height, width) if len(channels) < 2:
+            size = (*(channels or [1]), *settings.output_size(height, width))
+        case _:
+            return False
     return (
-        not settings
-        and all(size is None or _is_size(size) for size in sizes)
-        and all(isinstance(scale, tuple) and len(scale) in (1, record.network_shape[0]) for scale in scales)
-        and np.isfinite(scales).all()
-        and min(scales[1]) > 0
+        record.network_shape == size
+        and len(size) == 3
+        and all(length is None or _is_size(length) for length in (settings.resize, settings.crop_size))
+        and all(isinstance(scale, tuple) and len(scale) in (1, size[0]) for scale in (settings.mean, settings.std))
+        and np.isfinite(settings.mean).all()
+        and np.isfinite(settings.std).all()
+        and min(settings.std) > 0
     )
 
 
