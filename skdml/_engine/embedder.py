@@ -397,14 +397,16 @@ class BaseEmbedder(
         """Write the fitted embedder to a folder, which `skdml.load` reads.
 
         The folder holds parameters and fitted attributes (params.json), the weights (network.safetensors,
-        criterion.safetensors), their SHA-256 sums (SHA256SUMS) and a model card (README.md), but no code. What a
+        criterion.safetensors), their SHA-256 sums (SHA256SUMS) and a model card (README.md), but no code and no paths
+        of this machine: ``cache`` becomes None, and of a file in ``backbone_weights`` only the name is kept. What a
         file cannot hold, such as your own modules, callbacks and functions, is named in params.json and must be passed
         to `skdml.load` again.
 
         Parameters
         ----------
         path : str or path-like
-            A folder that is new, empty or that of a saved embedder, whose files are then replaced, all or none.
+            A folder that is new, empty or that of a saved embedder, whose files are then replaced: all or none,
+            wherever the process ends.
         measures : dict of str to float or None, default=None
             Numbers for the model card, such as what a :class:`skdml.metrics.RetrievalScorer` returns.
 
@@ -413,10 +415,11 @@ class BaseEmbedder(
         FileExistsError
             If path is a file or a folder with other files.
         TypeError
-            If the class of the embedder is not part of skdml, or a fitted attribute cannot be stored as data.
+            If the class of the embedder is not part of skdml, an attribute cannot be stored as data, or it has one
+            that a fit does not set.
         ValueError
-            If the network or the loss was changed by hand, a parameter is invalid, or a module passed as a parameter
-            was replaced after the fit.
+            If the network or the loss was changed by hand, a weight is NaN or infinite, a parameter is invalid, or a
+            module passed as a parameter was replaced after the fit.
         """
         folder.save(self, path, measures)
 

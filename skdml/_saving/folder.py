@@ -20,7 +20,7 @@ from .._data.arrays import InputRecord
 from .._data.images import Preprocessing
 from .._network.random import seeded
 from .exports import model_card, versions
-from .files import FORMAT, read_folder, write_folder
+from .files import FILES, FORMAT, read_folder, write_folder
 from .json import decode, encode, shortened, type_name
 from .modules import MODULES, build, changed, describe, freeze, frozen, not_finite
 
@@ -130,7 +130,8 @@ def _made_with(embedder, params):
 def load(path, **params) -> "BaseEmbedder":
     """Load an embedder that was written by its ``save`` method.
 
-    No code from the file is run: the class is looked up in skdml, and the rest is JSON and safetensors.
+    No code from the file is run: the class is looked up in skdml, and the rest is JSON and safetensors. Nothing is
+    allocated before the sizes in the JSON are compared with those of the tensors.
 
     Parameters
     ----------
@@ -151,8 +152,9 @@ def load(path, **params) -> "BaseEmbedder":
     FileNotFoundError
         If the folder or one of its files is missing.
     ValueError
-        If path is not a saved embedder, a file is damaged or was changed, the format is newer than this skdml, or the
-        parameters passed are not those that are needed or make another network.
+        If path is not a saved embedder, a file is damaged, was changed or holds what no save writes, the format is
+        newer than this skdml, or the parameters passed are not those that are needed, not valid, or make another
+        network. The message names the file.
 
     Warns
     -----
@@ -180,6 +182,8 @@ def load(path, **params) -> "BaseEmbedder":
         cls = _find_class(about["embedder"], file)
         passed = _check_texts(about["passed"], "passed")
         saved_with = _check_texts(about["versions"], "versions")
+        if saved_with.keys() != versions().keys():
+            raise ValueError(f"it has the versions of {shortened(sorted(saved_with))}")
         stored, made_with, fitted = (
             {key: decode(value) for key, value in _check_dict(about[part], part).items()}
             for part in ("params", "made_with", "fitted")
@@ -214,7 +218,8 @@ def _named(file, what):
     except MALFORMED as error:
         text = str(error) if isinstance(error, ValueError) else repr(error)
         text = text if len(text) < 2000 else f"{text[:2000]}..."
-        raise ValueError(text if str(file.parent) in text else f"{file} {what}: {text}") from error
+        is_named = any(str(file.with_name(name)) in text for name in FILES)
+        raise ValueError(text if is_named else f"{file} {what}: {text}") from error
 
 
 def _find_class(name, file):
@@ -343,7 +348,7 @@ def _check_passed(path, cls, passed, params):
 
 def _warn_of_versions(path, saved_with):
     now = versions()
-    changes = [f"{key} {old} (now {now.get(key)})" for key, old in saved_with.items() if old != now.get(key)]
+    changes = [f"{key} {old:.100} (now {now[key]})" for key, old in saved_with.items() if old != now[key]]
     if changes:
         warnings.warn(
             f"{path} was saved with {', '.join(changes)}: embeddings may differ from the original ones.", stacklevel=3

@@ -177,7 +177,7 @@ def not_finite(module, tensors):
         f"{prefix}.{name}".lstrip(".")
         for prefix, part in module.named_modules()
         if not type(part).__module__.startswith(("skdml.", "torch.nn."))
-        for name in part._buffers
+        for name, _ in part.named_buffers(recurse=False)
     }
     for name, tensor in tensors.items():
         if (tensor.isnan() if name in own else ~tensor.isfinite()).any():
