@@ -1082,6 +1082,9 @@ def test_weights_that_are_not_finite(value, file, saved, tmp_path):
     embedder.criterion_.centers.data[0] = value
     with pytest.raises(ValueError, match="cannot be saved: centers of criterion_ holds NaN or infinity"):
         embedder.save(tmp_path / "other")
+    torch.testing.assert_close(
+        pickle.loads(pickle.dumps(embedder)).criterion_.centers, embedder.criterion_.centers, equal_nan=True
+    )
 
 
 @pytest.mark.parametrize("seed", range(2))

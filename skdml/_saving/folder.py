@@ -203,6 +203,9 @@ def load(path, **params) -> "BaseEmbedder":
         embedder._made_with = embedder.get_params(deep=False) | portable(made_with)
         modules = build(embedder, tensors, {key: path / name for key, name in MODULES.items()})
         _check_frozen(about["frozen"], modules)
+        for key, module in modules.items():
+            if name := not_finite(module, tensors[key]):
+                raise ValueError(f"{path / MODULES[key]} is damaged: {name} holds NaN or infinity.")
     embedder._structure = {key: describe(module) for key, module in modules.items()}
     for key, module in modules.items():
         freeze(module, about["frozen"][key])

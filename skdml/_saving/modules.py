@@ -40,7 +40,7 @@ def build(embedder, tensors, sources):
     Raises
     ------
     ValueError
-        If the names, shapes or types of the tensors differ from those of a module, or a weight is not finite.
+        If the names, shapes or types of the tensors differ from those of a module.
     """
     cpu, meta = torch.device("cpu"), torch.device("meta")
     maker = type(embedder)(**embedder._made_with)
@@ -54,7 +54,7 @@ def build(embedder, tensors, sources):
             network.to_empty(device=cpu)
         else:
             network.head.to_empty(device=cpu)
-            _set_backbone(network, backbone or _backbone(maker))
+            _set_backbone(network, _backbone(maker) if backbone is None else backbone)
         criterion = maker._make_loss(len(embedder.classes_), network)
     if maker.freeze == "batchnorm":
         network.freeze_batchnorm()
@@ -164,8 +164,6 @@ def _check_tensors(module, tensors, source):
             f"{source} does not fit the module that the parameters define: {difference}. A backbone or loss that you "
             "pass must be built like the saved one."
         )
-    if name := not_finite(module, tensors):
-        raise ValueError(f"{source} is damaged: {name} holds NaN or infinity.")
 
 
 def not_finite(module, tensors):
