@@ -1,6 +1,7 @@
 """What is saved comes back to the last bit; what is no saved embedder is refused; exports compute the same."""
 
 import copy
+import errno
 import hashlib
 import inspect
 import json
@@ -8,7 +9,10 @@ import math
 import os
 import pickle
 import random
+import shutil
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import joblib
@@ -20,12 +24,13 @@ import safetensors.torch
 import skops.io
 import torch
 from scipy import sparse
+from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from skorch.callbacks import EpochTimer, LRScheduler
+from skorch.callbacks import Checkpoint, EpochTimer, LRScheduler
 from torch import nn
 
 import skdml
@@ -41,6 +46,8 @@ from skdml import (
     SoftTripleEmbedder,
 )
 from skdml._engine.embedder import BaseEmbedder
+from skdml._network.copies import tensors_in
+from skdml._saving.exports import versions
 from skdml._saving.json import decode, encode
 from skdml.io import TRUSTED_TYPES
 
@@ -607,56 +614,106 @@ def test_link_is_followed(saved, tmp_path):
     check_equal(embedder, skdml.load(tmp_path / "link"), np.zeros((2, 6)))
 
 
-@pytest.mark.parametrize("call", range(1, 6))
-def test_interrupted_write(call, saved, blobs, tmp_path, monkeypatch):
-    """Whichever file cannot be written, the embedder saved before is whole, and nothing else is left."""
-    embedder, path = saved
-    write, calls = Path.write_bytes, []
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.listdir", "os.scandir"}
 
-    def fails(file, content):
-        calls.append(file)
-        if len(calls) == call:
-            write(file, content[: len(content) // 2])
-            raise KeyboardInterrupt
-        return write(file, content)
 
-    monkeypatch.setattr(Path, "write_bytes", fails)
-    with pytest.raises(KeyboardInterrupt):
-        fast(RAWEmbedder).fit(*blobs).save(path)
-    check_equal(embedder, skdml.load(path), blobs[0])
-    assert list(tmp_path.iterdir()) == [path]
+def save_in_a_process(embedder, path, stop, n):
+    """Save in a forked process and call ``stop`` before its n-th operation on files; return the exit status."""
+    process = os.fork()
+    if process == 0:
+        done = 0
+
+        def count(event, args):
+            nonlocal done
+            if event in OPERATIONS and any(str(path) in str(arg) for arg in args):
+                done += 1
+                if done == n:
+                    stop()
+
+        sync = os.fsync
+        os.fsync = lambda fd: (count("open", (path,)), sync(fd))
+        sys.addaudithook(count)
+        try:
+            embedder.save(path)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def no_space():
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def kill():
+    os._exit(9)
+
+
+@needs_fork
+@pytest.mark.parametrize(
+    ("stop", "old"), [(kill, "missing"), (kill, "saved"), (no_space, "saved"), (interrupt, "empty")]
+)
+def test_save_that_ends_anywhere(stop, old, saved, blobs, tmp_path):
+    """The old or the new embedder is whole wherever the process ends, and the next save leaves nothing else."""
+    embedder, before = saved
+    other = fast(RAWEmbedder, max_epochs=1).fit(*blobs)
+    path, status, n = tmp_path / "folder", None, 0
+    while status != 0:
+        n += 1
+        shutil.rmtree(path, ignore_errors=True)
+        if old != "missing":
+            path.mkdir()
+        if old == "saved":
+            shutil.copytree(before, path, dirs_exist_ok=True)
+        status = save_in_a_process(other, path, stop, n)
+        if old == "saved" or (path / "unfinished-save").exists() or (path / "params.json").exists():
+            names = {"RAWEmbedder"} if status == 0 or old != "saved" else {"RAWEmbedder", "SoftTripleEmbedder"}
+            assert type(skdml.load(path)).__name__ in names
+        elif status == 1:  # it ended by itself, and has tidied up
+            assert not path.exists() if old == "missing" else not list(path.iterdir())
+        embedder.save(path)
+        assert type(skdml.load(path)) is SoftTripleEmbedder
+        assert {entry.name for entry in path.iterdir()} == {*FILES, "README.md"}
+        assert {entry.name for entry in tmp_path.iterdir()} == {"saved", "folder"}
+    assert n > 20
+
+
+@needs_fork
+@pytest.mark.parametrize("is_new", [True, False])
+def test_several_saves_and_loads_at_once(is_new, saved, blobs, tmp_path):
+    embedder, _ = saved
+    embedders = embedder, fast(RAWEmbedder, max_epochs=1).fit(*blobs)
+    path = tmp_path / "folder"
+    if not is_new:
+        embedder.save(path)
+    processes = []
+    for embedder in embedders:
+        processes.append(os.fork())
+        if processes[-1] == 0:
+            status = 1
+            try:
+                with ThreadPoolExecutor(2) as threads:
+                    list(threads.map(embedder.save, [path] * 4))
+                status = 0
+            finally:
+                os._exit(status)
+    n_loaded = 0
+    while processes:
+        if (path / "params.json").exists():
+            assert type(skdml.load(path)) in (SoftTripleEmbedder, RAWEmbedder)
+            n_loaded += 1
+        ended, status = os.waitpid(-1, os.WNOHANG)
+        if ended:
+            processes.remove(ended)
+            assert status == 0
+    assert n_loaded
     assert {entry.name for entry in path.iterdir()} == {*FILES, "README.md"}
-
-
-@pytest.mark.parametrize("call", range(1, 11))
-def test_interrupted_rename(call, saved, blobs, tmp_path, monkeypatch):
-    embedder, path = saved
-    rename, calls = Path.rename, []
-
-    def fails(self, target):
-        calls.append(self)
-        if len(calls) == call:
-            raise OSError("no space")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", fails)
-    with pytest.raises(OSError, match="no space"):
-        fast(RAWEmbedder).fit(*blobs).save(path)
-    check_equal(embedder, skdml.load(path), blobs[0])
-    assert list(tmp_path.iterdir()) == [path]
-    assert {entry.name for entry in path.iterdir()} == {*FILES, "README.md"}
-
-
-def test_nothing_is_left_of_an_interrupted_new_folder(saved, tmp_path, monkeypatch):
-    embedder, path = saved
-
-    def fails(self, target):
-        raise OSError("no space")
-
-    monkeypatch.setattr(Path, "rename", fails)
-    with pytest.raises(OSError, match="no space"):
-        embedder.save(tmp_path / "new")
-    assert list(tmp_path.iterdir()) == [path]
+    skdml.load(path)
 
 
 def test_folder_stays(saved, blobs, tmp_path, monkeypatch):
@@ -756,8 +813,35 @@ def rewrite(path, file="params.json", **changes):
         (path / file).write_text(json.dumps({**about, **changes}))
     else:
         safetensors.torch.save_file(changes, path / file)
+    write_sums(path)
+
+
+def write_sums(path):
     lines = [f"{hashlib.sha256((path / name).read_bytes()).hexdigest()}  {name}" for name in FILES[:3]]
     (path / "SHA256SUMS").write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize("version", [0, -1, True, "1", 1.0, None])
+def test_no_format(version, saved):
+    _, path = saved
+    rewrite(path, format=version)
+    with pytest.raises(ValueError, match=r"has format (0|-1), .* start at 1|it has no format"):
+        skdml.load(path)
+
+
+def test_folder_of_an_earlier_version(blobs, tmp_path):
+    """A folder of format 1 that was saved when paths of the machine were still written."""
+    shutil.copytree(Path(__file__).parent / "golden" / "saved", tmp_path / "saved")
+    about = json.loads((tmp_path / "saved" / "params.json").read_text())
+    rewrite(
+        tmp_path / "saved",
+        params={**about["params"], "cache": "/home/somebody", "backbone_weights": "/home/somebody/weights.pt"},
+        versions=versions(),
+    )
+    loaded = skdml.load(tmp_path / "saved")
+    assert (loaded.cache, loaded.backbone_weights) == (None, "weights.pt")
+    Z = [[0.7460542, 0.6596670, 0.0907885], [0.8927829, 0.4477594, 0.0495003]]
+    np.testing.assert_allclose(loaded.transform(blobs[0][:2]), Z, atol=1e-5)
 
 
 def test_newer_format(saved):
@@ -845,6 +929,382 @@ def test_other_tensors(saved):
     rewrite(path)
     with pytest.raises(ValueError, match=r"network.safetensors is not a safetensors file"):
         skdml.load(path)
+
+
+def places(value, keys=()):
+    """Yield where values are in a value of JSON, as tuples of keys and indices."""
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value[:2]):
+        yield (*keys, key)
+        if isinstance(item, dict | list):
+            yield from places(item, (*keys, key))
+
+
+def changed(about, keys, change):
+    about = copy.deepcopy(about)
+    *above, last = keys
+    value = about
+    for key in above:
+        value = value[key]
+    change(value, last)
+    return about
+
+
+NEW_VALUES = [
+    None, True, -1, 0, 3, 10**12, 10**400, 1.5, "", "x" * 10**5, [], {}, [1, "a"], {"transform": "x"},
+    {"__type__": "tuple", "value": [10**9] * 3},
+    {"__type__": "float", "value": "nan"},
+    {"__type__": "ndarray", "value": ["a"], "dtype": "<U500000000", "shape": [1]},
+    {"__type__": "ndarray", "value": [], "dtype": "|V8", "shape": [0]},
+    {"__type__": "scalar", "value": [1], "dtype": "<i8", "shape": []},
+]  # fmt: skip
+
+
+def peak_memory():
+    """Return the bytes that the process has had in memory at most, or 0 where they are not known."""
+    if sys.platform != "linux":
+        return 0
+    import resource
+
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_change_of_the_parameters(seed, saved, blobs):
+    """A changed value is refused with the name of a file, or makes an embedder that works."""
+    _, path = saved
+    about = json.loads((path / "params.json").read_text())
+    rng = random.Random(seed)
+    everywhere = list(places(about))
+    peak = peak_memory()
+    texts = []
+    for keys in rng.sample(everywhere, 40):
+        value = rng.choice(NEW_VALUES)
+        changes = [lambda parent, key: parent.pop(key), lambda parent, key, value=value: parent.__setitem__(key, value)]
+        (path / "params.json").write_text(json.dumps(changed(about, keys, rng.choice(changes))))
+        write_sums(path)
+        try:
+            loaded = skdml.load(path)
+        except ValueError as error:
+            texts.append(str(error))
+        else:
+            assert loaded.transform(blobs[0]).shape == (60, 64)
+    assert all(str(path) in text and len(text) < 3000 for text in texts)
+    assert len(texts) > 20
+    assert peak_memory() < peak + 2**28
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 10**5, "[" * 10**5 + "]" * 10**5, '{"format": ' + "1" * 5000 + "}", '{"format": NaN}',
+        '{"format": 1, "format": 1}', '{"format": 1, "embedder": ' + "[" * 300 + "]" * 300 + "}",
+    ],
+)  # fmt: skip
+def test_params_that_are_no_json(text, saved):
+    _, path = saved
+    (path / "params.json").write_text(text)
+    write_sums(path)
+    with pytest.raises(ValueError, match=r"params.json (is damaged: it is not valid JSON|has the keys)"):
+        skdml.load(path)
+
+
+SIZES = {
+    "n_components": 10**11,
+    "n_centers": 10**11,
+    "hidden_layer_sizes": {"__type__": "tuple", "value": [10**6, 10**6]},
+    "network_shape": 10**11,
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("backbone", [None, nn.Linear(6, 6), "timm/resnet"], ids=["default", "module", "name"])
+def test_no_size_asks_for_memory(name, backbone, blobs, tmp_path, monkeypatch):
+    """Nothing is made before the sizes are compared with those of the tensors."""
+
+    def load_backbone(*args):
+        return nn.Linear(6, 6), None
+
+    monkeypatch.setattr("skdml._engine.embedder.load_backbone", load_backbone)
+    monkeypatch.setattr("skdml._saving.modules.load_backbone", load_backbone)
+    path = tmp_path / "saved"
+    embedder = fast(SoftTripleEmbedder, backbone=backbone, max_epochs=1).fit(*blobs)
+    embedder.save(path)
+    passed = {"backbone": backbone} if isinstance(backbone, nn.Module) else {}
+    np.testing.assert_array_equal(skdml.load(path, **passed).transform(blobs[0]), embedder.transform(blobs[0]))
+    about = json.loads((path / "params.json").read_text())
+    if name == "network_shape":
+        shape = {"__type__": "tuple", "value": [SIZES[name]]}
+        about["fitted"]["_input"] |= {"shape": shape, "network_shape": shape}
+        about["fitted"]["n_features_in_"] = SIZES[name]
+    else:
+        about["params"][name] = SIZES[name]
+    rewrite(path, **about)
+    if name == "hidden_layer_sizes" and backbone is not None:  # not used
+        skdml.load(path, **passed)
+        return
+    peak = peak_memory()
+    with pytest.raises(ValueError, match=r"safetensors does not fit|does not take a batch|cannot be used"):
+        skdml.load(path, **passed)
+    assert peak_memory() < peak + 2**28
+
+
+@pytest.mark.parametrize("key", ["transform", "fit", "__class__", "_sklearn_tags", "network_", "note", "max_epochs"])
+def test_no_other_attribute(key, saved, tmp_path):
+    embedder, path = saved
+    about = json.loads((path / "params.json").read_text())
+    rewrite(path, fitted={**about["fitted"], key: "x"})
+    with pytest.raises(ValueError, match=rf"params.json was not written by .*{key}"):
+        skdml.load(path)
+    if key == "note":
+        embedder.note = "mine"
+        with pytest.raises(TypeError, match=r"note of the SoftTripleEmbedder cannot be saved: .* Remove it, or use"):
+            embedder.save(tmp_path / "other")
+
+
+@pytest.mark.parametrize("position", [-1, 625, 10**6])
+def test_random_state_outside_of_its_key(position):
+    state = encode(np.random.RandomState(0))
+    state["value"]["state"]["pos"] = position
+    with pytest.raises(ValueError, match="a random state"):
+        decode(state)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("file", FILES[1:3])
+def test_weights_that_are_not_finite(value, file, saved, tmp_path):
+    embedder, path = saved
+    tensors = safetensors.torch.load_file(path / file)
+    name = max(tensors)
+    tensors[name].view(-1)[0] = value
+    rewrite(path, file, **tensors)
+    with pytest.raises(ValueError, match=f"{file} is damaged: {name} holds NaN or infinity"):
+        skdml.load(path)
+    embedder.criterion_.centers.data[0] = value
+    with pytest.raises(ValueError, match="cannot be saved: centers of criterion_ holds NaN or infinity"):
+        embedder.save(tmp_path / "other")
+    torch.testing.assert_close(
+        pickle.loads(pickle.dumps(embedder)).criterion_.centers, embedder.criterion_.centers, equal_nan=True
+    )
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_any_change_of_the_weights(seed, saved):
+    """Headers that were cut, extended or changed; the sums agree."""
+    _, path = saved
+    file = path / FILES[1 + seed]
+    content = file.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    rng = random.Random(seed)
+    lengths = [(2**63).to_bytes(8, "little"), bytes(8), (10**8).to_bytes(8, "little")]
+    changes = [content[:n] for n in (0, 7, 8, end, -1)] + [content + b"x"] + [n + content[8:] for n in lengths]
+    for place in rng.sample(range(end), 30):
+        changes.append(content[:place] + rng.choice([b"}", b"9", b"\xff", b"["]) + content[place + 1 :])
+    for change in changes:
+        file.write_bytes(change)
+        write_sums(path)
+        if change != content and change[8:end].rstrip() != content[8:end].rstrip():
+            with pytest.raises(ValueError, match=rf"{file.name} (is not a safetensors file|does not fit|is damaged)"):
+                skdml.load(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFO here")
+def test_files_that_are_no_files(saved):
+    _, path = saved
+    (path / FILES[1]).unlink()
+    os.mkfifo(path / FILES[1])
+    with pytest.raises(ValueError, match=r"network.safetensors is damaged: it is not a regular file"):
+        skdml.load(path)
+    (path / FILES[1]).unlink()
+    (path / FILES[1]).mkdir()
+    with pytest.raises(ValueError, match=r"network.safetensors is damaged: it is not a regular file"):
+        skdml.load(path)
+
+
+def test_no_path_of_the_machine(images, tmp_path):
+    """They say who has trained, and would be written to or read from by whoever loads."""
+    X, y = images
+    weights = tmp_path / "secret" / "weights.pt"
+    embedder = fast(
+        RAWEmbedder, backbone_weights=weights, callbacks=[Checkpoint(monitor=None, dirname=str(weights.parent))]
+    )
+    embedder.fit(X, y).set_params(cache=str(weights.parent))
+    embedder._made_with |= {"cache": weights.parent, "backbone_weights": str(weights.parent / "other.pt")}
+    embedder.save(tmp_path / "saved")
+    for file in (tmp_path / "saved").iterdir():
+        assert b"secret" not in file.read_bytes()
+    loaded = skdml.load(tmp_path / "saved", callbacks=None)
+    assert (loaded.cache, loaded.backbone_weights) == (None, "weights.pt")
+    card = (tmp_path / "saved" / "README.md").read_text()
+    assert "callbacks=[skorch.callbacks.training.Checkpoint]" in card
+
+
+class NeedsValues(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * (1 if x.abs().sum().item() >= 0 else 2)
+
+
+class Maps(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x[:, :, None, None])
+
+
+OTHER_BACKBONES = {
+    "values": lambda: NeedsValues(6, 5),
+    "maps": lambda: Maps(6, 5, 1),
+    "maps of values": lambda: nn.Sequential(NeedsValues(6, 6), Maps(6, 5, 1)),
+    "lazy": lambda: nn.Sequential(nn.LazyLinear(5)),
+}
+
+
+@pytest.mark.parametrize("make", OTHER_BACKBONES.values(), ids=OTHER_BACKBONES)
+def test_backbones_that_cannot_run_without_memory(make, blobs, tmp_path):
+    embedder = fast(RAWEmbedder, backbone=make(), max_epochs=1).fit(*blobs)
+    embedder.save(tmp_path / "saved")
+    loaded = skdml.load(tmp_path / "saved", backbone=make())
+    np.testing.assert_array_equal(loaded.transform(blobs[0]), embedder.transform(blobs[0]))
+    loaded.save(tmp_path / "again")
+
+
+# ---- tensors that are part of a graph
+
+
+class Recorder:
+    """A hook that keeps what passes."""
+
+    def __call__(self, module, inputs, output):
+        self.seen = {"outputs": [output]}
+
+    def see(self, module, inputs, output):
+        module.kept = (output,)
+        self(module, inputs, output)
+
+
+class Keeps(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 5)
+        self.register_buffer("mean", torch.zeros(5))
+
+    def forward(self, x):
+        self.last = self.linear(x)
+        self.mean = self.last.mean(dim=0)
+        return self.last
+
+
+def with_hook(hook):
+    module = nn.Sequential(nn.Linear(6, 5))
+    module[0].register_forward_hook(hook)
+    return module
+
+
+def used():
+    module = Keeps()
+    module(torch.zeros(2, 6))
+    return module
+
+
+KEEPING = {
+    "spectral_norm": lambda: nn.utils.spectral_norm(nn.Linear(6, 5)),
+    "hook": lambda: with_hook(Recorder()),
+    "method": lambda: with_hook(Recorder().see),
+    "module": Keeps,
+    "used": used,
+}
+
+
+@pytest.mark.parametrize("make", KEEPING.values(), ids=KEEPING)
+def test_modules_that_keep_a_graph(make, blobs, tmp_path):
+    X, y = blobs
+    embedder = fast(RAWEmbedder, backbone=make(), max_epochs=1).fit(X, y)
+    assert all(tensor.is_leaf for tensor in tensors_in((embedder.network_, embedder.criterion_)))
+    Z = embedder.transform(X)
+    np.testing.assert_array_equal(embedder.to_torch()(torch.from_numpy(X)).detach().numpy(), Z)
+    embedder.save(tmp_path / "saved")
+    for copied in (
+        skdml.load(tmp_path / "saved", backbone=make()),
+        copy.deepcopy(embedder),
+        pickle.loads(pickle.dumps(embedder)),
+    ):
+        np.testing.assert_array_equal(copied.transform(X), Z)
+        copied.partial_fit(X, y)
+        copied.set_params(warm_start=True).fit(X, y)
+
+
+class KeepingLoss(ProxyLoss):
+    def forward(self, embeddings, y):
+        self.logits = embeddings @ self.proxies.T
+        return nn.functional.cross_entropy(self.logits, y)
+
+
+class KeepingRule:
+    def __call__(self, S, positive, negative):
+        self.S = S
+        return positive, negative
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: fast(MetricEmbedder, loss=KeepingLoss()), lambda: fast(RAWEmbedder, mining=KeepingRule())],
+    ids=["loss", "rule"],
+)
+def test_losses_that_keep_a_graph(make, blobs):
+    embedder = make().fit(*blobs).partial_fit(*blobs)
+    assert all(tensor.is_leaf for tensor in tensors_in((embedder.network_, embedder.criterion_)))
+    pickle.loads(pickle.dumps(embedder)).partial_fit(*blobs)
+
+
+# ---- equal hashes
+
+
+HASHED = {
+    "module": {"backbone": nn.Linear(6, 5)},
+    "tied": {"backbone": Backbone()},
+    "bfloat16": {"backbone": nn.Conv2d(3, 4, 3).to(torch.bfloat16, memory_format=torch.channels_last)},
+    "callbacks": {
+        "backbone": nn.Linear(6, 5),
+        "callbacks": [EpochTimer, ("rate", LRScheduler("StepLR", step_size=1)), Checkpoint()],
+    },
+    "function": {"mining": keep_all, "random_state": np.random.RandomState(0), "optimizer": torch.optim.RMSprop},
+}
+
+
+@pytest.mark.parametrize("params", HASHED.values(), ids=HASHED)
+def test_equal_embedders_have_equal_hashes(params):
+    embedder = RAWEmbedder(**params)
+    copies = [clone(embedder), clone(clone(embedder)), copy.deepcopy(embedder), pickle.loads(pickle.dumps(embedder))]
+    assert {joblib.hash(copied) for copied in copies} == {joblib.hash(embedder)}
+    assert joblib.hash(clone(embedder).set_params(max_epochs=3)) != joblib.hash(embedder)
+    backbone = copies[-1].backbone
+    if backbone is not None:
+        assert repr(backbone) == repr(embedder.backbone)
+        for name, tensor in backbone.state_dict().items():
+            other = embedder.backbone.state_dict()[name]
+            assert tensor.stride() == other.stride()
+            torch.testing.assert_close(tensor, other, rtol=0, atol=0)
+        with torch.no_grad():
+            next(backbone.parameters()).add_(1)
+        assert joblib.hash(copies[-1]) != joblib.hash(embedder)
+    assert copy.copy(embedder).backbone is embedder.backbone
+
+
+def test_hash_in_another_process():
+    code = (
+        "import joblib, torch, skdml; torch.zeros(3); torch.manual_seed(0); "
+        "print(joblib.hash(skdml.RAWEmbedder(backbone=torch.nn.Linear(6, 5))))"
+    )
+    torch.manual_seed(0)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == joblib.hash(RAWEmbedder(backbone=nn.Linear(6, 5)))
+
+
+def test_a_search_of_later_steps_trains_once_per_fold(blobs, tmp_path, monkeypatch):
+    fits = []
+    fit = RAWEmbedder.fit
+    monkeypatch.setattr(RAWEmbedder, "fit", lambda self, *args: fits.append(1) or fit(self, *args))
+    embedder = fast(RAWEmbedder, backbone=nn.Linear(6, 5), max_epochs=1)
+    pipeline = make_pipeline(embedder, KNeighborsClassifier(), memory=str(tmp_path))
+    GridSearchCV(pipeline, {"kneighborsclassifier__n_neighbors": [1, 2, 3, 4]}, cv=3, refit=False).fit(*blobs)
+    assert len(fits) == 3
 
 
 # ---- the model card

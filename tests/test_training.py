@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import pickle
 import re
 import threading
 
@@ -9,7 +10,15 @@ import numpy as np
 import pytest
 import torch
 from sklearn.exceptions import ConvergenceWarning
-from skorch.callbacks import Callback, Checkpoint, EarlyStopping, EpochScoring, GradientNormClipping, LRScheduler
+from skorch.callbacks import (
+    Callback,
+    Checkpoint,
+    EarlyStopping,
+    EpochScoring,
+    GradientNormClipping,
+    LoadInitState,
+    LRScheduler,
+)
 from torch import nn
 
 from skdml import RAWEmbedder, SoftTripleEmbedder, map_at_r, recall_at_k
@@ -198,6 +207,34 @@ def test_skorch_checkpoint(blobs, tmp_path):
     for name, value in fitted.network_.state_dict().items():
         torch.testing.assert_close(saved[name], value)
     torch.testing.assert_close(torch.load(tmp_path / "criterion.pt")["centers"], fitted.criterion_.centers.detach())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"f_pickle": "net.pkl"},
+        {"f_pickle": "net_{last_epoch[epoch]}.pkl", "fn_prefix": "a-", "monitor": None},
+        {"f_pickle": "net.pkl", "monitor": lambda net: True, "load_best": True, "sink": print},
+        {"use_safetensors": True, "f_optimizer": None, "load_best": True},
+    ],
+    ids=["pickle", "epochs", "best", "safetensors"],
+)
+def test_options_of_checkpoints(options, blobs, tmp_path):
+    X, y = blobs
+    checkpoint = Checkpoint(**{"monitor": "train_loss_best", "dirname": str(tmp_path), **options})
+    fitted = embedder(callbacks=[checkpoint], early_stopping=True, validation_fraction=0.3, verbose=1).fit(X, y)
+    assert len(list(tmp_path.iterdir())) >= 3
+    for file in tmp_path.glob("*.pkl"):
+        net = pickle.loads(file.read_bytes())
+        assert net.module_(torch.from_numpy(X)).shape == fitted.transform(X).shape
+        assert net.history[-1, "train_loss"] > 0
+        assert net.valid_set is None
+
+
+def test_continue_from_a_checkpoint(blobs, tmp_path):
+    checkpoint = Checkpoint(monitor=None, dirname=str(tmp_path))
+    embedder(callbacks=[checkpoint]).fit(*blobs)
+    assert embedder(callbacks=[LoadInitState(checkpoint)]).fit(*blobs).n_iter_ == 8
 
 
 @pytest.mark.parametrize("named", [False, True])

@@ -65,7 +65,7 @@ def _instances(callbacks):
         yield callback() if isinstance(callback, type) else callback
 
 
-def copied(callback):
+def copied_callback(callback):
     """Return a copy, so that what skorch sets on it does not outlive the fit; shallow, as it may hold an open file."""
     return (callback[0], copy.copy(callback[1])) if isinstance(callback, tuple) else copy.copy(callback)
 

@@ -1,6 +1,5 @@
 """The estimator: fit, transform, score. What a method adds is its loss, its batches and parameters of its own."""
 
-import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from .._labels import number_labels
 from .._loss.memory import CrossBatchMemory
 from .._loss.pairs import PairLoss
 from .._network.backbones import load_backbone
+from .._network.copies import copied, without_graphs
 from .._network.networks import STRENGTH, ResidualHead, build_network
 from .._network.random import NO_DRAWS, may_draw, seeded
 from .._saving import exports, folder, modules
@@ -36,7 +36,7 @@ from .callbacks import (
     OneCycle,
     Progress,
     WarmUp,
-    copied,
+    copied_callback,
     with_callbacks,
 )
 from .net import EmbeddingNet, Recipe, epochs
@@ -214,7 +214,7 @@ class BaseEmbedder(
             y,
             sample_weight,
             recipe,
-            lambda history: self._fitted(task, history, *copy.deepcopy((network, criterion)), goes_on=goes_on),
+            lambda history: self._fitted(task, history, *copied((network, criterion)), goes_on=goes_on),
         )
         training_loss = self._training_loss(criterion)
         net = EmbeddingNet(
@@ -225,7 +225,7 @@ class BaseEmbedder(
                 *([OneCycle()] if lr_schedule == "one_cycle" else []),
                 *([WarmUp(self.warmup_epochs)] if self.warmup_epochs else []),
                 *([Progress(self.verbose)] if self.verbose else []),
-                *(copied(callback) for callback in self.callbacks or []),
+                *(copied_callback(callback) for callback in self.callbacks or []),
                 *epoch_tasks,
                 *([BestWeights(self.n_iter_no_change, valid_set, self.validation_split)] if valid_set else []),
                 *self._find_learned_share(trained, valid_set, goes_on),
@@ -294,7 +294,7 @@ class BaseEmbedder(
 
     def _copy_modules(self, task):
         """Return copies of the fitted network and loss, which has grown if there are more classes."""
-        network, criterion = copy.deepcopy((self.network_, self.criterion_))
+        network, criterion = copied((self.network_, self.criterion_))
         if len(task.classes) > len(self.classes_):
             criterion = self._grow_loss(criterion, task.classes)
         return network, criterion
@@ -360,6 +360,7 @@ class BaseEmbedder(
         for parameter in [*network.parameters(), *criterion.parameters()]:
             parameter.grad = None
         vars(criterion).pop("_generator", None)
+        network, criterion = without_graphs((network, criterion))
         made = {"network_": network.cpu().eval(), "criterion_": criterion.cpu().eval()}
         return {
             **task.attributes,
@@ -402,7 +403,7 @@ class BaseEmbedder(
         device = self._find_device()
         data = check_data(self, X, seen=self._input)[0].place(device)
         # A copy: the fitted network stays on the CPU.
-        network = self.network_ if device.type == "cpu" else copy.deepcopy(self.network_).to(device)
+        network = self.network_ if device.type == "cpu" else copied(self.network_).to(device)
         if is_dispatched(X):
             return embed(network, data, X.device)
         return embed(network, data, "cpu").numpy()
@@ -428,14 +429,16 @@ class BaseEmbedder(
         """Write the fitted embedder to a folder, which `skdml.load` reads.
 
         The folder holds parameters and fitted attributes (params.json), the weights (network.safetensors,
-        criterion.safetensors), their SHA-256 sums (SHA256SUMS) and a model card (README.md), but no code. What a
+        criterion.safetensors), their SHA-256 sums (SHA256SUMS) and a model card (README.md), but no code and no paths
+        of this machine: ``cache`` becomes None, and of a file in ``backbone_weights`` only the name is kept. What a
         file cannot hold, such as your own modules, callbacks and functions, is named in params.json and must be passed
         to `skdml.load` again.
 
         Parameters
         ----------
         path : str or path-like
-            A folder that is new, empty or that of a saved embedder, whose files are then replaced, all or none.
+            A folder that is new, empty or that of a saved embedder, whose files are then replaced: all or none,
+            wherever the process ends.
         measures : dict of str to float or None, default=None
             Numbers for the model card, such as what a :class:`skdml.metrics.RetrievalScorer` returns.
 
@@ -444,10 +447,11 @@ class BaseEmbedder(
         FileExistsError
             If path is a file or a folder with other files.
         TypeError
-            If the class of the embedder is not part of skdml, or a fitted attribute cannot be stored as data.
+            If the class of the embedder is not part of skdml, an attribute cannot be stored as data, or it has one
+            that a fit does not set.
         ValueError
-            If the network or the loss was changed by hand, a parameter is invalid, or a module passed as a parameter
-            was replaced after the fit.
+            If the network or the loss was changed by hand, a weight is NaN or infinite, a parameter is invalid, or a
+            module passed as a parameter was replaced after the fit.
         """
         folder.save(self, path, measures)
 
@@ -462,7 +466,7 @@ class BaseEmbedder(
             (B, n_components): vectors as they are; images (B, C, H, W), those of uint8 as ``(x - 127) / 128``.
         """
         check_is_fitted(self)
-        return copy.deepcopy(self.network_)
+        return copied(self.network_)
 
     @neutral()
     def to_onnx(self, path) -> None:

@@ -7,7 +7,7 @@ after each batch are not used, because on vectors they cost more than the step i
 import math
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from skorch import NeuralNet
@@ -103,12 +103,13 @@ class EmbeddingNet(NeuralNet):
             optimizer=OPTIMIZERS.get(recipe.optimizer, recipe.optimizer),
             lr=recipe.learning_rate,
             max_epochs=recipe.max_epochs,
-            train_split=lambda dataset: (dataset, valid_set),
+            train_split=None,
             callbacks=callbacks,
-            device=device,
+            device=str(device),  # safetensors, for checkpoints, takes no torch.device
             verbose=0,
         )
         self.recipe = recipe
+        self.valid_set = valid_set
         self.generator = generator
         self.augment_generator = augment_generator
         self.progress_ = 0.0
@@ -136,6 +137,15 @@ class EmbeddingNet(NeuralNet):
         options = {"fused": True} if can_fuse else {}
         self.optimizer_ = self.optimizer(groups, weight_decay=recipe.weight_decay, **options)
         return self
+
+    def get_split_datasets(self, X, y=None, **fit_params):
+        return X, self.valid_set
+
+    def __getstate__(self):
+        # A pickled checkpoint holds what is trained, but not the data, nor callbacks, which may hold data as well.
+        state = {"recipe": replace(self.recipe, batches=None), "callbacks": None, "callbacks_": [], "stopped_by_": None}
+        state |= dict.fromkeys(("valid_set", "generator", "augment_generator"))
+        return super().__getstate__() | state
 
     def get_iterator(self, dataset, training=False):
         return dataset

@@ -3,7 +3,6 @@
 Axes: B samples of a batch, D components, L levels, f_k features of level k.
 """
 
-import copy
 from dataclasses import dataclass
 from fractions import Fraction
 from numbers import Integral, Real
@@ -18,6 +17,7 @@ from .._engine.embedder import BalancedEmbedder
 from .._loss.pairs import pair_masks
 from .._loss.similarities import distance_similarities, squared_distances
 from .._loss.terms import check_batch, in_float32, weighted_mean, zero_loss
+from .._network.copies import copied
 from .._network.networks import (
     IMAGE_COMPONENTS,
     STRENGTH,
@@ -274,7 +274,7 @@ def build_level_network(
         If the backbone does not take the sample or does not give features, or nothing is left to train.
     """
     if backbone is not None:
-        backbone = copy.deepcopy(backbone)
+        backbone = copied(backbone)
     elif sample.ndim != 2:
         backbone = Levels(default_cnn(sample.shape[1]))
     elif len(hidden_layer_sizes) > 1:

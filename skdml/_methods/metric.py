@@ -1,6 +1,5 @@
 """An embedder for any loss."""
 
-import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from .._docstrings import with_shared_docs
 from .._engine.batches import LocalBatches, ShuffledBatches
 from .._engine.embedder import BalancedEmbedder
 from .._loss.pairs import PairLoss
+from .._network.copies import copied
 from .raw import RAWLoss
 
 
@@ -106,10 +106,10 @@ class MetricEmbedder(BalancedEmbedder):
     def _make_loss(self, n_classes, network):
         if self.loss is None:
             return RAWLoss()
-        return copy.deepcopy(self.loss) if isinstance(self.loss, nn.Module) else _FunctionLoss(self.loss)
+        return copied(self.loss) if isinstance(self.loss, nn.Module) else _FunctionLoss(self.loss)
 
     def _training_loss(self, criterion):
-        return criterion if self.miner is None else _MinedLoss(criterion, copy.deepcopy(self.miner))
+        return criterion if self.miner is None else _MinedLoss(criterion, copied(self.miner))
 
     def _make_batches(self, y):
         match self.batches:

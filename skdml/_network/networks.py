@@ -12,6 +12,8 @@ from sklearn.utils.extmath import randomized_svd
 from torch import nn
 from torch.nn import functional as F
 
+from .copies import copied
+
 # n_components="auto" means this many components for images without a backbone, ...
 IMAGE_COMPONENTS = 64
 # ... for features their own dimension within these limits, and this many principal components of wider features.
@@ -311,7 +313,7 @@ def build_network(
     """
     starts_at_features = True
     if backbone is not None:
-        backbone = copy.deepcopy(backbone)
+        backbone = copied(backbone)
     elif sample.ndim == 2:
         backbone = nn.Identity()
         frozen_backbone = True

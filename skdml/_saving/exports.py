@@ -1,6 +1,5 @@
 """ONNX export and the model card."""
 
-import copy
 import inspect
 import re
 from numbers import Real
@@ -11,6 +10,7 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 
 from .._data.arrays import expected
+from .._network.copies import copied
 from .modules import network_input
 
 
@@ -22,7 +22,7 @@ def to_onnx(embedder, path):
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError("to_onnx needs onnx and onnxscript: pip install 'skdml[onnx]'.") from error
-    network = copy.deepcopy(embedder.network_)
+    network = copied(embedder.network_)
     network.precision = "float32"  # ONNX runtimes lack layers in bfloat16
     program = torch.onnx.export(
         network,
@@ -36,8 +36,18 @@ def to_onnx(embedder, path):
     program.save(path)
 
 
-def model_card(embedder, passed, measures):
-    """Return the README.md of a saved embedder."""
+def model_card(embedder, params, passed, measures):
+    """Return the README.md of a saved embedder.
+
+    Parameters
+    ----------
+    embedder : BaseEmbedder
+    params : dict
+        The parameters that are written.
+    passed : dict of str
+        The types of those that a file cannot hold.
+    measures : dict of float or None
+    """
     measures = dict(measures or {})
     for name, value in measures.items():
         if not isinstance(value, Real):
@@ -75,11 +85,21 @@ def model_card(embedder, passed, measures):
         "All other parameters have their defaults.",
         "",
         "```python",
-        repr(embedder),
+        repr(type(embedder)(**params, **{key: _Named(name) for key, name in passed.items()})),
         "```",
         *(["", "## Paper", "", re.sub(r"^\.\. ", "- ", papers[1], flags=re.MULTILINE)] if papers else []),
     ]
     return "\n".join(lines) + "\n"
+
+
+class _Named:
+    """A value that is shown by the name of its type, as its own text may hold paths of the machine."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __repr__(self):
+        return self.name
 
 
 def versions():

@@ -1,14 +1,16 @@
 """A saved embedder: a folder of data without code."""
 
-import hashlib
 import inspect
 import json
-import shutil
-import uuid
+import math
+import os
 import warnings
-from pathlib import Path
+from contextlib import contextmanager
+from numbers import Integral, Real
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING
 
+import numpy as np
 import safetensors.torch
 import torch
 from sklearn.utils.validation import check_is_fitted
@@ -16,19 +18,30 @@ from torch import nn
 
 from .._ambient import neutral
 from .._data.arrays import InputRecord
+from .._data.images import Preprocessing
 from .._network.random import seeded
 from . import ensemble
 from .exports import model_card, versions
-from .json import decode, encode, type_name
-from .modules import MODULES, build, changed, describe, frozen, take_over
+from .files import FILES, FORMAT, read_folder, write_folder
+from .json import decode, encode, shortened, type_name
+from .modules import MODULES, build, changed, describe, freeze, frozen, not_finite
 
 if TYPE_CHECKING:
     from .._engine.embedder import BaseEmbedder
 
-FORMAT = 1
-HASHED = ("params.json", *MODULES.values())
-FILES = (*HASHED, "SHA256SUMS", "README.md")
-KEYS = {"format", "embedder", "versions", "params", "passed", "made_with", "fitted", "frozen"}
+FITTED = {"_input", "classes_", "history_", "n_iter_", "n_features_in_", "feature_names_in_", "_sklearn_output_config"}
+OPTIONAL = {"feature_names_in_", "_sklearn_output_config"}
+# What a value that no save has written may raise, where it is used.
+MALFORMED = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 # Attributes that are written in another form or recomputed.
 NOT_FITTED = {*MODULES, "_input", "_made_with", "_structure", "_skl_callbacks", "_metadata_request"}
 
@@ -45,7 +58,7 @@ def save(embedder, path, measures):
         )
     embedder._check_params()
     params, passed = {}, {}
-    for key, value in embedder.get_params(deep=False).items():
+    for key, value in portable(embedder.get_params(deep=False)).items():
         try:
             params[key] = encode(value)
         except TypeError:
@@ -55,6 +68,8 @@ def save(embedder, path, measures):
         if key in params or key in passed or key in NOT_FITTED:
             continue
         try:
+            if key not in FITTED:
+                raise TypeError("it is not an attribute that a fit sets")
             fitted[key] = encode(value)
         except TypeError as error:
             raise TypeError(f"{key} of the {name} cannot be saved: {error}. Remove it, or use pickle.") from None
@@ -63,10 +78,13 @@ def save(embedder, path, measures):
         raise ValueError(
             f"{name} cannot be saved: {change}. The parameters cannot reproduce this. Fit again, or use pickle."
         )
-    contents = {
-        file: safetensors.torch.save(_tensors(getattr(embedder, key), f"{key} of the {name}"))
-        for key, file in MODULES.items()
-    }
+    tensors = {key: _tensors(getattr(embedder, key), f"{key} of the {name}") for key in MODULES}
+    for key, of_module in tensors.items():
+        if broken := not_finite(getattr(embedder, key), of_module):
+            raise ValueError(
+                f"{name} cannot be saved: {broken} of {key} holds NaN or infinity. Fit again, or use pickle."
+            )
+    contents = {file: safetensors.torch.save(tensors[key]) for key, file in MODULES.items()}
     about = {
         "format": FORMAT,
         "embedder": name,
@@ -78,15 +96,25 @@ def save(embedder, path, measures):
         "frozen": frozen(embedder),
     }
     contents["params.json"] = json.dumps(about, indent=1, allow_nan=False).encode()
-    sums = "".join(f"{_sha256(contents[file])}  {file}\n" for file in HASHED)  # what `sha256sum --check` reads
-    contents |= {"SHA256SUMS": sums.encode(), "README.md": model_card(embedder, passed, measures).encode()}
+    card = model_card(embedder, {key: decode(value) for key, value in params.items()}, passed, measures)
+    contents["README.md"] = card.encode(errors="backslashreplace")
     write_folder(Path(path).resolve(), contents)
+
+
+def portable(params):
+    """Return the parameters without the paths of this machine: no cache, and only the name of a file of weights."""
+    params = dict(params)
+    if "cache" in params:
+        params["cache"] = None
+    if isinstance(params.get("backbone_weights"), str | os.PathLike):
+        params["backbone_weights"] = PureWindowsPath(params["backbone_weights"]).name  # with / and with \\
+    return params
 
 
 def _made_with(embedder, params):
     """Return, encoded, the parameters that had other values when the network and the loss were made."""
     made_with = {}
-    for key, value in embedder._made_with.items():
+    for key, value in portable(embedder._made_with).items():
         if value is getattr(embedder, key):
             continue
         try:
@@ -104,7 +132,8 @@ def _made_with(embedder, params):
 def load(path, **params) -> "BaseEmbedder":
     """Load an embedder or ensemble that was written by its ``save`` method.
 
-    No code from the file is run: the class is looked up in skdml, and the rest is JSON and safetensors.
+    No code from the file is run: the class is looked up in skdml, and the rest is JSON and safetensors. Nothing is
+    allocated before the sizes in the JSON are compared with those of the tensors.
 
     Parameters
     ----------
@@ -125,8 +154,9 @@ def load(path, **params) -> "BaseEmbedder":
     FileNotFoundError
         If the folder or one of its files is missing.
     ValueError
-        If path is not a saved embedder, a file is damaged or was changed, the format is newer than this skdml, or the
-        parameters passed are not those that are needed or make another network.
+        If path is not a saved embedder, a file is damaged, was changed or holds what no save writes, the format is
+        newer than this skdml, or the parameters passed are not those that are needed, not valid, or make another
+        network. The message names the file.
 
     Warns
     -----
@@ -146,146 +176,169 @@ def load(path, **params) -> "BaseEmbedder":
     >>> bool((loaded.transform(X) == embedder.transform(X)).all())
     True
     """
-    import skdml
-
     path = Path(path)
     if (path / ensemble.FILE).is_file():
         return ensemble.load(path, params)
     contents = read_folder(path)
     about = contents["params.json"]
-    name = about["embedder"]
-    cls = getattr(skdml, name) if isinstance(name, str) and name in skdml.__all__ else None
-    if not (isinstance(cls, type) and hasattr(cls, "save")):
-        raise ValueError(
-            f"{path / 'params.json'} names the embedder {name!r}, which skdml {skdml.__version__} does not have."
-        )
-    _check_passed(path, cls, about["passed"], params)
-    _warn_of_versions(path, about["versions"])
-    try:
+    file = path / "params.json"
+    with _named(file, "was not written by an embedder's save"):
+        cls = _find_class(about["embedder"], file)
+        passed = _check_texts(about["passed"], "passed")
+        saved_with = _check_texts(about["versions"], "versions")
+        if saved_with.keys() != versions().keys():
+            raise ValueError(f"it has the versions of {shortened(sorted(saved_with))}")
         stored, made_with, fitted = (
-            {key: decode(value) for key, value in about[part].items()} for part in ("params", "made_with", "fitted")
+            {key: decode(value) for key, value in _check_dict(about[part], part).items()}
+            for part in ("params", "made_with", "fitted")
         )
-        fitted["_input"] = InputRecord(**fitted["_input"])
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path / 'params.json'} was not written by an embedder's save: {error!r}") from error
-    if unknown := (stored.keys() | made_with.keys()) - inspect.signature(cls).parameters.keys():
-        raise ValueError(
-            f"{path / 'params.json'} holds parameters that {name} does not have: {', '.join(sorted(unknown))}."
-        )
-    embedder = cls(**stored, **{key: _instance(key, value) for key, value in params.items()})
-    embedder._check_params()
-    vars(embedder).update(fitted)
-    embedder._made_with = embedder.get_params(deep=False) | made_with
-    modules = build(embedder)
+        _check_names(cls, stored, passed, made_with, file)
+        fitted["_input"] = _check_fitted(fitted)
+    _check_passed(path, cls, passed, params)
+    _warn_of_versions(path, saved_with)
+    tensors = {key: _read_tensors(contents.pop(name), path / name) for key, name in MODULES.items()}
+    params = {key: _instance(key, value) for key, value in params.items()}
+    with _named(file, "cannot be used"):
+        embedder = cls(**portable(stored), **params)
+        embedder._check_params()
+        if embedder.device != "auto":
+            torch.device(embedder.device)  # raises for what is no device; one that is missing here is for later
+        vars(embedder).update(fitted)
+        embedder._made_with = embedder.get_params(deep=False) | portable(made_with)
+        modules = build(embedder, tensors, {key: path / name for key, name in MODULES.items()})
+        _check_frozen(about["frozen"], modules)
+        for key, module in modules.items():
+            if name := not_finite(module, tensors[key]):
+                raise ValueError(f"{path / MODULES[key]} is damaged: {name} holds NaN or infinity.")
     embedder._structure = {key: describe(module) for key, module in modules.items()}
-    for key, file in MODULES.items():
-        take_over(modules[key], contents[file], about["frozen"][key], path / file)
+    for key, module in modules.items():
+        freeze(module, about["frozen"][key])
     vars(embedder).update(modules)
     return embedder
 
 
-def read_folder(path):
-    """Return the contents of the files: params.json as a dict, the others as dicts of tensors.
-
-    Each file is read once, so that the contents returned are those that were hashed.
-    """
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist.")
-    if not path.is_dir():
-        raise ValueError(
-            f"{path} is a file, not a folder that an embedder's save wrote. Read a pickle with pickle or joblib."
-        )
-    params = _read(path / "params.json")
+@contextmanager
+def _named(file, what):
+    """Raise a ValueError that names the file for each error that its content causes."""
     try:
-        about = json.loads(params)
-    except ValueError as error:
-        raise ValueError(f"{path / 'params.json'} is damaged: it is not valid JSON: {error}") from error
-    version = about.get("format") if isinstance(about, dict) else None
-    if type(version) is not int:
-        raise ValueError(f"{path / 'params.json'} was not written by an embedder's save: it has no format.")
-    if version > FORMAT:
+        yield
+    except MALFORMED as error:
+        text = str(error) if isinstance(error, ValueError) else repr(error)
+        text = text if len(text) < 2000 else f"{text[:2000]}..."
+        is_named = any(str(file.with_name(name)) in text for name in FILES)
+        raise ValueError(text if is_named else f"{file} {what}: {text}") from error
+
+
+def _find_class(name, file):
+    import skdml
+
+    cls = getattr(skdml, name) if isinstance(name, str) and name in skdml.__all__ else None
+    if not (isinstance(cls, type) and hasattr(cls, "save")):
+        raise ValueError(f"{file} names the embedder {shortened(name)}, which skdml {skdml.__version__} does not have.")
+    return cls
+
+
+def _check_dict(value, part):
+    if not isinstance(value, dict) or "__type__" in value:
+        raise ValueError(f"{part} is {shortened(value)}, not an object of names and values")
+    return value
+
+
+def _check_texts(value, part):
+    if not all(isinstance(text, str) for text in _check_dict(value, part).values()):
+        raise ValueError(f"{part} is {shortened(value)}, not an object of names and texts")
+    return value
+
+
+def _check_names(cls, stored, passed, made_with, file):
+    names = inspect.signature(cls).parameters.keys()
+    if unknown := (stored.keys() | passed.keys() | made_with.keys()) - names:
         raise ValueError(
-            f"{path / 'params.json'} has format {version}, but skdml {versions()['skdml']} reads formats up to "
-            f"{FORMAT}. Update skdml."
+            f"{file} holds parameters that {cls.__name__} does not have: {', '.join(sorted(unknown)):.200}."
         )
-    sums = _read(path / "SHA256SUMS").decode(errors="replace").split()
-    if len(sums) != 2 * len(HASHED) or sums[1::2] != list(HASHED):
-        raise ValueError(f"{path / 'SHA256SUMS'} is damaged: it must hold the sums of {', '.join(HASHED)}.")
-    contents = {"params.json": params, **{file: _read(path / file) for file in MODULES.values()}}
-    for (file, content), digest in zip(contents.items(), sums[::2], strict=True):
-        if _sha256(content) != digest:
-            raise ValueError(
-                f"{path / file} is damaged or was changed: its SHA-256 is not the one in SHA256SUMS. Save the embedder "
-                "again, or copy the folder again."
-            )
-    if about.keys() != KEYS:
-        raise ValueError(f"{path / 'params.json'} has the keys {sorted(about)}, but needs {sorted(KEYS)}.")
-    for file in MODULES.values():
+    if missing := names - stored.keys() - passed.keys():
+        raise ValueError(f"it lacks parameters of {cls.__name__}: {', '.join(sorted(missing))}")
+    if twice := stored.keys() & passed.keys():
+        raise ValueError(f"it holds {', '.join(sorted(twice))} and says that a file cannot hold this")
+
+
+def _check_fitted(fitted):
+    """Return the `InputRecord`, if the fitted attributes are those that a fit can set."""
+    if unknown := fitted.keys() - FITTED:
+        raise ValueError(f"{shortened(sorted(unknown))} are not fitted attributes")
+    if missing := FITTED - OPTIONAL - fitted.keys():
+        raise ValueError(f"it lacks the fitted attributes {', '.join(sorted(missing))}")
+    classes, history = fitted["classes_"], fitted["history_"]
+    n_features, names = fitted["n_features_in_"], fitted.get("feature_names_in_")
+    output = fitted.get("_sklearn_output_config", {})
+    record = InputRecord(**fitted["_input"])
+    is_right = {
+        "_input": _is_record(record),
+        "classes_": isinstance(classes, np.ndarray) and classes.ndim == 1 and len(classes) > 0,
+        "history_": isinstance(history, list) and all(map(_is_epoch, history)),
+        "n_iter_": type(fitted["n_iter_"]) is int and fitted["n_iter_"] == len(history),
+        "n_features_in_": _is_size(n_features) and n_features == math.prod(record.shape),
+        "feature_names_in_": names is None
+        or (isinstance(names, np.ndarray) and names.shape == (n_features,) and all(isinstance(n, str) for n in names)),
+        "_sklearn_output_config": output.keys() <= {"transform"}
+        and all(output[key] in ("default", "pandas", "polars") for key in output),
+    }
+    for name, right in is_right.items():
+        if not right:
+            raise ValueError(f"{name} is {shortened(fitted[name])}, which no fit sets")
+    return record
+
+
+def _is_epoch(epoch):
+    return isinstance(epoch, dict) and all(
+        isinstance(epoch.get(name, 0), Real) for name in ("epoch", "loss", "duration", "validation_recall_at_1")
+    )
+
+
+def _is_record(record):
+    shapes = record.shape, record.network_shape
+    if not all(isinstance(shape, tuple) and shape and all(map(_is_size, shape)) for shape in shapes):
+        return False
+    if record.preprocessing is None:
+        is_kind = record.kind == "arrays" or (record.kind == "vectors" and len(record.shape) == 1)
+        return is_kind and record.shape == record.network_shape
+    settings = Preprocessing(**record.preprocessing, augment=None, crop_scale=(), crop_ratio=())
+    match record.kind, *record.shape:
+        case "files", *_:
+            size = record.network_shape
+        case ("uint8 images", height, width, *channels) | ("arrays", *channels, height, width) if len(channels) < 2:
+            size = (*(channels or [1]), *settings.output_size(height, width))
+        case _:
+            return False
+    return (
+        record.network_shape == size
+        and len(size) == 3
+        and all(length is None or _is_size(length) for length in (settings.resize, settings.crop_size))
+        and all(isinstance(scale, tuple) and len(scale) in (1, size[0]) for scale in (settings.mean, settings.std))
+        and np.isfinite(settings.mean).all()
+        and np.isfinite(settings.std).all()
+        and min(settings.std) > 0
+    )
+
+
+def _is_size(value):
+    return isinstance(value, Integral) and not isinstance(value, bool) and value > 0
+
+
+def _check_frozen(frozen, modules):
+    _check_dict(frozen, "frozen")
+    for key, module in modules.items():
+        names = {name for name, _ in module.named_parameters()}
+        if frozen.keys() != modules.keys() or not isinstance(frozen[key], list) or not names.issuperset(frozen[key]):
+            raise ValueError(f"frozen is {shortened(frozen)}, which are not parameters of the network and the loss")
+
+
+def _read_tensors(content, file):
+    with _named(file, "is not a safetensors file"):
         try:
-            contents[file] = safetensors.torch.load(contents[file])
+            return safetensors.torch.load(content)
         except safetensors.SafetensorError as error:
-            raise ValueError(f"{path / file} is not a safetensors file: {error}") from error
-    return contents | {"params.json": about}
-
-
-def write_folder(path, contents):
-    """Write the files to a new folder and move them to the path: all of them or none.
-
-    An existing folder is kept, as it may be the working directory or a mount point, and its files are replaced; a
-    process that reads it in the meantime notices by the checksums.
-
-    Raises
-    ------
-    FileExistsError
-        If the path is a file, or a folder that holds anything but a saved embedder.
-    """
-    if path.is_file():
-        raise FileExistsError(f"{path} is a file, but save writes a folder. Pass another path.")
-    present = {entry.name for entry in path.iterdir()} if path.exists() else set()
-    if present and not {"params.json", "SHA256SUMS"} <= present <= set(FILES):
-        raise FileExistsError(
-            f"{path} holds {sorted(present - set(FILES)) or sorted(present)}, but save replaces only a folder that "
-            "holds nothing but a saved embedder. Pass another path."
-        )
-    name = f".{path.name}.{uuid.uuid4().hex}"
-    new = path / name if path.exists() else path.with_name(name)
-    new.mkdir(parents=True)
-    try:
-        for file, content in contents.items():
-            (new / file).write_bytes(content)
-        if new.parent == path:
-            old = new / "old"
-            old.mkdir()
-            _move([(path / file, old / file) for file in present] + [(new / file, path / file) for file in contents])
-        else:
-            new.rename(path)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-    if new.exists():
-        shutil.rmtree(new)
-
-
-def _move(moves):
-    """Rename the pairs (source, target) in this order, all or none of them."""
-    try:
-        for source, target in moves:
-            source.rename(target)
-    except BaseException:
-        for source, target in reversed(moves):
-            if target.exists() and not source.exists():
-                target.rename(source)
-        raise
-
-
-def _read(file):
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing: {file.parent} is not a complete saved embedder.")
-    return file.read_bytes()
-
-
-def _sha256(content):
-    return hashlib.sha256(content).hexdigest()
+            raise ValueError(str(error)) from error
 
 
 def _check_passed(path, cls, passed, params):
@@ -302,7 +355,7 @@ def _check_passed(path, cls, passed, params):
 
 def _warn_of_versions(path, saved_with):
     now = versions()
-    changes = [f"{key} {old} (now {now.get(key)})" for key, old in saved_with.items() if old != now.get(key)]
+    changes = [f"{key} {old:.100} (now {now[key]})" for key, old in saved_with.items() if old != now[key]]
     if changes:
         warnings.warn(
             f"{path} was saved with {', '.join(changes)}: embeddings may differ from the original ones.", stacklevel=3

@@ -2,10 +2,17 @@
 
 import inspect
 import math
+import reprlib
 from pathlib import Path
 
 import numpy as np
 import torch
+
+# An array of strings may take this many bytes for characters that none of its strings has.
+_PADDING = 2**28
+
+_shortening = reprlib.Repr()
+_shortening.maxstring = _shortening.maxother = _shortening.maxlong = 100
 
 
 def encode(value):
@@ -37,7 +44,7 @@ def encode(value):
         return _tagged("RandomState", encode(value.get_state(legacy=False)))
     if kind is np.ndarray or isinstance(value, np.generic):
         array = np.asarray(value)
-        if array.dtype.kind in "biufUOmM" and array.dtype != np.longdouble and np.dtype(array.dtype.str) == array.dtype:
+        if _has_form(array.dtype) and array.dtype != np.longdouble and not _is_padded(array.dtype, array.ravel()):
             numbers = array.view(np.int64) if array.dtype.kind in "mM" else array
             tag = "ndarray" if kind is np.ndarray else "scalar"
             values = [encode(item) for item in numbers.ravel().tolist()]
@@ -47,6 +54,16 @@ def encode(value):
 
 def _tagged(name, value):
     return {"__type__": name, "value": value}
+
+
+def _has_form(dtype):
+    return dtype.kind in "biufUOmM" and np.dtype(dtype.str) == dtype
+
+
+def _is_padded(dtype, values):
+    """Return whether strings take far more memory than their characters."""
+    needed = 4 * max(map(len, values), default=0) if dtype.kind == "U" else dtype.itemsize
+    return needed < dtype.itemsize and len(values) * dtype.itemsize > _PADDING
 
 
 def optimizer_class(name):
@@ -60,7 +77,7 @@ def decode(value):
 
     Raises
     ------
-    KeyError, RuntimeError, TypeError, ValueError
+    Exception
         If the value does not come from `encode`.
     """
     if isinstance(value, list):
@@ -69,28 +86,65 @@ def decode(value):
         return value
     if "__type__" not in value:
         return {key: decode(item) for key, item in value.items()}
+    kind = value["__type__"]
+    keys = {"__type__", "value", *(("dtype", "shape") if kind in ("ndarray", "scalar") else ())}
+    if value.keys() != keys:
+        raise ValueError(f"{shortened(kind)} has the keys {shortened(sorted(value))}, but needs {sorted(keys)}")
     content = decode(value["value"])
-    match value["__type__"]:
-        case "float":
+    match kind:
+        case "float" if isinstance(content, str):
             return float(content)
-        case "tuple":
+        case "tuple" if isinstance(content, list):
             return tuple(content)
-        case "Path":
+        case "Path" if isinstance(content, str):
             return Path(content)
-        case "torch.device":
+        case "torch.device" if isinstance(content, str):
             return torch.device(content)
-        case "torch.optim" if optimizer_class(content):
+        case "torch.optim" if isinstance(content, str) and optimizer_class(content):
             return optimizer_class(content)
         case "RandomState":
-            random = np.random.RandomState()
-            random.set_state(content)
-            return random
-        case "ndarray" | "scalar" as kind:
-            dtype = np.dtype(value["dtype"])
-            array = np.fromiter(content, np.int64 if dtype.kind in "mM" else dtype, len(content))
-            array = array.view(dtype).reshape(value["shape"])
-            return array if kind == "ndarray" else array[()]
-    raise ValueError(f"{value['__type__']!r} is not a type that skdml stores")
+            return _random_state(content)
+        case "ndarray" | "scalar" if isinstance(content, list):
+            array = _array(content, value["dtype"], value["shape"])
+            if kind == "ndarray":
+                return array
+            if array.ndim == 0 and array.dtype.kind != "O":
+                return array[()]
+    raise ValueError(f"{shortened(value)} is not a value that skdml stores")
+
+
+def _array(values, dtype, shape):
+    name, dtype = dtype, np.dtype(dtype if isinstance(dtype, str) else None)
+    if dtype.str != name or not _has_form(dtype):
+        raise ValueError(f"{shortened(name)} is not a type of array that skdml stores")
+    if (
+        not isinstance(shape, list)
+        or any(type(n) is not int or n < 0 for n in shape)
+        or math.prod(shape) != len(values)
+    ):
+        raise ValueError(f"an array of {len(values)} values has the shape {shortened(shape)}")
+    if dtype.kind == "U":
+        if not all(isinstance(item, str) and 4 * len(item) <= dtype.itemsize for item in values):
+            raise ValueError(f"an array of type {name} holds other values than strings of this length")
+        if _is_padded(dtype, values):
+            raise ValueError(f"an array of {len(values)} short strings has the type {name}")
+    array = np.fromiter(values, np.int64 if dtype.kind in "mM" else dtype, len(values))
+    return array.view(dtype).reshape(shape)
+
+
+def _random_state(state):
+    key, position = state["state"]["key"], state["state"]["pos"]
+    # NumPy checks neither, and reads past the end of the key.
+    if key.dtype != np.uint32 or key.shape != (624,) or type(position) is not int or not 0 <= position <= 624:
+        raise ValueError("a random state must hold 624 numbers and a position among them")
+    random = np.random.RandomState()
+    random.set_state(state)
+    return random
+
+
+def shortened(value):
+    """Return the text of a value for a message, of limited length."""
+    return _shortening.repr(value)
 
 
 def type_name(value):
