@@ -368,7 +368,8 @@ class ImageFiles:
             fresh = dict(zip(wanted, next(decoded), strict=True)) if wanted else {}
             for row, image in fresh.items():
                 self._keep(row, image)
-            images = [fresh[row] if row in fresh else self._read(row) for row in rows]
+            images = self._cached([row for row in rows if row not in fresh]) | fresh
+            images = [images[row] for row in rows]
             self._warn_if_dark(rows, images)
             yield images
 
@@ -376,13 +377,14 @@ class ImageFiles:
         if self.cache is not None and not isinstance(image, str):
             self.cache.write(row, image)
 
-    def _read(self, row):
-        """Return the image from the cache, or decode its file again where that is damaged."""
-        image = self.cache.read(row)
-        if image is None:
-            image = decode(self.paths[row], self.resize)
-            self._keep(row, image)
-        return image
+    def _cached(self, rows):
+        """Return the images by row, from the cache or, where it is damaged, decoded again."""
+        images = dict(zip(rows, self.cache.read(rows), strict=True)) if rows else {}
+        for row, image in images.items():
+            if image is None:
+                images[row] = decode(self.paths[row], self.resize)
+                self._keep(row, images[row])
+        return images
 
     def _warn_if_dark(self, rows, images):
         """Warn once about 16-bit files whose data have fewer bits."""
