@@ -456,6 +456,19 @@ def test_bad_files_are_listed_before_anything_is_decoded(paths, decoded, how):
     assert set(decoded) <= {paths[2], paths[11]}
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+@pytest.mark.parametrize("how", ["pipe", "socket", "device", "folder"])
+def test_transform_opens_only_regular_files(tmp_path, paths, how):
+    fitted = embedder(max_epochs=1).fit(paths, Y)
+    for params in ({}, {"cache": tmp_path / "cache"}, {"n_jobs": 2}):
+        files = [*paths[:3], str(tmp_path / "special.jpg")]
+        picture(0).save(files[3])
+        reason = damage(files[3], how)
+        with pytest.raises(ValueError, match=f"1 of 4 files cannot be used:\n  {files[3]} {reason}"):
+            fitted.set_params(cache=None, n_jobs=None).set_params(**params).transform(files)
+        shutil.rmtree(files[3]) if how == "folder" else os.unlink(files[3])
+
+
 def test_five_of_many_bad_files_are_shown(paths):
     for path in paths[3:17]:
         damage(path, "empty")
@@ -928,6 +941,7 @@ def test_processes_share_a_folder(tmp_path, paths, decoded):
         assert process.exitcode == 0
     images = all_images(paths, tmp_path / "cache")
     assert not decoded
+    assert len(entries(tmp_path / "cache")) == 20
     for path, image in zip(paths, images, strict=True):
         np.testing.assert_array_equal(image, decode(path, 20))
 

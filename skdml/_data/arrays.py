@@ -23,7 +23,7 @@ from sklearn.utils.validation import validate_data
 from torch.utils.data import DataLoader, Dataset
 
 from .._warnings import warn
-from .files import ImageFiles, broken_files, check_paths
+from .files import ImageFiles, broken_files, check_paths, shown
 from .images import Preprocessing
 
 # Data may take this share of the accelerator's free memory; larger data are streamed batch by batch.
@@ -440,7 +440,7 @@ def _check_files(estimator, X, seen, training, pixel_scale):
         row, reason = min(files.broken.items())
         warn(
             f"{len(files.broken)} of {len(files)} files cannot be used and are left out. The first one is "
-            f"{paths[row]}, which {reason}."
+            f"{shown(paths[row])}, which {reason}."
         )
         kept = np.setdiff1d(np.arange(len(files)), list(files.broken))
         files = files.keep(kept)
@@ -542,7 +542,9 @@ def _check_crop(settings, height, width):
 def _check_one_size(files):
     sizes, first = np.unique(files.sizes, axis=0, return_index=True)
     if len(sizes) > 1:
-        one, other = (f"{files.paths[i]} is {h} x {w}" for (h, w), i in zip(sizes[:2].tolist(), first[:2], strict=True))
+        one, other = (
+            f"{shown(files.paths[i])} is {h} x {w}" for (h, w), i in zip(sizes[:2].tolist(), first[:2], strict=True)
+        )
         raise ValueError(
             f"The images have different sizes (height x width){' after resize' * (files.resize is not None)}: {one}, "
             f"{other}. Set resize and crop_size, in pixels, to bring them to one size."
