@@ -284,8 +284,8 @@ def _check_axes(X):
     if len(X) and np.asarray(X).dtype.kind == "O":
         raise _no_rows(X)
     raise ValueError(
-        f"Expected 2D array, got 1D array instead: X is of type {kind} and has {len(X)} elements. Pass an array with "
-        "one row per sample; np.reshape(X, (-1, 1)) has one feature, np.reshape(X, (1, -1)) is one sample."
+        f"Expected 2D array, got 1D array instead: X is of type {kind} and has {len(X)} elements. Reshape your data: "
+        "np.reshape(X, (-1, 1)) has one feature, np.reshape(X, (1, -1)) is one sample."
     )
 
 
