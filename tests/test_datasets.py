@@ -21,6 +21,7 @@ from skdml.datasets import (
     load_cub200,
     load_cub200_2010,
     load_fashion_mnist,
+    load_image_folder,
     load_inshop,
     load_kanji,
     load_sop,
@@ -616,3 +617,115 @@ def test_downloads_have_a_checksum(name):
     for address, sha256 in getattr(_benchmarks, name).downloads.items():
         assert address.startswith(("https://", "http://", "ftp://"))
         assert len(bytes.fromhex(sha256)) == 32
+
+
+# A folder of one's own images
+
+
+def folder_of(root, names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    return root
+
+
+def image_folder(root, endings):
+    """Return paths and classes as torchvision's ImageFolder finds them."""
+    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    samples = []
+    for i, name in enumerate(classes):
+        for parent, _, files in sorted(os.walk(os.path.join(root, name), followlinks=True)):
+            samples += [(os.path.join(parent, file), i) for file in sorted(files) if file.lower().endswith(endings)]
+    return classes, samples
+
+
+NAMES = [
+    "b/2.png",
+    "b/10.JPG",
+    "a/x/deep/1.jpeg",
+    "a/x.tif",
+    "a/notes.txt",
+    "a/b/1.webp",
+    "10/1.bmp",
+    "2/1.pgm",
+    "é/1.gif",
+]
+
+
+@pytest.mark.parametrize("as_type", [str, Path, lambda root: f"{root}/", lambda root: os.path.relpath(root)])
+def test_image_folder_is_that_of_torchvision(tmp_path, as_type):
+    root = as_type(folder_of(tmp_path, NAMES))
+    images = load_image_folder(root)
+    classes, samples = image_folder(root, (".jpg", ".jpeg", ".png", ".bmp", ".pgm", ".tif", ".webp", ".gif"))
+    assert images.target_names.tolist() == classes
+    assert list(zip(images.data.tolist(), images.target.tolist(), strict=True)) == samples
+    assert images.target.dtype == np.int64
+    assert images.data.dtype.kind == images.target_names.dtype.kind == "U"
+    assert all(os.path.exists(path) for path in images.data)
+    data, target = load_image_folder(root, return_X_y=True)
+    np.testing.assert_array_equal(data, images.data)
+    np.testing.assert_array_equal(target, images.target)
+
+
+def test_image_folder_leaves_out_what_is_hidden_or_no_image(tmp_path):
+    hidden = [
+        ".git/1.png",
+        "a/.thumbnails/1.png",
+        "a/._1.png",
+        ".hidden.png",
+        "readme.md",
+        "a/1.eps",
+        "a/1.png.txt",
+        "a/png",
+    ]
+    images = load_image_folder(folder_of(tmp_path, ["a/1.png", "b/1.png", *hidden]))
+    assert images.data.tolist() == [str(tmp_path / "a/1.png"), str(tmp_path / "b/1.png")]
+
+
+def test_image_folder_follows_links_but_not_in_circles(tmp_path):
+    root = folder_of(tmp_path / "images", ["a/1.png", "a/deep/2.png", "b/1.png"])
+    elsewhere = folder_of(tmp_path / "elsewhere", ["3.png", "deep/4.png"])
+    (root / "c").symlink_to(elsewhere)
+    (root / "a" / "deep" / "up").symlink_to(root / "a")
+    (root / "a" / "self").symlink_to(".")
+    (root / "b" / "more").symlink_to(elsewhere / "deep")
+    (root / "b" / "2.png").symlink_to(elsewhere / "3.png")
+    found = [os.path.relpath(path, root) for path in load_image_folder(root).data]
+    assert found == ["a/1.png", "a/deep/2.png", "b/1.png", "b/2.png", "b/more/4.png", "c/3.png", "c/deep/4.png"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "has no subfolders. Give each class a subfolder"),
+        (["notes.txt"], "has no subfolders"),
+        ([".git/1.png"], "has no subfolders"),
+        (["1.png", "2.JPG"], r"2 images that are in no subfolder, .*; the first one is 1\.png\. Move"),
+        (["a/1.png", "b/1.png", "3.png"], r"1 images that are in no subfolder, .* 3\.png\."),
+        (["a/1.png", "b/notes.txt", "c/.1.png"], r"2 of 3 subfolders of .* hold no images; the first one is b\."),
+    ],
+)
+def test_image_folder_without_images_or_classes(tmp_path, names, message):
+    with pytest.raises(ValueError, match=message):
+        load_image_folder(folder_of(tmp_path, names))
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("missing", FileNotFoundError, "missing' is not a folder"),
+        ("a\0b", FileNotFoundError, "is not a folder"),
+        ("file.png", NotADirectoryError, "file.png' is not a folder"),
+    ],
+)
+def test_image_folder_that_is_none(tmp_path, name, error, message):
+    folder_of(tmp_path, ["file.png"])
+    with pytest.raises(error, match=message):
+        load_image_folder(os.path.join(tmp_path, name))
+
+
+@pytest.mark.parametrize("path", [None, 3, b"folder", ["a", "b"]])
+def test_image_folder_is_a_path(path):
+    with pytest.raises(TypeError, match=f"the name of a folder; got a {type(path).__name__}"):
+        load_image_folder(path)

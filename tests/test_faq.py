@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from skorch.callbacks import EarlyStopping, LRScheduler
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import skdml
 from skdml import RAWEmbedder, RecallAtK, recall_at_k
@@ -84,6 +86,9 @@ MISTAKES = [
     lambda folder: fit(np.zeros((30, 3, 8, 8), dtype=np.uint8)),
     lambda folder: fit(np.zeros((30, 8, 8, 3))),
     fit_images_of_two_sizes,
+    lambda folder: fit(str(folder)),
+    lambda folder: fit(DataLoader(TensorDataset(torch.zeros(30, 4)))),
+    lambda folder: fit([[1, 2], [3]] * 15),
     lambda folder: fit(["no such file.png"] * 30),
     lambda folder: fit(np.zeros((30, 8, 8), dtype=np.uint8)).transform(X),
     lambda folder: fit(np.full((30, 4), np.nan)),

@@ -1,14 +1,23 @@
 """Image files: what is read, what is refused, worker processes, the cache."""
 
+import contextlib
+import functools
+import io
 import multiprocessing
 import os
 import pickle
 import shutil
 import signal
+import socket
 import struct
+import time
+import traceback
+import warnings
 import zlib
+from importlib.util import find_spec
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,8 +29,10 @@ from sklearn.compose import ColumnTransformer
 from sklearn.model_selection import GridSearchCV, cross_validate
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
+from sklearn.utils import Bunch
 from sklearn.utils.fixes import parse_version
 from skorch.callbacks import Callback
+from torch.utils.data import DataLoader, TensorDataset
 
 from skdml import (
     ClassKFold,
@@ -36,8 +47,9 @@ from skdml import (
     class_train_test_split,
 )
 from skdml._data import files as files_module
-from skdml._data.cache import Cache
+from skdml._data.arrays import Files
 from skdml._data.files import ImageFiles, decode, read_header, run_workers
+from skdml._data.images import Preprocessing
 
 Y = np.repeat(np.arange(4), 5)
 FORMATS = ("jpg", "png", "webp")
@@ -65,25 +77,34 @@ def embedder(cls=SoftTripleEmbedder, **params):
     return cls(**common | {"random_state": 0, "device": "cpu"} | params)
 
 
-def bare_png(width, height):
-    """Return a PNG file that says it has this size, and holds nothing."""
+def png(header, data):
+    """Return a PNG file of this header and compressed pixels."""
 
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def bare_png(width, height):
+    """Return a PNG file that says it has this size, and holds nothing."""
+    return png(struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), zlib.compress(b""))
 
 
 DAMAGES = {  # what the file holds then, and what the error says
     "empty": (b"", "is empty"),
-    "text": (b"no image", "is not an image that Pillow can read"),
-    "no pixels": (bare_png(0, 5), "is not an image that Pillow can read"),
+    "text": (b"no image", "is not an image in one of the formats JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM, JPEG2000"),
+    "no pixels": (bare_png(0, 5), "is not an image in one of the formats"),
     "bomb": (bare_png(20_000, 20_000), "limit PIL.Image.MAX_IMAGE_PIXELS = 89,478,485 against decompression bombs"),
     "truncated": (None, "cannot be decoded: "),
     "missing": (None, "does not exist"),
     "folder": (None, "is a folder"),
+    "pipe": (None, "is a named pipe, not a regular file"),
+    "socket": (None, "is a socket, not a regular file"),
+    "device": (None, "is a device, not a regular file"),
 }
+if not hasattr(os, "mkfifo"):
+    DAMAGES = {how: DAMAGES[how] for how in DAMAGES if how not in ("pipe", "socket", "device")}
 
 
 def damage(path, how):
@@ -95,6 +116,13 @@ def damage(path, how):
     path.unlink()
     if how == "folder":
         path.mkdir()
+    elif how == "pipe":
+        os.mkfifo(path)
+    elif how == "socket":
+        with socket.socket(socket.AF_UNIX) as listener, contextlib.chdir(path.parent):
+            listener.bind(path.name)
+    elif how == "device":
+        path.symlink_to("/dev/zero")
     elif how != "missing":
         path.write_bytes(content)
     return reason
@@ -131,6 +159,9 @@ MODES = {
     "gif": ["1", "L", "P", "RGB", "RGBA"],
     "tiff": ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"],
     "bmp": ["1", "L", "P", "RGB", "RGBA"],
+    "ppm": ["1", "L", "RGB"],
+    "jp2": ["L", "LA", "RGB", "RGBA", "I;16"],
+    "avif": ["RGB", "RGBA"] if find_spec("PIL.AvifImagePlugin") else [],
 }
 
 
@@ -217,7 +248,198 @@ def test_png_without_its_end_is_read_where_pillow_reads_it(tmp_path):
     assert read_header(str(path), 20) == (20, 30)
 
 
+def deep_png(values, mode="gray"):
+    """Return a PNG file of 16 bits per channel with these values, (height, width)."""
+    n_channels, color = {"gray": (1, 0), "rgb": (3, 2)}[mode]
+    rows = np.repeat(values.astype(">u2"), n_channels, axis=1)
+    data = b"".join(b"\0" + row.tobytes() for row in rows)
+    header = struct.pack(">IIBBBBB", *values.shape[::-1], 16, color, 0, 0, 0)
+    return png(header, zlib.compress(data))
+
+
+@pytest.mark.parametrize("kind", ["png", "rgb png", "tiff", "packed tiff", "pgm", "ppm"])
+@pytest.mark.parametrize(("bits", "n_warnings"), [(8, 1), (10, 1), (12, 1), (16, 0)])
+def test_sixteen_bits_of_which_fewer_are_used_are_told_once(tmp_path, kind, bits, n_warnings):
+    values = np.linspace(0, 2**bits - 1, 20 * 30).astype(np.uint16).reshape(20, 30)
+    path = tmp_path / f"image.{kind.split()[-1]}"
+    if kind.endswith("png"):
+        path.write_bytes(deep_png(values, "rgb" if kind.startswith("rgb") else "gray"))
+    elif kind.endswith("tiff"):
+        Image.fromarray(values).save(path, compression="tiff_lzw" if kind == "packed tiff" else None)
+    else:
+        magic, n_channels = (b"P5", 1) if kind == "pgm" else (b"P6", 3)
+        pixels = np.repeat(values.astype(">u2"), n_channels, axis=1).tobytes()
+        path.write_bytes(magic + b" 30 20 65535\n" + pixels)
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        files = ImageFiles([str(path)] * 4, None)
+        for _ in range(2):
+            list(files.images([[0, 1], [2, 3]]))
+        files = files.keep([0, 1])
+        list(files.images([[0, 1]]))
+    told = [str(w.message) for w in record if "16 bits" in str(w.message)]
+    assert len(told) == n_warnings
+    assert all(str(path) in text and "after dividing the pixels by 4 or 16" in text for text in told)
+
+
+def test_a_fit_tells_once_that_files_use_few_of_sixteen_bits(tmp_path, recwarn):
+    path = str(tmp_path / "image.png")
+    Image.fromarray(np.full((20, 20), 1023, np.uint16)).save(path)
+    for n_jobs in (None, 2):
+        recwarn.clear()
+        embedder(n_jobs=n_jobs, cache=tmp_path / "cache").fit([path] * 20, Y)
+        assert [str(w.message)[: len(path)] for w in recwarn] == [path]
+
+
+def test_dark_pictures_of_eight_bits_are_fine(tmp_path):
+    path = str(tmp_path / "image.png")
+    Image.new("RGB", (20, 20)).save(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        embedder(max_epochs=1).fit([path] * 20, Y)
+
+
 # What is refused
+
+
+OTHERS = ["eps", "ico", "tga", "pcx", "sgi", "icns", "dds"]
+
+
+@pytest.mark.parametrize("extension", OTHERS)
+@pytest.mark.parametrize("name", ["image.jpg", "image.png"])
+def test_only_the_formats_that_are_promised_are_opened(tmp_path, monkeypatch, extension, name):
+    picture(0, 32, 32).save(tmp_path / f"image.{extension}")
+    path = tmp_path / name
+    (tmp_path / f"image.{extension}").rename(path)
+    monkeypatch.setattr("subprocess.Popen", None)
+    for function in (decode, read_header):
+        assert "is not an image in one of the formats JPEG, PNG" in function(str(path), 16)
+
+
+class Silent(Exception):
+    def __str__(self):
+        return " "
+
+
+@pytest.mark.parametrize("error", [Silent(), MemoryError(), OSError(), AssertionError()], ids=repr)
+def test_an_error_without_text_is_called_by_its_type(paths, monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(files_module.Image, "open", fail)
+    for function in (decode, read_header):
+        assert function(paths[0], 16) == f"cannot be decoded: {type(error).__name__}"
+
+
+@pytest.mark.parametrize("path", ["a\0b.jpg", "a\ud800.jpg"])
+@pytest.mark.parametrize("cache", [False, True])
+def test_what_cannot_be_a_path_is_a_bad_file(tmp_path, paths, path, cache):
+    params = {"cache": tmp_path / "cache"} if cache else {}
+    with pytest.raises(ValueError, match="1 of 20 files cannot be used") as error:
+        embedder(**params).fit([path, *paths[1:]], Y)
+    assert f"{path!r} cannot be the path of a file" in str(error.value)
+    with pytest.warns(UserWarning, match="1 of 20 files cannot be used"):
+        embedder(on_error="skip", **params).fit([path, *paths[1:]], Y)
+
+
+LONG = {"gif": (4000, 1), "png": (1, 20_000), "webp": (10_000, 2), "bmp": (9_000, 1), "tiff": (1, 8_000)}
+
+
+@pytest.mark.parametrize("extension", LONG)
+def test_the_size_after_resize_is_limited(tmp_path, extension, monkeypatch):
+    path = str(tmp_path / f"image.{extension}")
+    Image.new("RGB", LONG[extension]).save(path)
+    width, height = LONG[extension]
+    for function in (read_header, decode):
+        assert isinstance(function(path, 8), tuple | np.ndarray)
+        assert f"{height:,} x {width:,} pixels (height x width) would become" in function(path, 256)
+    with pytest.raises(ValueError, match=r"with resize=256, more than the limit PIL\.Image\.MAX_IMAGE_PIXELS"):
+        RAWEmbedder().fit([path] * 20, Y)
+    fitted = embedder(max_epochs=1).fit(np.zeros((20, 20, 20, 3), np.uint8), Y)
+    fitted._input.preprocessing["resize"] = 100_000
+    with pytest.raises(ValueError, match="with resize=100000, more than the limit"):
+        fitted.transform([path])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert read_header(path, 256)[0] == round(height * 256 / min(width, height))
+
+
+@pytest.mark.parametrize("params", [{"resize": 256}, {"resize": 256, "crop_size": 32}, {"resize": 100_000}])
+@pytest.mark.parametrize("augment", [None, "standard"])
+def test_arrays_are_not_enlarged_beyond_the_limit_either(params, augment):
+    for X in (np.zeros((20, 1, 4000, 3), np.uint8), np.zeros((20, 3, 1, 4000), np.float32)):
+        with pytest.raises(ValueError, match=r"1 x 4,000 pixels .* more than the limit PIL\.Image\.MAX_IMAGE_PIXELS"):
+            RAWEmbedder(augment=augment, **params).fit(X, Y)
+
+
+def test_a_file_that_shrinks_during_the_fit(paths):
+    files = [paths[0]] * 20
+    data = ImageFiles(files, None)
+    picture(0, 10, 10).save(paths[0])
+    settings = Preprocessing(None, 16, (0.0,), (1.0,), None, (0.1, 1.0), (1.0, 1.0))
+    with pytest.raises(ValueError, match=r"holds 10 x 10 pixels .* has changed since its header was read"):
+        Files(data, settings).batch(slice(0, 2))
+
+
+BIG = os.urandom(100_000)
+NO_ROWS = {
+    "folder": (lambda paths: str(Path(paths[0]).parent), "of type str; .*load_image_folder"),
+    "path": (lambda paths: Path(paths[0]).parent, "of type PosixPath|WindowsPath; .*load_image_folder"),
+    "pattern": (lambda paths: "images/*.png", r"of type str; .*sorted\(glob.glob\(pattern\)\)"),
+    "glob": (lambda paths: Path(paths[0]).parent.glob("*"), r"of type (generator|map); pass list\(X\)"),
+    "iterator": (lambda paths: iter(paths), r"of type list_iterator; pass list\(X\)"),
+    "set": (lambda paths: set(paths), r"of type set; pass list\(X\)"),
+    "dict": (lambda paths: {"data": paths}, r"of type dict; pass one of its values, such as X\['data'\]"),
+    "bunch": (lambda paths: Bunch(data=paths), "of type Bunch; pass one of its values"),
+    "dict values": (lambda paths: {"data": paths}.values(), r"of type dict_values; pass list\(X\)"),
+    "bytes": (lambda paths: BIG, r"of type bytes; .*Image.open\(io.BytesIO\(X\)\)"),
+    "bytearray": (lambda paths: bytearray(BIG), "of type bytearray; "),
+    "memoryview": (lambda paths: memoryview(BIG), "of type memoryview; "),
+    "file": (lambda paths: io.BytesIO(BIG), "of type BytesIO; pass the path"),
+    "array of bytes": (lambda paths: np.array(BIG), "got scalar: X is of type ndarray"),
+    "rows of bytes": (lambda paths: [[BIG, BIG]] * 20, "of type list and holds text"),
+    "dataset": (lambda paths: TensorDataset(torch.zeros(20, 3)), r"of type TensorDataset; pass the array np.stack"),
+    "loader": (lambda paths: DataLoader(TensorDataset(torch.zeros(20, 3))), "of type DataLoader; .*np.concatenate"),
+    "image": (lambda paths: picture(0), r"of type Image; .*np.asarray\(X\)\[None\]"),
+    "None": (lambda paths: None, "got scalar: X is of type NoneType"),
+    "sizes": (lambda paths: [np.zeros((4 + i % 2, 5, 3)) for i in range(20)], r"\(4, 5, 3\) and \(5, 5, 3\)\. Bring"),
+    "images": (lambda paths: [picture(0, 40 + i % 2, 40) for i in range(20)], "different shapes, .* and .*Bring"),
+    "object sizes": (
+        lambda paths: pd.Series([torch.zeros(4 + i % 2, 5) for i in range(20)]),
+        "Series and holds rows of different shapes",
+    ),
+    "one size": (lambda paths: pd.Series([np.zeros((4, 5))] * 20), r"20 arrays of shape \(4, 5\)\. Pass np.stack"),
+    "lengths": (lambda paths: [[1, 2], [3]] * 10, r"different shapes, \(2,\) and \(1,\)\. Give all the same number"),
+    "samples": (lambda paths: [(np.zeros((4, 4)), 1)] * 20, "objects of type tuple, which are not rows"),
+    "dicts": (lambda paths: [{"image": BIG}] * 20, "objects of type dict, which are not rows"),
+    "Nones": (lambda paths: [None] * 20, "objects of type NoneType, which are not rows"),
+    "contents": (lambda paths: [BIG] * 20, "a bytes. Convert paths with os.fsdecode"),
+    "column": (
+        lambda paths: np.zeros(1_000_000),
+        "got 1D array instead: X is of type ndarray and has 1000000 elements",
+    ),
+    "text": (lambda paths: pd.DataFrame({"path": ["x" * 10_000] * 20, "b": 1}), "of type DataFrame and holds text"),
+}
+
+
+@functools.cache
+def on_vectors():
+    return embedder(max_epochs=1, resize="auto", crop_size="auto").fit(np.arange(60.0).reshape(20, 3), Y)
+
+
+@pytest.mark.filterwarnings("ignore:X has feature names")
+@pytest.mark.parametrize("kind", NO_ROWS)
+def test_what_holds_no_rows_is_an_error_that_says_how(paths, kind):
+    make, message = NO_ROWS[kind]
+    vectors = embedder(max_epochs=1, resize="auto", crop_size="auto").fit(np.arange(60.0).reshape(20, 3), Y)
+    for run, says in (
+        (lambda: embedder().fit(make(paths), None), message),
+        (lambda: vectors.transform(make(paths)), "X"),
+    ):
+        with pytest.raises(ValueError, match=says) as error:
+            run()
+        text = "".join(traceback.format_exception(error.value))
+        assert len(str(error.value)) < 300
+        assert max(len(line) for line in text.splitlines()) < 500
 
 
 @pytest.mark.parametrize("how", DAMAGES)
@@ -232,6 +454,19 @@ def test_bad_files_are_listed_before_anything_is_decoded(paths, decoded, how):
     assert lines[2].startswith(f"  {paths[11]} ")
     assert "on_error='skip'" in lines[3]
     assert set(decoded) <= {paths[2], paths[11]}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+@pytest.mark.parametrize("how", ["pipe", "socket", "device", "folder"])
+def test_transform_opens_only_regular_files(tmp_path, paths, how):
+    fitted = embedder(max_epochs=1).fit(paths, Y)
+    for params in ({}, {"cache": tmp_path / "cache"}, {"n_jobs": 2}):
+        files = [*paths[:3], str(tmp_path / "special.jpg")]
+        picture(0).save(files[3])
+        reason = damage(files[3], how)
+        with pytest.raises(ValueError, match=f"1 of 4 files cannot be used:\n  {files[3]} {reason}"):
+            fitted.set_params(cache=None, n_jobs=None).set_params(**params).transform(files)
+        shutil.rmtree(files[3]) if how == "folder" else os.unlink(files[3])
 
 
 def test_five_of_many_bad_files_are_shown(paths):
@@ -539,6 +774,72 @@ def test_no_open_file_is_left(tmp_path, paths):
     assert len(os.listdir("/proc/self/fd")) <= before
 
 
+@pytest.mark.parametrize("backend", ["threading", "loky"])
+def test_none_is_this_process_in_any_context(paths, decoded, backend):
+    with joblib.parallel_config(backend=backend, n_jobs=2):
+        embedder(max_epochs=1).fit(paths, Y)
+    assert set(decoded) == set(paths)
+
+
+@pytest.mark.parametrize(("n_jobs", "n_workers"), [(None, 1), (1, 1), (3, 3), (-1, None), (-10_000, 1)])
+def test_number_of_processes(n_jobs, n_workers):
+    assert files_module.count_workers(n_jobs) == (n_workers or joblib.cpu_count())
+
+
+def test_a_process_that_may_start_no_other_decodes_itself(paths, decoded, monkeypatch):
+    """As in the workers of Dask and of multiprocessing.Pool."""
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
+    embedder(max_epochs=1, n_jobs=2).fit(paths, Y)
+    assert set(decoded) == set(paths)
+
+
+def large(path, resize):
+    """Return more than a pipe holds."""
+    return np.zeros((600, 600, 3), np.uint8)
+
+
+def decode_forever(paths, connection):
+    chunks = [[row] for row in range(20)] * 100
+    for i, _ in enumerate(run_workers(large, paths, 20, chunks, 3)):
+        if i == 5:
+            # A process that outlives the parent and keeps its files open.
+            other = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+            workers = [process.pid for process in decoders()]
+            other.start()
+            connection.send((workers, other.pid))
+            time.sleep(60)
+
+
+def is_alive(pid):
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no list of processes")
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
+def test_workers_end_with_their_parent(paths, name):
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    parent = context.Process(target=decode_forever, args=(paths, sender))
+    parent.start()
+    workers, other = receiver.recv()
+    try:
+        assert len(workers) == 3
+        assert all(is_alive(pid) for pid in workers)
+        os.kill(parent.pid, getattr(signal, name))
+        parent.join()
+        end = time.monotonic() + 10
+        while any(is_alive(pid) for pid in workers) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not any(is_alive(pid) for pid in workers)
+        assert is_alive(other)
+    finally:
+        os.kill(other, signal.SIGKILL)
+
+
 def test_decoding_is_one_batch_ahead_at_most(paths, decoded):
     chunks = [[row] for row in range(20)]
     batches = ImageFiles(paths, 20).images(chunks)
@@ -640,6 +941,7 @@ def test_processes_share_a_folder(tmp_path, paths, decoded):
         assert process.exitcode == 0
     images = all_images(paths, tmp_path / "cache")
     assert not decoded
+    assert len(entries(tmp_path / "cache")) == 20
     for path, image in zip(paths, images, strict=True):
         np.testing.assert_array_equal(image, decode(path, 20))
 
@@ -668,27 +970,131 @@ def test_skipped_files_and_the_cache(tmp_path, paths, decoded):
     np.testing.assert_array_equal(cached.transform(good_paths), plain.transform(good_paths))
 
 
-@pytest.mark.parametrize(
-    "content",
-    ["no json", "[]", '{"resize": 20}', '{"resize": 20, "images": [[1]]}', '{"resize": 20, "images": 3}', "\xff"],
-)
-def test_foreign_list_in_the_folder_is_named(tmp_path, paths, content):
-    (tmp_path / "settings.json").write_text(content, encoding="latin-1")
-    with pytest.raises(ValueError, match=r"settings\.json is damaged or not part of .* a separate folder"):
-        embedder(cache=tmp_path).fit(paths, Y)
+def entries(folder):
+    return sorted(Path(folder).iterdir())
 
 
-@pytest.mark.parametrize("suffix", [".bin", ".done"])
-@pytest.mark.parametrize("cut", [True, False])
-def test_shard_without_its_pixels_is_named(tmp_path, paths, suffix, cut):
+def zeroed(content):
+    return content[:-300] + bytes(300)
+
+
+def swapped(content):
+    return content[:-20_000] + content[-10_000:] + content[-20_000:-10_000]
+
+
+def turned(content):
+    """Height and width change places."""
+    return content[:16] + content[20:24] + content[16:20] + content[24:]
+
+
+DAMAGED = {
+    "empty": lambda content: b"",
+    "cut off": lambda content: content[:-1],
+    "in the header": lambda content: content[:20],
+    "longer": lambda content: content + b"0",
+    "zeroed": zeroed,
+    "all zeros": lambda content: bytes(len(content)),
+    "pixels all zero": lambda content: content[:32] + bytes(len(content) - 32),
+    "one bit": lambda content: content[:-5] + bytes([content[-5] ^ 1]) + content[-4:],
+    "swapped": swapped,
+    "turned": turned,
+    "foreign": lambda content: b"some text",
+}
+
+
+@pytest.mark.parametrize("how", DAMAGED)
+@pytest.mark.parametrize("is_open", [False, True])
+def test_what_is_damaged_in_the_cache_is_decoded_again(tmp_path, paths, decoded, how, is_open):
+    folder, paths = tmp_path / "cache", paths[:8]
+    all_images(paths, folder, resize=60)
+    files = ImageFiles(paths, 60, cache=folder) if is_open else None
+    whole = {entry: entry.read_bytes() for entry in entries(folder)}
+    for entry in entries(folder)[:3]:
+        entry.write_bytes(DAMAGED[how](whole[entry]))
+    decoded.clear()
+    files = files or ImageFiles(paths, 60, cache=folder)
+    for path, image in zip(paths, next(files.images([list(range(8))])), strict=True):
+        np.testing.assert_array_equal(image, decode(path, 60))
+    if not (is_open and how == "longer"):
+        assert len(decoded) == 3
+        assert {entry: entry.read_bytes() for entry in entries(folder)} == whole
+    decoded.clear()
+    next(files.images([list(range(8))]))
+    assert not decoded
+
+
+def test_several_fits_keep_one_copy(tmp_path, paths):
+    for seed in range(3):
+        embedder(cache=tmp_path / "cache", max_epochs=1, random_state=seed).fit(paths + paths[:4], np.tile(Y, 2)[:24])
+    picture(7, 60, 40).save(paths[4])
     all_images(paths, tmp_path / "cache")
-    (damaged,) = (tmp_path / "cache").glob(f"*{suffix}")
-    if cut:
-        damaged.write_bytes(damaged.read_bytes()[:-1])
-    else:
-        damaged.unlink()
-    with pytest.raises(ValueError, match=rf"{damaged.stem}.json is damaged .* delete {damaged.stem}\.\*"):
-        Cache(tmp_path / "cache", paths, 20)
+    assert len(entries(tmp_path / "cache")) == 20
+
+
+def test_a_fit_that_was_killed_leaves_nothing_but_what_the_next_one_uses(tmp_path, paths, monkeypatch):
+    folder = tmp_path / "cache"
+    all_images(paths, folder)
+    whole = {entry.name: entry.read_bytes() for entry in entries(folder)}
+    for n_written in (0, 10, 32, 500):
+        entry = entries(folder)[0]
+        entry.write_bytes(whole[entry.name][:n_written])
+        entries(folder)[1].unlink()
+        all_images(paths, folder)
+        assert {entry.name: entry.read_bytes() for entry in entries(folder)} == whole
+
+
+def test_a_file_that_changes_in_silence_is_decoded_anew(tmp_path, decoded):
+    """Of the same length, with the time of the last change put back; or another file in its place."""
+    paths = [str(tmp_path / f"{i}.bmp") for i in range(3)]
+    for i, path in enumerate(paths):
+        picture(i).save(path)
+    all_images(paths, tmp_path / "cache")
+    status = os.stat(paths[0])
+    picture(7).save(paths[0])
+    os.utime(paths[0], ns=(status.st_atime_ns, status.st_mtime_ns))
+    os.replace(paths[2], paths[1])
+    picture(2).save(paths[2])
+    decoded.clear()
+    for path, image in zip(paths, all_images(paths, tmp_path / "cache"), strict=True):
+        np.testing.assert_array_equal(image, decode(path, 20))
+    assert decoded[:3] == paths
+
+
+def test_a_file_that_changes_while_it_is_decoded_is_not_kept(tmp_path, paths, monkeypatch):
+    def changing(path, resize):
+        image = decode(path, resize)
+        picture(8).save(path)
+        return image
+
+    monkeypatch.setattr(files_module, "decode", changing)
+    all_images(paths[:1], tmp_path / "cache")
+    assert not entries(tmp_path / "cache")
+
+
+def test_other_files_in_the_folder_stay(tmp_path, paths):
+    for name in ("settings.json", "a.image", "0.jpg"):
+        (tmp_path / name).write_text("mine")
+    all_images(paths, tmp_path)
+    all_images(paths, tmp_path)
+    assert {(tmp_path / name).read_text() for name in ("settings.json", "a.image", "0.jpg")} == {"mine"}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("file", "is a file or lies in one, but must be a folder"),
+        ("file/folder", "is a file or lies in one, but must be a folder"),
+        ("a\0b", "cannot be the name of a folder: .*null"),
+        ("\ud800", "cannot be the name of a folder: .*encode"),
+    ],
+)
+def test_cache_that_is_no_folder(tmp_path, paths, name, message):
+    (tmp_path / "file").write_text("")
+    for cache in (os.path.join(tmp_path, name), tmp_path / name):
+        with pytest.raises(ValueError, match=message):
+            embedder(cache=cache).fit(paths, Y)
+    with pytest.raises(ValueError, match="cache='' names no folder"):
+        embedder(cache="").fit(paths, Y)
 
 
 def test_cache_is_for_files(tmp_path):
@@ -705,7 +1111,7 @@ def test_cache_folder_that_cannot_be_written_to(tmp_path, paths):
         next(files.images([[0]]))
 
 
-def test_cache_folder_that_cannot_be_made(tmp_path, paths):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="file"):
-        embedder(cache=tmp_path / "file").fit(paths, Y)
+@pytest.mark.skipif(not Path("/proc").exists(), reason="no folder in which nobody may write")
+def test_cache_folder_that_cannot_be_made(paths):
+    with pytest.raises(OSError, match=r"The folder cache='/proc/cache' cannot be created"):
+        embedder(cache="/proc/cache").fit(paths, Y)

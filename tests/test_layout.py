@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "metrics": set(),
     "model_selection": set(),
     "verification": {"_data", "metrics"},
-    "datasets": set(),
+    "datasets": {"_data"},
     "inspection": {"_data", "_loss", "_methods", "metrics"},
 }
 

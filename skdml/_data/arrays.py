@@ -9,17 +9,21 @@ else on the host.
 
 import math
 import os
+from collections.abc import Iterator, Mapping, Set, ValuesView
 from dataclasses import dataclass, replace
+from io import IOBase
 
 import numpy as np
 import torch
+from PIL import Image
 from scipy import sparse
 from sklearn import get_config
 from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
+from torch.utils.data import DataLoader, Dataset
 
 from .._warnings import own_filters, warn
-from .files import ImageFiles, broken_files, check_paths
+from .files import ImageFiles, broken_files, check_paths, shown
 from .images import Preprocessing
 
 # Data may take this share of the accelerator's free memory; larger data are streamed batch by batch.
@@ -162,6 +166,11 @@ class Files(Rows):
             return self.preprocessing.random_crop(self._to_device(pixels), boxes, flip, size)
         pixels = np.empty((len(images), *size, 3), dtype=np.uint8)
         for cropped, image in zip(pixels, images, strict=True):
+            if image.shape[0] < size[0] or image.shape[1] < size[1]:
+                raise ValueError(
+                    f"A file holds {image.shape[0]} x {image.shape[1]} pixels (height x width), less than the "
+                    f"{size[0]} x {size[1]} that the network gets: it has changed since its header was read."
+                )
             top, left = (round((side - s) / 2) for side, s in zip(image.shape, size, strict=False))
             cropped[:] = image[top : top + size[0], left : left + size[1]]
         return self.preprocessing(self._to_device(pixels), generator)
@@ -203,10 +212,12 @@ def check_data(estimator, X, *, seen=None, training=False, pixel_scale=None):
     """
     if isinstance(X, torch.Tensor) and (X.device.type == "cpu" or not is_dispatched(X)):
         X = np.asarray(X.detach().float() if X.dtype == torch.bfloat16 else X.detach())  # NumPy lacks bfloat16
+    _refuse_container(X)
     if holds_paths(X):
         return _check_files(estimator, X, seen, training, pixel_scale)
+    is_vectors = sparse.issparse(X) or _check_axes(X) == 2
     with np.errstate(over="ignore", invalid="ignore"):  # a number too large for float32 fails the check for infinity
-        if sparse.issparse(X) or ndim(X) < 3:
+        if is_vectors:
             return _check_vectors(estimator, X, seen)
         return _check_arrays(estimator, X, seen, pixel_scale)
 
@@ -225,9 +236,91 @@ def holds_paths(X):
     """Return whether X is a 1-D sequence that contains a str, bytes or path."""
     if not isinstance(X, list | tuple):
         shape = getattr(X, "shape", ())
-        if len(shape) != 1 or getattr(X.dtype, "kind", "O") not in "OSTU":
+        if len(shape) != 1 or getattr(getattr(X, "dtype", None), "kind", "O") not in "OSTU":
             return False
     return any(isinstance(x, str | bytes | os.PathLike) for x in X)
+
+
+def _refuse_container(X):
+    """Refuse an X that holds samples, but does not give them as rows, and say how to get these."""
+    if isinstance(X, str | os.PathLike):
+        advice = (
+            "a sequence of paths: [path] for one file, sorted(glob.glob(pattern)) for a pattern, "
+            "skdml.datasets.load_image_folder(folder).data for a folder with a subfolder per class"
+        )
+    elif isinstance(X, bytes | bytearray | memoryview):
+        advice = "the path of the image file in a list, or the array np.asarray(PIL.Image.open(io.BytesIO(X)))[None]"
+    elif isinstance(X, Image.Image):
+        advice = "an array with one more axis, np.asarray(X)[None]"
+    elif isinstance(X, Mapping):
+        advice = "one of its values, such as X['data'], or its columns as a table, pandas.DataFrame(X)"
+    elif isinstance(X, DataLoader):
+        advice = "the array np.concatenate([np.asarray(batch) for batch, _ in X]) or the paths of the files"
+    elif isinstance(X, Dataset):
+        advice = "the array np.stack([np.asarray(sample) for sample, _ in X]) or the paths of the files"
+    elif isinstance(X, IOBase):
+        advice = "the path of the image file in a list"
+    elif isinstance(X, Iterator | Set | ValuesView):
+        advice = "list(X), which has an order and can be read more than once"
+    else:
+        return
+    raise ValueError(f"X is of type {type(X).__name__}; pass {advice}.")
+
+
+def _check_axes(X):
+    """Return the number of axes of X, after checking that it has rows."""
+    try:
+        n_axes = ndim(X)
+    except ValueError:  # rows of different shapes
+        raise _no_rows(X) from None
+    if n_axes > 1:
+        return n_axes
+    kind = type(X).__name__
+    if n_axes == 0:
+        raise ValueError(
+            f"Expected 2D array, got scalar: X is of type {kind}; pass an array with one row per sample, or a sequence "
+            "of paths."
+        )
+    if len(X) and np.asarray(X).dtype.kind == "O":
+        raise _no_rows(X)
+    raise ValueError(
+        f"Expected 2D array, got 1D array instead: X is of type {kind} and has {len(X)} elements. Reshape your data: "
+        "np.reshape(X, (-1, 1)) has one feature, np.reshape(X, (1, -1)) is one sample."
+    )
+
+
+def _no_rows(X):
+    """Return the error for a sequence of objects that numpy cannot make an array of."""
+    kind = type(X).__name__
+    shapes = {}  # two at most
+    for row in X:
+        shapes.setdefault(_row_shape(row), type(row).__name__)
+        if len(shapes) > 1:
+            break
+    (shape, of_kind), *others = shapes.items()
+    if not shape or any(not other for other, _ in others):
+        return ValueError(
+            f"X is of type {kind} and holds objects of type {of_kind}, which are not rows of numbers. Pass an array "
+            "with one row per sample, or a sequence of paths."
+        )
+    if not others:
+        return ValueError(f"X is of type {kind} and holds {len(X)} arrays of shape {shape}. Pass np.stack(X).")
+    advice = "Give all the same number of features"
+    if max(len(shape) for shape in shapes) > 1:
+        advice = "Bring them to one size, or pass paths of image files, which resize and crop_size bring to one size"
+    return ValueError(
+        f"X is of type {kind} and holds rows of different shapes, {' and '.join(map(str, shapes))}. {advice}."
+    )
+
+
+def _row_shape(row):
+    """Return the shape of a row, () if it has none, None if its parts differ in theirs."""
+    if hasattr(row, "shape"):
+        return tuple(row.shape)
+    try:
+        return np.shape(row)
+    except ValueError:
+        return None
 
 
 def image_shape(X):
@@ -265,8 +358,16 @@ def _check_vectors(estimator, X, seen):
                 f"X has shape {X.shape} and holds strings, but image paths must be a 1-D sequence. Pass the column "
                 'itself, df["path"] or X[:, 0]; pass a ColumnTransformer its name, not a list of names.'
             )
-        with own_filters():
-            X = validate_data(checker, X, reset=seen is None, accept_sparse="csr", dtype=np.float32, order="C")
+        try:
+            with own_filters():
+                X = validate_data(checker, X, reset=seen is None, accept_sparse="csr", dtype=np.float32, order="C")
+        except ValueError as error:
+            if not str(error).startswith("could not convert string"):
+                raise
+            raise ValueError(
+                f"X is of type {type(X).__name__} and holds text (could not convert string to float). Encode it as "
+                'numbers, leave it out, or pass the column of paths itself, df["path"].'
+            ) from None
     data = SparseRows(X) if sparse.issparse(X) else Rows(X)
     if seen is not None:
         return data, {}
@@ -341,7 +442,7 @@ def _check_files(estimator, X, seen, training, pixel_scale):
         row, reason = min(files.broken.items())
         warn(
             f"{len(files.broken)} of {len(files)} files cannot be used and are left out. The first one is "
-            f"{paths[row]}, which {reason}."
+            f"{shown(paths[row])}, which {reason}."
         )
         kept = np.setdiff1d(np.arange(len(files)), list(files.broken))
         files = files.keep(kept)
@@ -443,7 +544,9 @@ def _check_crop(settings, height, width):
 def _check_one_size(files):
     sizes, first = np.unique(files.sizes, axis=0, return_index=True)
     if len(sizes) > 1:
-        one, other = (f"{files.paths[i]} is {h} x {w}" for (h, w), i in zip(sizes[:2].tolist(), first[:2], strict=True))
+        one, other = (
+            f"{shown(files.paths[i])} is {h} x {w}" for (h, w), i in zip(sizes[:2].tolist(), first[:2], strict=True)
+        )
         raise ValueError(
             f"The images have different sizes (height x width){' after resize' * (files.resize is not None)}: {one}, "
             f"{other}. Set resize and crop_size, in pixels, to bring them to one size."

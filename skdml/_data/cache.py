@@ -1,19 +1,23 @@
 """A folder that caches the decoded images of files."""
 
-import json
 import os
-import uuid
+import struct
+import zlib
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 
+_VERSION = 1  # to be raised when the decoding of a file gives other pixels
+_HEADER = struct.Struct("<16s2I4xI")  # state of the file, height, width, checksum; then come the pixels
+
 
 class Cache:
-    """Decoded images in memory maps, looked up by path, modification time, length and ``resize``.
+    """Decoded images, one file each, looked up by path and ``resize``.
 
-    A fit on files that the folder does not hold yet adds a shard of three files: NAME.json lists its images with their
-    positions, NAME.bin holds their pixels, and byte i of NAME.done is 1 once image i is written. Only the process that
-    made a shard writes to it, so that fits in several processes can share a folder.
+    An entry holds a checksum, and what does not agree with it is taken for absent and written anew: pixels that have
+    changed, an image that was cut off by a crash, or one that another process is just writing. Processes can therefore
+    share a folder without locks: they write the same bytes to the same file.
 
     Parameters
     ----------
@@ -26,110 +30,149 @@ class Cache:
     Raises
     ------
     ValueError
-        If the folder holds a .json file that does not belong to a cache, or whose pixels are missing.
+        If ``folder`` is not the name of a folder.
+    OSError
+        If the folder cannot be created.
     """
 
     def __init__(self, folder, paths, resize):
-        self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.resize = resize
-        self.keys = [_key(path) for path in paths]
-        self.places = {}  # row -> (pixels of the shard, offset, height, width)
-        self.reserved = {}  # row -> (place as above, shard, index in the shard), not written yet
-        rows = {}  # a path may occur in several rows
-        for row, key in enumerate(self.keys):
-            if key is not None:
-                rows.setdefault(key, []).append(row)
-        for index in sorted(self.folder.glob("*.json")):
-            try:
-                self._read_shard(index, rows)
-            except (OSError, ValueError, TypeError, LookupError) as error:
-                raise ValueError(
-                    f"cache={os.fspath(folder)!r}: {index.name} is damaged or not part of an image cache. Set cache "
-                    f"to a separate folder, or delete {index.stem}.*. ({type(error).__name__}: {error})"
-                ) from error
-
-    def _read_shard(self, index, rows):
-        content = json.loads(index.read_text())
-        images = content["images"]
-        if content["resize"] != self.resize or not images:
-            return
-        done = np.fromfile(index.with_suffix(".done"), dtype=np.uint8)
-        *_, offset, height, width = images[-1]
-        if len(done) != len(images) or index.with_suffix(".bin").stat().st_size != offset + 3 * height * width:
-            raise ValueError("the shard has files of the wrong length")
-        pixels = None
-        for (*key, offset, height, width), is_done in zip(images, done.tolist(), strict=True):
-            for row in rows.get(tuple(key), []) if is_done else []:
-                if pixels is None:  # open a shard only when it is needed
-                    pixels = np.memmap(index.with_suffix(".bin"), mode="r")
-                self.places[row] = pixels, offset, height, width
+        self.folder = os.fspath(_made(folder))
+        self.paths = paths
+        self.names = [_name(path, resize) for path in paths]
+        self.states = [_state(path) for path in paths]
+        self.sizes = {}  # row -> height and width, for the images that the folder holds
+        for row in range(len(paths)):
+            size = self._read_size(row)
+            if size is not None:
+                self.sizes[row] = size
 
     def __contains__(self, row):
-        return row in self.places
+        return row in self.sizes
 
     def __iter__(self):
-        return iter(self.places)
+        return iter(self.sizes)
 
     def size(self, row):
         """Return the image's height and width."""
-        return self.places[row][2:]
+        return self.sizes[row]
 
-    def read(self, row):
-        """Return the image as a view of the memory map."""
-        pixels, offset, height, width = self.places[row]
-        return pixels[offset : offset + 3 * height * width].reshape(height, width, 3)
+    def read(self, rows):
+        """Return the images of the rows, None for each entry that is not what was written."""
+        lengths = [_HEADER.size + 3 * height * width for height, width in map(self.size, rows)]
+        # To get the memory image by image would take longer than to read. The words of the checksum are aligned.
+        starts = np.cumsum([0] + [-(-length // 8) * 8 for length in lengths]).tolist()
+        content = np.empty(starts[-1], dtype=np.uint8)
+        return [
+            self._read(row, content[start : start + length])
+            for row, start, length in zip(rows, starts, lengths, strict=False)
+        ]
 
-    def reserve(self, sizes):
-        """Create a shard with space for the images that the folder does not hold."""
-        rows = [row for row in range(len(sizes)) if row not in self.places and sizes[row, 0] > 0 and self.keys[row]]
-        if not rows:
-            return
-        lengths = 3 * sizes[rows].prod(axis=1)
-        offsets = np.cumsum(lengths) - lengths
-        shard = self.folder / uuid.uuid4().hex
-        for suffix, length in ((".bin", lengths.sum()), (".done", len(rows))):
-            with open(shard.with_suffix(suffix), "wb") as file:
-                file.truncate(length)
-        pixels = np.memmap(shard.with_suffix(".bin"), mode="r")
-        images = []
-        for i, (row, offset) in enumerate(zip(rows, offsets.tolist(), strict=True)):
-            height, width = sizes[row].tolist()
-            self.reserved[row] = (pixels, offset, height, width), shard, i
-            images.append([*self.keys[row], offset, height, width])
-        # The list appears last and atomically: a process that finds it also finds the other files.
-        shard.with_suffix(".tmp").write_text(json.dumps({"resize": self.resize, "images": images}))
-        os.replace(shard.with_suffix(".tmp"), shard.with_suffix(".json"))
+    def _read(self, row, content):
+        try:
+            with open(os.path.join(self.folder, self.names[row]), "rb", buffering=0) as file:
+                is_whole = file.readinto(content) == len(content)
+        except OSError:
+            return None
+        pixels = content[_HEADER.size :]
+        if not is_whole or content[: _HEADER.size].tobytes() != self._header(row, *self.sizes[row], pixels):
+            return None
+        return pixels.reshape(*self.sizes[row], 3)
 
     def write(self, row, image):
-        """Store the image, unless its size differs from that in its header."""
-        place, shard, i = self.reserved.pop(row, (None, None, None))
-        if place is None or image.shape[:2] != place[2:]:
+        """Store the image, unless its file has changed."""
+        if self.states[row] is None or _state(self.paths[row]) != self.states[row]:
             return
-        # On a full disk, writing to the memory map would kill the process; writing to the file raises an error.
+        height, width, _ = image.shape
+        header = self._header(row, height, width, image.reshape(-1))
         try:
-            for suffix, offset, content in ((".bin", place[1], image), (".done", i, b"\1")):
-                with open(shard.with_suffix(suffix), "r+b") as file:
-                    file.seek(offset)
-                    file.write(content)
+            with open(os.path.join(self.folder, self.names[row]), "wb") as file:
+                file.write(header)
+                file.write(image)
         except OSError as error:
-            message = f"{error.strerror}. The folder cache={os.fspath(self.folder)!r} cannot be written to"
+            message = f"{error.strerror}. The folder cache={self.folder!r} cannot be written to"
             raise OSError(error.errno, message) from error
-        self.places[row] = place
+        self.sizes[row] = height, width
 
     def keep(self, rows):
         """Return the cache of only these rows, renumbered."""
         cache = object.__new__(Cache)
-        vars(cache).update(vars(self))
-        cache.keys = [self.keys[row] for row in rows]
-        cache.places = {i: self.places[row] for i, row in enumerate(rows) if row in self.places}
-        cache.reserved = {i: self.reserved[row] for i, row in enumerate(rows) if row in self.reserved}
+        cache.folder = self.folder
+        for name in ("paths", "names", "states"):
+            setattr(cache, name, [getattr(self, name)[row] for row in rows])
+        cache.sizes = {i: self.sizes[row] for i, row in enumerate(rows) if row in self.sizes}
         return cache
 
+    def _read_size(self, row):
+        """Return the size that the header of an entry tells, or None if there is no entry of the file's state."""
+        if self.states[row] is None:
+            return None
+        path = os.path.join(self.folder, self.names[row])
+        try:
+            length = os.stat(path).st_size
+            if length < _HEADER.size:
+                return None
+            with open(path, "rb", buffering=0) as file:
+                header = file.read(_HEADER.size)
+        except OSError:
+            return None
+        if len(header) < _HEADER.size:
+            return None
+        state, height, width, _ = _HEADER.unpack(header)
+        if state != self.states[row] or length != _HEADER.size + 3 * height * width:
+            return None
+        return height, width
 
-def _key(path):
+    def _header(self, row, height, width, pixels):
+        fields = self.states[row], height, width
+        return _HEADER.pack(*fields, zlib.crc32(_HEADER.pack(*fields, 0), _checksum(pixels)))
+
+
+def _checksum(content):
+    """Return the CRC-32 of the sums along rows and columns of the content's 64-bit words, laid out in a table.
+
+    The CRC-32 of the content itself takes five times as long, longer than to read it.
+
+    Parameters
+    ----------
+    content : uint8 array of shape (n_bytes,)
+    """
+    end = len(content) // 4096 * 4096
+    words = content[:end].view(np.uint64).reshape(-1, 512)
+    crc = zlib.crc32(content[end:])
+    for axis in (0, 1):
+        crc = zlib.crc32(words.sum(axis=axis, dtype=np.uint64), crc)
+    return crc
+
+
+def _made(folder):
+    """Return the folder as a Path, created if it does not exist."""
+    shown = f"cache={os.fspath(folder)!r}"
+    if not os.fspath(folder):
+        raise ValueError(f"{shown} names no folder. Set cache to a folder, or to None.")
+    try:
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"{shown} is a file or lies in one, but must be a folder. Set cache to a folder.") from error
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}. The folder {shown} cannot be created") from error
+    except ValueError as error:  # a null byte, or a letter that the file system lacks
+        raise ValueError(f"{shown} cannot be the name of a folder: {error}. Set cache to a folder.") from error
+    return path
+
+
+def _name(path, resize):
+    """Return the name of the entry of a file."""
+    key = f"{_VERSION}\0{resize}\0{os.path.abspath(path)}"
+    return blake2b(key.encode(errors="surrogatepass"), digest_size=16).hexdigest() + ".image"
+
+
+def _state(path):
+    """Return a digest of what changes with the content of a file, or None if there is no such file."""
     try:
         status = os.stat(path)
-    except OSError:
-        return None  # reported by the header check
-    return os.path.abspath(path), status.st_mtime_ns, status.st_size
+    except (OSError, ValueError):  # reported by the header check
+        return None
+    # The time of the last change of the inode shows what a restored modification time hides.
+    state = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return blake2b(repr(state).encode(), digest_size=16).digest()

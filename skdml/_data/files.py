@@ -5,24 +5,55 @@ scaled to ``resize``.
 """
 
 import errno
+import functools
+import multiprocessing
 import os
+import re
+import reprlib
+import stat
+import threading
 import warnings
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 import numpy as np
 import torch
-from joblib import effective_n_jobs
+from joblib import cpu_count
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 
-from .._warnings import own_filters
+from .._warnings import own_filters, warn
 from .cache import Cache
+from .images import resized
 
 N_SHOWN = 5  # broken files listed in an error message
 CHUNK = 64  # files per task where there are no batches
 
+# The formats that are read, by Pillow's names, with the ends of their files' names. Pillow knows others, some of which,
+# such as EPS, make it start a program.
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "JPEG2000": (".jp2", ".j2k"),
+    "AVIF": (".avif",),
+}
+_OPENED = [name for name in FORMATS if name != "AVIF" or find_spec("PIL.AvifImagePlugin")]  # new in Pillow 11.3
+
 # The last bytes of a complete file.
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+
+_KINDS = {
+    stat.S_IFDIR: "folder",
+    stat.S_IFIFO: "named pipe",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+}
 
 
 def check_paths(paths):
@@ -38,9 +69,12 @@ def check_paths(paths):
         raise ValueError("X has 0 files; at least 1 is needed.")
     for i, path in enumerate(paths):
         if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+            advice = ""
+            if isinstance(path, bytes | os.PathLike):
+                advice = " Convert paths with os.fsdecode; the content of a file is read by PIL.Image.open."
             raise ValueError(
-                f"X holds file paths, all of which must be str or os.PathLike; element {i} is {path!r}, a "
-                f"{type(path).__name__}."
+                f"X holds file paths, all of which must be str or os.PathLike; element {i} is "
+                f"{reprlib.repr(path)}, a {type(path).__name__}.{advice}"
             )
     return [os.fspath(path) for path in paths]
 
@@ -57,59 +91,80 @@ def decode(path, resize):
     """
     try:
         with _open(path) as image:
-            size = image.size
+            width, height = image.size
+            size = resized(height, width, resize)[::-1]
             if resize is not None:
                 image.draft("RGB", (resize, resize))
             upright = ImageOps.exif_transpose(image)
             if upright.size != image.size:
                 size = size[::-1]
             upright = _rgb(upright)
-        if resize is not None and upright.size != _resized(size, resize):
-            upright = upright.resize(_resized(size, resize), Image.Resampling.BILINEAR)
+        if resize is not None and upright.size != size:
+            upright = upright.resize(size, Image.Resampling.BILINEAR)
         return np.asarray(upright)
     except Exception as error:  # on broken files, Pillow's plugins raise exceptions of any type
-        return _what_is_wrong(path, error)
+        return _what_is_wrong(error)
 
 
 def read_header(path, resize):
     """Return the (height, width) that `decode` will give, or a str that says what is wrong with the file."""
     try:
         with _open(path) as image:
-            size = image.size
+            height, width = resized(*image.size[::-1], resize)
             # For a PNG file, getexif() would decode all of it.
-            if image.format == "JPEG" or "exif" in image.info:
+            if image.format in ("JPEG", "MPO") or "exif" in image.info:
                 orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-                size = size[::-1] if orientation in (5, 6, 7, 8) else size
+                height, width = (width, height) if orientation in (5, 6, 7, 8) else (height, width)
             ending = _ENDS.get(image.format)
-        if ending is not None and not _tail(path).rstrip(b"\0").endswith(ending):
+            is_complete = ending is None or _tail(image.fp).rstrip(b"\0").endswith(ending)
+        if not is_complete:
             # The file is cut off, or has harmless bytes after its end.
             decoded = decode(path, resize)
             return decoded if isinstance(decoded, str) else decoded.shape[:2]
-        return (size if resize is None else _resized(size, resize))[::-1]
+        return height, width
     except Exception as error:
-        return _what_is_wrong(path, error)
+        return _what_is_wrong(error)
+
+
+def is_deep(path):
+    """Return whether a file has 16 bits per channel, of which `decode` keeps the upper eight."""
+    try:
+        with _open(path) as image:
+            # Pillow tells the bits of gray images by the mode, and those of colored ones only to the decoder.
+            return image.mode.startswith("I") or re.search(r";16[BLN]|\b65535\b", str(image.tile)) is not None
+    except Exception:
+        return False
+
+
+class _Unusable(Exception):
+    """What is wrong with a file, as the end of a sentence that begins with its path."""
 
 
 @contextmanager
 def _open(path):
+    # Opening a named pipe would wait for somebody to write to it, and opening a device may do anything.
+    try:
+        status = os.stat(path)
+    except ValueError as error:  # a null byte, or a letter that the file system lacks
+        raise _Unusable(f"cannot be the path of a file: {error}") from error
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "special file")
+        raise _Unusable(f"is a {kind}" if kind == "folder" else f"is a {kind}, not a regular file")
+    if status.st_size == 0:
+        raise _Unusable("is empty")
     with own_filters():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         warnings.filterwarnings("ignore", category=UserWarning)  # odd metadata does not affect the pixels
-        with Image.open(path) as image:
+        with open(path, "rb") as file, Image.open(file, formats=_OPENED) as image:
             if image.mode == "F":
-                raise ValueError("it holds floating-point pixels, whose range is unknown")
+                raise _Unusable("cannot be decoded: it holds floating-point pixels, whose range is unknown")
             yield image
 
 
-def _resized(size, resize):
-    shorter = min(size)
-    return tuple(max(1, round(side * resize / shorter)) for side in size)
-
-
-def _tail(path):
-    with open(path, "rb") as file:
-        file.seek(-min(64, os.path.getsize(path)), os.SEEK_END)
-        return file.read()
+def _tail(file):
+    length = file.seek(0, os.SEEK_END)
+    file.seek(-min(64, length), os.SEEK_END)
+    return file.read()
 
 
 def _rgb(image):
@@ -121,23 +176,21 @@ def _rgb(image):
     return image.convert("RGB")
 
 
-def _what_is_wrong(path, error):
+def _what_is_wrong(error):
+    if isinstance(error, _Unusable):
+        return str(error)
     if isinstance(error, FileNotFoundError):
         return "does not exist"
-    if isinstance(error, IsADirectoryError):
-        return "is a folder"
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return (
             f"has more pixels than Pillow's limit PIL.Image.MAX_IMAGE_PIXELS = {Image.MAX_IMAGE_PIXELS:,} against "
             "decompression bombs"
         )
-    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-        return f"cannot be read: {error.strerror}"
-    if os.path.isfile(path) and os.path.getsize(path) == 0:
-        return "is empty"
     if isinstance(error, UnidentifiedImageError):
-        return "is not an image that Pillow can read"
-    return f"cannot be decoded: {error or type(error).__name__}"
+        return f"is not an image in one of the formats {', '.join(_OPENED)}"
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+        return f"cannot be read: {error.strerror or type(error).__name__}"
+    return f"cannot be decoded: {str(error).strip() or type(error).__name__}"
 
 
 class Decoder(Dataset):
@@ -160,7 +213,7 @@ def run_workers(function, paths, resize, chunks, n_jobs):
     RuntimeError
         If a worker process dies.
     """
-    n_workers = effective_n_jobs(n_jobs)
+    n_workers = count_workers(n_jobs)
     with own_filters():
         warnings.filterwarnings("ignore", message="This DataLoader will create")  # more processes than cores: intended
         # Python 3.12 warns about any fork after torch has started its threads, but workers need none of these.
@@ -171,6 +224,7 @@ def run_workers(function, paths, resize, chunks, n_jobs):
             sampler=chunks,
             num_workers=0 if n_workers == 1 else min(n_workers, len(chunks)),
             collate_fn=_as_it_is,  # arrays use a pipe, tensors shared memory, of which containers have little
+            worker_init_fn=functools.partial(_start_worker, Image.MAX_IMAGE_PIXELS),
             generator=torch.Generator(),  # otherwise the loader would draw from the global one
         )
         iterator = iter(loader)
@@ -185,6 +239,27 @@ def run_workers(function, paths, resize, chunks, n_jobs):
         yield item
 
 
+def count_workers(n_jobs):
+    """Return the number of processes that ``n_jobs`` means, 1 where this process must not start any."""
+    if n_jobs is None or multiprocessing.current_process().daemon:
+        return 1
+    return n_jobs if n_jobs > 0 else max(1, cpu_count() + 1 + n_jobs)
+
+
+def _start_worker(max_pixels, worker_id):
+    Image.MAX_IMAGE_PIXELS = max_pixels  # a spawned process has the default
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(parent_id):
+    """End this process once its parent is gone: without that, it waits forever for somebody to take its images."""
+    parent = multiprocessing.parent_process()
+    # The sentinel stays open while a process lives that was forked from the parent later.
+    while parent.is_alive() and os.getppid() == parent_id:
+        parent.join(timeout=1)
+    os._exit(1)
+
+
 def _as_it_is(item):
     return item
 
@@ -196,9 +271,14 @@ def chunked(rows):
 
 def broken_files(paths, broken, hint=""):
     """Return a ValueError that lists the first broken files and counts all; ``broken`` maps rows to reasons."""
-    listed = "\n".join(f"  {paths[row]} {reason}" for row, reason in sorted(broken.items())[:N_SHOWN])
+    listed = "\n".join(f"  {shown(paths[row])} {reason}" for row, reason in sorted(broken.items())[:N_SHOWN])
     more = f"\n  and {len(broken) - N_SHOWN} more" if len(broken) > N_SHOWN else ""
     return ValueError(f"{len(broken)} of {len(paths)} files cannot be used:\n{listed}{more}{hint}")
+
+
+def shown(path):
+    """Return the path as a message shows it."""
+    return path if path.isprintable() else repr(path)
 
 
 class ImageFiles:
@@ -239,8 +319,7 @@ class ImageFiles:
                     self.broken[row] = size
                 else:
                     self.sizes[row] = size
-        if self.cache is not None:
-            self.cache.reserve(self.sizes)
+        self._warned = False
 
     def __len__(self):
         return len(self.paths)
@@ -259,6 +338,7 @@ class ImageFiles:
         files.resize, files.n_jobs = self.resize, self.n_jobs
         files.sizes = self.sizes[rows]
         files.broken = {}
+        files._warned = self._warned
         files.cache = None if self.cache is None else self.cache.keep(rows)
         return files
 
@@ -282,14 +362,41 @@ class ImageFiles:
 
     def _decoded(self, chunks):
         """Yield the images of each list of rows, each broken file as a str that says what is wrong with it."""
-        if self.cache is None:
-            yield from run_workers(decode, self.paths, self.resize, chunks, self.n_jobs)
-            return
-        missing = [[row for row in rows if row not in self.cache] for rows in chunks]
+        missing = [[row for row in rows if self.cache is None or row not in self.cache] for rows in chunks]
         decoded = run_workers(decode, self.paths, self.resize, [rows for rows in missing if rows], self.n_jobs)
         for rows, wanted in zip(chunks, missing, strict=True):
             fresh = dict(zip(wanted, next(decoded), strict=True)) if wanted else {}
             for row, image in fresh.items():
-                if not isinstance(image, str):
-                    self.cache.write(row, image)
-            yield [fresh[row] if row in fresh else self.cache.read(row) for row in rows]
+                self._keep(row, image)
+            images = self._cached([row for row in rows if row not in fresh]) | fresh
+            images = [images[row] for row in rows]
+            self._warn_if_dark(rows, images)
+            yield images
+
+    def _keep(self, row, image):
+        if self.cache is not None and not isinstance(image, str):
+            self.cache.write(row, image)
+
+    def _cached(self, rows):
+        """Return the images by row, from the cache or, where it is damaged, decoded again."""
+        images = dict(zip(rows, self.cache.read(rows), strict=True)) if rows else {}
+        for row, image in images.items():
+            if image is None:
+                images[row] = decode(self.paths[row], self.resize)
+                self._keep(row, images[row])
+        return images
+
+    def _warn_if_dark(self, rows, images):
+        """Warn once about 16-bit files whose data have fewer bits."""
+        for row, image in zip(rows, images, strict=True):
+            if self._warned:
+                return
+            # A few pixels nearly always tell that an image is not dark.
+            is_dark = not isinstance(image, str) and image[::16, ::16].max() <= 16 and image.max() <= 16
+            if is_dark and is_deep(self.paths[row]):
+                self._warned = True
+                warn(
+                    f"{shown(self.paths[row])} has 16 bits per channel, of which the upper eight are kept, and "
+                    f"becomes black or nearly black: no pixel is above {image.max()} of 255. If these are data of "
+                    "10 or 12 bits, save the files with 8 bits instead, after dividing the pixels by 4 or 16."
+                )

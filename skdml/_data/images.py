@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 
 N_TRIES = 10  # boxes drawn for a random resized crop before falling back to the center of the image
 
@@ -40,10 +41,7 @@ class Preprocessing:
 
     def resized(self, height, width):
         """Return the size of an image after ``resize``."""
-        if self.resize is None:
-            return height, width
-        shorter = min(height, width)
-        return tuple(max(1, round(side * self.resize / shorter)) for side in (height, width))
+        return resized(height, width, self.resize)
 
     def output_size(self, height, width):
         """Return (h, w) of what the network gets for an image of this size."""
@@ -110,6 +108,28 @@ class Preprocessing:
         whole = torch.tensor([[0, 0, height, width]]).to(images.device, non_blocking=True)
         rows, columns = filters(whole, (height, width), resized)
         return resample(images, rows[:, window[0]], columns[:, window[1]])
+
+
+def resized(height, width, resize):
+    """Return the size of an image after its shorter side is scaled to ``resize`` pixels; None: as it is.
+
+    Raises
+    ------
+    ValueError
+        If the image is enlarged to more pixels than Pillow allows a file to have.
+    """
+    if resize is None:
+        return height, width
+    shorter = min(height, width)
+    size = tuple(max(1, round(side * resize / shorter)) for side in (height, width))
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and resize > shorter and math.prod(size) > limit:
+        raise ValueError(
+            f"{height:,} x {width:,} pixels (height x width) would become {size[0]:,} x {size[1]:,} with "
+            f"resize={resize}, more than the limit PIL.Image.MAX_IMAGE_PIXELS = {limit:,}; leave such images out, or "
+            "lower resize"
+        )
+    return size
 
 
 def _channels(values, images):

@@ -113,9 +113,9 @@ class BaseEmbedder(
         X : {array-like, sparse matrix} of shape (n_samples, n_features), array of images, or sequence of paths
             Vectors, dense or sparse, or a data frame; uint8 images (n, H, W) or (n, H, W, C), which are scaled to
             (x - 127) / 128; float images (n, C, H, W), taken as they are; a 1-D array, list or data frame's column of
-            paths of image files, in any format and mode that Pillow reads, which become upright RGB images, on white
-            where they are transparent. An array may be a numpy.memmap. Any other float array of three or more axes
-            needs a ``backbone``.
+            paths of image files (JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000 or AVIF), which become upright RGB
+            images, on white where they are transparent; :func:`skdml.datasets.load_image_folder` gives those of a
+            folder. An array may be a numpy.memmap. Any other float array of three or more axes needs a ``backbone``.
         y : array-like of shape (n_samples,)
             Class labels, at least two distinct ones.
         sample_weight : array-like of shape (n_samples,), float or None, default=None

@@ -109,9 +109,11 @@ class EmbedderParameters:
         What the pixels are then divided by; > 0. None: the value of a backbone given by name, otherwise 128 / 255.
     cache : str, path or None, default=None
         Folder that keeps the decoded images of files, resized, so that each file is decoded once; several fits may
-        share it at the same time. None: files are decoded each time.
+        share it at the same time. It is created if it does not exist. What has been damaged in it, and files that have
+        changed, are decoded again. None: files are decoded each time.
     n_jobs : int or None, default=None
-        Number of processes that decode files. None or 1: only this one; -1: as many as there are cores.
+        Number of processes that decode files. None or 1: only this one; -1: as many as there are cores. A process that
+        must not start others, such as a worker of Dask, decodes by itself.
     on_error : {"raise", "skip"}, default="raise"
         What fit does about files that cannot be used. "skip": it decodes all files before the training, leaves out
         those that fail and warns once. transform never leaves out a row.
