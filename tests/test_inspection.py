@@ -15,7 +15,7 @@ from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from skdml import NormSoftmaxEmbedder, SoftTripleEmbedder
 from skdml.inspection import (
@@ -341,6 +341,17 @@ def test_recall_curves_differ_by_color_line_and_marker(Z, y):
         assert getattr(first.line_, get)() != getattr(second.line_, get)()
     labels = [text.get_text() for text in first.ax_.get_legend().get_texts()]
     assert labels == [f"Recall@1 = {first.recall[0]:.2f}", f"Given (Recall@1 = {second.recall[0]:.2f})"]
+
+
+def test_recall_curve_leaves_out_own_rows_and_groups(Z, y):
+    groups = np.arange(60) % 3
+    search = {"gallery": Z, "gallery_y": y, "gallery_index": np.arange(20)}
+    search |= {"groups": groups[:20], "gallery_groups": groups}
+    expected = recall_at_k(Z[:20], y[:20], [1, 3], **search).tolist()
+    assert RecallCurveDisplay.from_embeddings(Z[:20], y[:20], k=[1, 3], **search).recall.tolist() == expected
+    identity = FunctionTransformer()
+    shown = RecallCurveDisplay.from_estimator(identity, Z[:20], y[:20], k=[1, 3], **search)
+    assert shown.recall.tolist() == expected
 
 
 def test_recall_curve_over_a_gallery(Z, y):
