@@ -96,6 +96,24 @@ def test_among_equal_rows_the_query_is_no_neighbor_of_its_own():
     assert not (display.neighbors == display.queries[:, None]).any()
 
 
+def test_queries_do_not_find_their_own_rows_in_a_gallery(Z, y):
+    order = np.random.default_rng(0).permutation(60)
+    own = np.argsort(order)
+    search = {"gallery": Z[order], "gallery_y": y[order], "gallery_index": own}
+    expected = RetrievalDisplay.from_embeddings(Z, y, queries=[3, 40], n_neighbors=7)
+    display = RetrievalDisplay.from_embeddings(Z, y, queries=[3, 40], n_neighbors=7, **search)
+    assert order[display.neighbors].tolist() == expected.neighbors.tolist()
+    shown = RetrievalDisplay.from_estimator(FunctionTransformer(), Z, y, queries=[3, 40], n_neighbors=7, **search)
+    assert shown.neighbors.tolist() == display.neighbors.tolist()
+    alone = {"gallery": Z[:2], "gallery_y": y[[0, 30]], "gallery_index": [-1, 0]}
+    drawn = RetrievalDisplay.from_embeddings(Z[:2], y[:2], queries=2, n_neighbors=1, **alone)
+    assert drawn.queries.tolist() == [0]
+    with pytest.raises(ValueError, match="gallery_index needs a gallery"):
+        RetrievalDisplay.from_embeddings(Z, y, gallery_index=own)
+    with pytest.raises(ValueError, match="or -1 for none, got 60"):
+        RetrievalDisplay.from_embeddings(Z, y, **search | {"gallery_index": own + 1})
+
+
 def test_frames_differ_by_color_line_and_mark(Z, y):
     display = RetrievalDisplay.from_embeddings(Z, y, queries=3, n_neighbors=20, random_state=0)
     n_correct, n_wrong = display.is_correct.sum(), (~display.is_correct).sum()

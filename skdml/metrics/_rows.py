@@ -147,7 +147,7 @@ def prepare(
         for rows, number, order in zip(sorted_rows, numbers.split(sizes), orders, strict=True):
             rows.parts = rows.classes * (numbers.max() + 1) + number[order]
     if gallery_index is not None:
-        index = _check_index(gallery_index, sizes).to(points[0].device)[orders[0]]
+        index = check_index(gallery_index, sizes).to(points[0].device)[orders[0]]
         place = torch.empty_like(orders[-1])
         place[orders[-1]] = torch.arange(len(place), device=place.device)
         sorted_rows[0].own = torch.where(index < 0, -1, place[index])
@@ -341,8 +341,8 @@ def _check_groups(groups, gallery_groups, sizes):
     return torch.from_numpy(np.array(index))
 
 
-def _check_index(index, sizes):
-    """Return gallery_index as an int64 tensor."""
+def check_index(index, sizes):
+    """Return gallery_index as an int64 tensor; the sizes are those of the queries and of the gallery."""
     needed = f"gallery_index must hold one row of the gallery per query, integers of shape ({sizes[0]},)"
     index = index.detach().cpu().numpy() if isinstance(index, torch.Tensor) else np.asarray(index)
     if index.dtype.kind not in "iu" or index.shape != (sizes[0],):
