@@ -1,12 +1,15 @@
 """Splitters whose training and test sets have no class in common.
 
 Metric learning is evaluated on classes that were not seen in training. scikit-learn's own splitters put every class on
-both sides or need the classes a second time, as ``groups``; these split the classes in y itself.
+both sides or need the classes a second time, as ``groups``; these split the classes in y itself. Their ``groups`` are
+what else must not be on both sides.
 """
 
 from collections.abc import Iterator
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import KFold, ShuffleSplit, train_test_split
 from sklearn.utils import check_consistent_length, indexable
 
@@ -60,6 +63,8 @@ class ClassKFold(KFold):
     ['ant' 'bee' 'ant' 'bee'] ['cat' 'dog']
     """
 
+    __metadata_request__split = {"groups": True}
+
     def __init__(self, n_splits=4, *, shuffle=False, random_state=None):
         super().__init__(n_splits, shuffle=shuffle, random_state=random_state)
 
@@ -72,8 +77,9 @@ class ClassKFold(KFold):
             Only its length is used.
         y : array-like of shape (n_samples,)
             Class of each sample.
-        groups : object
-            Ignored; exists for compatibility.
+        groups : array-like of shape (n_samples,), default=None
+            Group of each sample, such as a photographer or a product page. Then no group is on both sides either:
+            classes that share a group stay together and count as one class.
 
         Yields
         ------
@@ -85,13 +91,16 @@ class ClassKFold(KFold):
         Raises
         ------
         ValueError
-            If y is missing, continuous or not as long as X, or has fewer classes than there are folds.
+            If y is missing, continuous or not as long as X, groups are not as long or hold missing values, or there are
+            fewer classes, or classes without a common group, than folds.
         """
         codes, n_classes = _encode(X, y)
         if self.n_splits > n_classes:
             raise ValueError(
                 f"n_splits={self.n_splits} needs at least as many classes, but y has {n_classes}. Use fewer folds."
             )
+        if groups is not None:
+            codes, n_classes = _link(codes, n_classes, groups, self.n_splits)
         for train, test in super().split(np.arange(n_classes)):
             yield _members(codes, train), _members(codes, test)
 
@@ -127,6 +136,8 @@ class ClassShuffleSplit(ShuffleSplit):
     ['bee', 'dog', 'bee'] ['ant', 'cat', 'ant']
     """
 
+    __metadata_request__split = {"groups": True}
+
     def __init__(self, n_splits=10, *, test_size=None, train_size=None, random_state=None):
         super().__init__(n_splits, test_size=test_size, train_size=train_size, random_state=random_state)
 
@@ -139,8 +150,9 @@ class ClassShuffleSplit(ShuffleSplit):
             Only its length is used.
         y : array-like of shape (n_samples,)
             Class of each sample.
-        groups : object
-            Ignored; exists for compatibility.
+        groups : array-like of shape (n_samples,), default=None
+            Group of each sample, such as a photographer or a product page. Then no group is on both sides either:
+            classes that share a group stay together and count as one class.
 
         Yields
         ------
@@ -152,14 +164,17 @@ class ClassShuffleSplit(ShuffleSplit):
         Raises
         ------
         ValueError
-            If y is missing, continuous or not as long as X, or its classes cannot be divided into the requested sizes.
+            If y is missing, continuous or not as long as X, groups are not as long or hold missing values, or the
+            classes, or those without a common group, cannot be divided into the requested sizes.
         """
         codes, n_classes = _encode(X, y)
+        if groups is not None:
+            codes, n_classes = _link(codes, n_classes, groups, 2)
         for train, test in super().split(np.arange(n_classes)):
             yield _members(codes, train), _members(codes, test)
 
 
-def class_train_test_split(X, y, test_size=0.5, shuffle=False, random_state=None):
+def class_train_test_split(X, y, *arrays, test_size=0.5, shuffle=False, random_state=None):
     """Split into training and test data with no class in common: the first classes for training, the last for testing.
 
     With the defaults, the first half of the sorted classes is for training and the second half for testing, as in the
@@ -171,6 +186,8 @@ def class_train_test_split(X, y, test_size=0.5, shuffle=False, random_state=None
         Samples.
     y : array-like of shape (n_samples,)
         Class of each sample.
+    *arrays : array-like, data frame or sparse matrix of shape (n_samples, ...)
+        What else belongs to the samples, such as weights or groups.
     test_size : float or int, default=0.5
         Share of the classes in (0, 1), rounded up, or number of classes in the test set.
     shuffle : bool, default=False
@@ -183,13 +200,15 @@ def class_train_test_split(X, y, test_size=0.5, shuffle=False, random_state=None
     X_train, X_test : of the type of X
         Samples, in their original order.
     y_train, y_test : of the type of y
-        Their classes.
+        Their classes. The two parts of each further array follow.
 
     Raises
     ------
+    TypeError
+        If a further array is a number or another object without a length.
     ValueError
-        If y is missing, continuous, not as long as X or of only one class, `test_size` leaves one side without classes,
-        or `random_state` is set without `shuffle`.
+        If the lengths differ, y is missing, continuous or of only one class, `test_size` leaves one side without
+        classes, or `random_state` is set without `shuffle`.
 
     See Also
     --------
@@ -209,16 +228,22 @@ def class_train_test_split(X, y, test_size=0.5, shuffle=False, random_state=None
     ([[1], [2], [5]], ['ant', 'bee', 'ant'])
     >>> X_test, y_test
     ([[3], [4]], ['cat', 'dog'])
+    >>> *_, weight_train, weight_test = class_train_test_split(X, y, [0.1, 0.2, 0.3, 0.4, 0.5])
+    >>> weight_test
+    [0.3, 0.4]
     """
     if random_state is not None and not shuffle:
         raise ValueError(f"random_state={random_state!r} has no effect without shuffling. Set shuffle=True.")
+    for array in arrays:
+        if not hasattr(array, "__len__"):
+            raise TypeError(f"Arrays must hold one entry per sample, got {array!r}. Pass test_size and others by name.")
     codes, n_classes = _encode(X, y)
-    X, y = indexable(X, y)
+    X, y, *arrays = indexable(X, y, *arrays)
     if n_classes < 2:
         raise ValueError(f"y must hold at least 2 classes, got {n_classes}. Pass samples of more classes.")
     classes = train_test_split(np.arange(n_classes), test_size=test_size, shuffle=shuffle, random_state=random_state)
     train, test = (_members(codes, side) for side in classes)
-    return _take(X, train), _take(X, test), _take(y, train), _take(y, test)
+    return [part for data in (X, y, *arrays) for part in (_take(data, train), _take(data, test))]
 
 
 def _encode(X, y):
@@ -229,6 +254,24 @@ def _encode(X, y):
     check_consistent_length(X, y)
     classes, (codes,) = number_labels(y)
     return codes, len(classes)
+
+
+def _link(codes, n_classes, groups, n_needed):
+    """Return the samples' classes and their number after classes that share a group have become one."""
+    groups = read_labels(groups, "groups")
+    if groups.shape != codes.shape:
+        raise ValueError(f"groups must hold one group per sample, shape {codes.shape}, got shape {groups.shape}.")
+    names, (groups,) = number_labels(groups)
+    n_nodes = n_classes + len(names)  # of a graph in which each sample links its class with its group
+    graph = coo_array((np.ones(len(codes)), (codes, n_classes + groups)), shape=(n_nodes, n_nodes))
+    _, parts = connected_components(graph, directed=False)  # numbered in the order of their first classes
+    parts, codes = np.unique(parts[codes], return_inverse=True)
+    if len(parts) < n_needed:
+        raise ValueError(
+            f"A class and a group cannot be on one side only: groups link the classes into {len(parts)} sets, and at "
+            f"least {n_needed} are needed. Use fewer folds, or leave out groups that hold samples of many classes."
+        )
+    return codes, len(parts)
 
 
 def _members(codes, classes):

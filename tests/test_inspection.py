@@ -15,7 +15,7 @@ from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from skdml import NormSoftmaxEmbedder, SoftTripleEmbedder
 from skdml.inspection import (
@@ -94,6 +94,24 @@ def test_among_equal_rows_the_query_is_no_neighbor_of_its_own():
     display = RetrievalDisplay.from_embeddings(np.ones((20, 3)), np.arange(20) % 2, queries=20, n_neighbors=4)
     assert display.neighbors.shape == (20, 4)
     assert not (display.neighbors == display.queries[:, None]).any()
+
+
+def test_queries_do_not_find_their_own_rows_in_a_gallery(Z, y):
+    order = np.random.default_rng(0).permutation(60)
+    own = np.argsort(order)
+    search = {"gallery": Z[order], "gallery_y": y[order], "gallery_index": own}
+    expected = RetrievalDisplay.from_embeddings(Z, y, queries=[3, 40], n_neighbors=7)
+    display = RetrievalDisplay.from_embeddings(Z, y, queries=[3, 40], n_neighbors=7, **search)
+    assert order[display.neighbors].tolist() == expected.neighbors.tolist()
+    shown = RetrievalDisplay.from_estimator(FunctionTransformer(), Z, y, queries=[3, 40], n_neighbors=7, **search)
+    assert shown.neighbors.tolist() == display.neighbors.tolist()
+    alone = {"gallery": Z[:2], "gallery_y": y[[0, 30]], "gallery_index": [-1, 0]}
+    drawn = RetrievalDisplay.from_embeddings(Z[:2], y[:2], queries=2, n_neighbors=1, **alone)
+    assert drawn.queries.tolist() == [0]
+    with pytest.raises(ValueError, match="gallery_index needs a gallery"):
+        RetrievalDisplay.from_embeddings(Z, y, gallery_index=own)
+    with pytest.raises(ValueError, match="or -1 for none, got 60"):
+        RetrievalDisplay.from_embeddings(Z, y, **search | {"gallery_index": own + 1})
 
 
 def test_frames_differ_by_color_line_and_mark(Z, y):
@@ -341,6 +359,17 @@ def test_recall_curves_differ_by_color_line_and_marker(Z, y):
         assert getattr(first.line_, get)() != getattr(second.line_, get)()
     labels = [text.get_text() for text in first.ax_.get_legend().get_texts()]
     assert labels == [f"Recall@1 = {first.recall[0]:.2f}", f"Given (Recall@1 = {second.recall[0]:.2f})"]
+
+
+def test_recall_curve_leaves_out_own_rows_and_groups(Z, y):
+    groups = np.arange(60) % 3
+    search = {"gallery": Z, "gallery_y": y, "gallery_index": np.arange(20)}
+    search |= {"groups": groups[:20], "gallery_groups": groups}
+    expected = recall_at_k(Z[:20], y[:20], [1, 3], **search).tolist()
+    assert RecallCurveDisplay.from_embeddings(Z[:20], y[:20], k=[1, 3], **search).recall.tolist() == expected
+    identity = FunctionTransformer()
+    shown = RecallCurveDisplay.from_estimator(identity, Z[:20], y[:20], k=[1, 3], **search)
+    assert shown.recall.tolist() == expected
 
 
 def test_recall_curve_over_a_gallery(Z, y):

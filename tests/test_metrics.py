@@ -11,20 +11,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
-from scipy.spatial.distance import pdist
+from scipy.spatial.distance import cdist, pdist
 from scipy.stats import entropy
+from sklearn import config_context
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
+from sklearn.exceptions import UnsetMetadataPassedError
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, f1_score, normalized_mutual_info_score
-from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validate
+from sklearn.metrics import (
+    adjusted_mutual_info_score,
+    adjusted_rand_score,
+    average_precision_score,
+    f1_score,
+    normalized_mutual_info_score,
+)
+from sklearn.model_selection import GridSearchCV, KFold, cross_val_score, cross_validate
 from sklearn.pipeline import make_pipeline
 
 from skdml.metrics import (
     AMI,
     NMI,
     MAPAtR,
+    MeanAveragePrecision,
+    MeanReciprocalRank,
     PairwiseF1,
     PrecisionAt1,
     RecallAtK,
@@ -33,10 +43,13 @@ from skdml.metrics import (
     _clustering,
     _k_means,
     _ranks,
+    _report,
     _rows,
     ami_score,
     intra_inter_ratio,
     map_at_r,
+    mean_average_precision,
+    mean_reciprocal_rank,
     nmi_score,
     pairwise_f1_score,
     precision_at_1,
@@ -49,7 +62,7 @@ from skdml.metrics import (
 
 METRICS = ["cosine", "euclidean"]
 KS = [1, 2, 4, 1000]
-RETRIEVAL = [recall_at_k, precision_at_1, r_precision, map_at_r]
+RETRIEVAL = [recall_at_k, precision_at_1, r_precision, map_at_r, mean_average_precision, mean_reciprocal_rank]
 CLUSTERING = [nmi_score, ami_score, pairwise_f1_score]
 
 
@@ -191,7 +204,8 @@ def test_metrics_differ():
 
 def test_a_gallery_keeps_the_query_itself():
     X, y = make_data(0, 20, 20)
-    assert recall_at_k(X, y, gallery=X, gallery_y=y) == 1
+    with pytest.warns(UserWarning, match="identical row of their own class"):
+        assert recall_at_k(X, y, gallery=X, gallery_y=y) == 1
 
 
 def test_k_beyond_the_gallery_finds_every_match():
@@ -248,7 +262,8 @@ def test_ties_between_classes_count_against_the_query():
             assert measure([[0.0]], [0], gallery=gallery, gallery_y=gallery_y, metric="euclidean") == expected
     assert recall_at_k([[0.0]], [0], 2, gallery=[[-1.0], [1.0], [2.0]], gallery_y=gallery_y, metric="euclidean") == 1
     # Both at the origin, where distances have no rounding.
-    assert recall_at_k([[0.0]], [0], gallery=[[0.0], [0.0]], gallery_y=[0, 1], metric="euclidean") == 0
+    origin = {"gallery": [[0.0], [0.0]], "gallery_y": [0, 1], "gallery_index": [-1]}
+    assert recall_at_k([[0.0]], [0], **origin, metric="euclidean") == 0
 
 
 def test_rows_of_zeros_have_cosine_zero():
@@ -321,6 +336,164 @@ def test_r_precision_by_hand():
 def test_precision_at_1_is_recall_at_1():
     X, y = make_data(0, 80, 9)
     assert precision_at_1(X, y) == recall_at_k(X, y, 1)
+
+
+# What does not count -----------------------------------------------------------------------------------------------
+
+
+def ranks_by_hand(
+    X, y, gallery=None, gallery_y=None, gallery_index=None, groups=None, gallery_groups=None, metric=None
+):
+    """The ranks of each query's matches, a match after all rows at the same distance: the definition, row by row."""
+    own = range(len(X)) if gallery is None else gallery_index
+    if gallery is None:
+        gallery, gallery_y, gallery_groups = X, y, groups
+    for i in range(len(X)):
+        counts = np.arange(len(gallery)) != (own[i] if own is not None else -1)
+        if groups is not None:
+            counts &= (gallery_y != y[i]) | (gallery_groups != groups[i])
+        Z, is_match = gallery[counts], gallery_y[counts] == y[i]
+        if metric == "cosine":
+            far = -(Z @ X[i]) / np.maximum(np.linalg.norm(Z, axis=1) * np.linalg.norm(X[i]), 1e-300)
+        else:
+            far = ((Z - X[i]) ** 2).sum(1)
+        yield 1 + np.flatnonzero(is_match[np.lexsort((is_match, far.round(9)))])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@given(data=st.data())
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+def test_own_rows_and_groups_equal_definition(metric, data):
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    n, m = data.draw(st.integers(2, 40)), data.draw(st.integers(2, 60))
+    n_classes, n_groups = data.draw(st.sampled_from([1, 2, 5, 30])), data.draw(st.sampled_from([1, 2, 8]))
+    has_ties = data.draw(st.booleans())
+
+    def rows(size):
+        points = rng.integers(-2, 3, size=(size, 3)).astype(float) if has_ties else rng.normal(size=(size, 3))
+        return points, rng.integers(n_classes, size=size), np.array(list("abcdefgh"))[rng.integers(n_groups, size=size)]
+
+    (X, y, groups), (gallery, gallery_y, gallery_groups) = rows(n), rows(m)
+    search = {}
+    if data.draw(st.booleans()):
+        search = {"gallery": gallery, "gallery_y": gallery_y}
+        if data.draw(st.booleans()):
+            own = search["gallery_index"] = rng.integers(-1, m, size=n)
+            is_there = own >= 0
+            X[is_there], y[is_there] = gallery[own[is_there]], gallery_y[own[is_there]]
+            y[:1] = 0  # perhaps of another class in the gallery
+    if data.draw(st.booleans()):
+        search |= {"groups": groups} | ({"gallery_groups": gallery_groups} if "gallery" in search else {})
+
+    ranks = [r for r in ranks_by_hand(X, y, **search, metric=metric) if len(r)]
+    precision = [np.arange(1, len(r) + 1) / r for r in ranks]
+    expected = {f"recall_at_{k}": np.mean([r[0] <= k for r in ranks]) if ranks else np.nan for k in KS}
+    expected["precision_at_1"] = expected["recall_at_1"]
+    for name, values in (
+        ("r_precision", [(r <= len(r)).mean() for r in ranks]),
+        ("map_at_r", [p[r <= len(r)].sum() / len(r) for r, p in zip(ranks, precision, strict=True)]),
+        ("map", [p.mean() for p in precision]),
+        ("mrr", [1 / r[0] for r in ranks]),
+    ):
+        expected[name] = np.mean(values) if ranks else np.nan
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.simplefilter("ignore")
+        patch.setattr(_report, "CLUSTERING", ())
+        patch.setattr(_rows, "CPU_TILE", data.draw(st.sampled_from([5, 16, 1024])))
+        patch.setattr(_rows, "_MAX_HELD", data.draw(st.sampled_from([100, 500, 2**24])))
+        report = retrieval_report(X, y, k=KS, **search, metric=metric)
+        values = [*recall_at_k(X, y, KS, **search, metric=metric)]
+        values += [measure(X, y, **search, metric=metric) for measure in RETRIEVAL[1:]]
+    assert report["n_left_out"] == n - len(ranks)
+    for (name, value), same in zip(expected.items(), values, strict=True):
+        assert_allclose([report[name], same], value, rtol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_mean_average_precision_is_that_of_scikit_learn(metric, dtype):
+    X, y = make_data(0, 120, 9)
+    X = X.astype(dtype)
+    far = cdist(X.astype(float), X.astype(float), metric)
+    others = ~np.eye(len(y), dtype=bool)
+    expected = [average_precision_score(y[o] == label, -d[o]) for o, label, d in zip(others, y, far, strict=True)]
+    assert mean_average_precision(X, y, metric=metric) == pytest.approx(np.mean(expected), rel=1e-12)
+
+
+def test_market_1501(device):
+    """Rank-1 as in the benchmark's evaluation: junk is what the same camera saw of the same person."""
+    rng = np.random.default_rng(0)
+    person, camera = rng.integers(12, size=200), rng.integers(6, size=200)
+    Z = rng.normal(size=(200, 16)) + 0.4 * rng.normal(size=(12, 16))[person] + 1.5 * rng.normal(size=(6, 16))[camera]
+    query, gallery = np.arange(40), np.arange(200)  # the gallery holds the queries
+    rank_1 = []
+    for i in query:
+        order = gallery[np.argsort(cdist(Z[i : i + 1], Z[gallery], "cosine")[0])]
+        is_junk = (person[order] == person[i]) & (camera[order] == camera[i])
+        rank_1.append(person[order[~is_junk][0]] == person[i])
+    cameras = {"groups": camera[query], "gallery_groups": torch.tensor(camera)}
+    Z = torch.tensor(Z, device=device)
+    search = {"gallery": Z, "gallery_y": person}
+    assert recall_at_k(Z[query], person[query], **search, **cameras) == np.mean(rank_1) < 0.5
+    with pytest.warns(UserWarning, match="identical row"):
+        assert recall_at_k(Z[query], person[query], **search) == 1
+
+
+@pytest.mark.parametrize("measure", [*RETRIEVAL, retrieval_report])
+def test_a_query_in_the_gallery_is_left_out(measure):
+    """On noise, what finds itself is right by cheating; with gallery_index, it searches the others."""
+    Z, y = torch.randn(200, 8), np.arange(200) % 20
+    search = {"gallery": Z, "gallery_y": y}
+    with pytest.warns(UserWarning, match="Pass gallery_index") as record:
+        flattered = measure(Z[:50], y[:50], **search)
+    assert len(record) == 1
+    assert record[0].filename == __file__
+    fair = measure(Z[:50], y[:50], **search, gallery_index=np.arange(50))
+    if measure is retrieval_report:
+        flattered, fair = flattered["recall_at_1"], fair["recall_at_1"]
+    assert flattered > 0.1
+    assert fair < 0.3
+    if measure is not retrieval_report:
+        assert measure(Z, y, **search, gallery_index=torch.arange(200)) == pytest.approx(measure(Z, y), rel=1e-12)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(
+    ("change", "is_warned_of"),
+    [
+        (lambda X, y: (X[:60], y[:60]), True),
+        (lambda X, y: (X[:60].astype(np.float32), y[:60]), True),
+        (lambda X, y: (X[:60] * (1 + 1e-7 * np.random.default_rng(0).normal(size=(60, 5))), y[:60]), True),
+        (lambda X, y: (np.tile(X, (12, 1)), np.tile(y, 12)), True),  # more than are compared
+        (lambda X, y: (X[:60], y[:60] + 100), False),
+        (lambda X, y: (np.concatenate([X[:20], 1 + X[:40]]), y[:60]), False),
+        (lambda X, y: (X[:60] * (1 + 0.01 * np.random.default_rng(0).normal(size=(60, 5))), y[:60]), False),
+    ],
+)
+def test_queries_in_the_gallery_are_warned_of(metric, change, is_warned_of):
+    X, y = make_data(0, 100, 4)
+    queries = change(X, y)
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        recall_at_k(*queries, gallery=X, gallery_y=y, metric=metric)
+    assert any("identical row" in str(w.message) for w in record) == is_warned_of
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Most queries")
+        quiet(recall_at_k, *queries, gallery=X, gallery_y=y, gallery_index=np.full(len(queries[0]), -1), metric=metric)
+
+
+def test_groups_of_any_kind():
+    X, y = make_data(0, 60, 6)
+    groups = np.arange(60) % 3
+    expected = retrieval_report(X, y, k=KS, groups=groups)
+    assert expected != retrieval_report(X, y, k=KS)
+    text = np.array(["a", "b", "c"])[groups]
+    days = np.array(["2020-01-01", "2020-01-02", "2020-01-03"], dtype="datetime64[D]")[groups]
+    objects = pd.Series(text, dtype="category"), pd.Series(groups, dtype="Int64"), torch.tensor(groups), days
+    for same in (text, text.tolist(), text.astype(object), groups + 2**60, groups / 2, *objects):
+        assert retrieval_report(X, y, k=KS, groups=same) == expected
+    with pytest.warns(UserWarning, match="60 of 60 queries are left out: .* of their class in another group"):
+        assert np.isnan(recall_at_k(X, y, groups=np.zeros(60)))
 
 
 # Clustering --------------------------------------------------------------------------------------------------------
@@ -548,6 +721,8 @@ def test_report_is_what_the_functions_give():
         "precision_at_1": quiet(precision_at_1, X, y),
         "r_precision": quiet(r_precision, X, y),
         "map_at_r": quiet(map_at_r, X, y),
+        "map": quiet(mean_average_precision, X, y),
+        "mrr": quiet(mean_reciprocal_rank, X, y),
         "nmi": nmi_score(X, y, random_state=5),
         "ami": ami_score(X, y, random_state=5),
         "pairwise_f1": pairwise_f1_score(X, y, random_state=5),
@@ -663,7 +838,8 @@ def test_tensors(device, dtype, metric):
         assert map_at_r(X, labels, metric=metric) == pytest.approx(map_by_hand(exact, y, metric=metric), abs=1e-6)
     assert X.grad is None
     assert torch.equal(X.detach(), kept)
-    assert_array_equal(recall_at_k(X, y, KS, gallery=exact, gallery_y=y), np.ones(4))
+    with pytest.warns(UserWarning, match="identical row"):
+        assert_array_equal(recall_at_k(X, y, KS, gallery=exact, gallery_y=y), np.ones(4))
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -744,6 +920,7 @@ def test_nan_if_no_query_has_a_match(measure):
 # Errors ------------------------------------------------------------------------------------------------------------
 
 X, Y = [[1.0, 2.0], [2.0, 1.0], [0.0, 1.0]], [0, 0, 1]
+GALLERY = {"gallery": X, "gallery_y": Y}
 
 
 @pytest.mark.parametrize(
@@ -798,6 +975,21 @@ def test_k_is_checked(k, error, message):
         ({"gallery": [[np.nan, 1.0]], "gallery_y": [0]}, ValueError, "gallery must be .* got NaN"),
         ({"gallery": [1.0, 2.0], "gallery_y": [0, 1]}, ValueError, r"gallery must be .* got shape \(2,\)"),
         ({"gallery": X, "gallery_y": ["a", "a", "b"]}, TypeError, "one sortable type, got a mixture"),
+        ({"gallery_index": [0, 1, 2]}, ValueError, "gallery_index needs a gallery, got none"),
+        ({"groups": [0, 0, 1], "gallery_groups": [0, 0, 1]}, ValueError, "gallery_groups needs a gallery, got none"),
+        ({**GALLERY, "gallery_groups": [0, 0, 1]}, ValueError, "got no groups. Pass groups too"),
+        ({**GALLERY, "groups": [0, 0, 1]}, ValueError, "got no gallery_groups. Pass gallery_groups too"),
+        ({"groups": [0, 1]}, ValueError, r"groups must hold one group per row, shape \(3,\), got shape \(2,\)"),
+        ({"groups": [[0], [1], [1]]}, ValueError, r"got shape \(3, 1\)"),
+        ({"groups": ["a", None, "b"]}, ValueError, "groups must not hold missing values"),
+        ({"groups": [0.0, np.nan, 1.0]}, ValueError, "groups must not hold missing values"),
+        ({"groups": pd.Series([0, None, 1], dtype="Int64")}, ValueError, "groups must not hold missing values"),
+        ({**GALLERY, "groups": [0, 1, 1], "gallery_groups": ["0", "1", "1"]}, TypeError, "got number and str"),
+        ({**GALLERY, "gallery_index": [0, 1]}, ValueError, r"shape \(3,\), got int64 of shape \(2,\)"),
+        ({**GALLERY, "gallery_index": [0.0, 1.0, 2.0]}, ValueError, "got float64"),
+        ({**GALLERY, "gallery_index": [True, True, False]}, ValueError, "got bool"),
+        ({**GALLERY, "gallery_index": [0, 1, 3]}, ValueError, "in 0..2, or -1 for none, got 3"),
+        ({**GALLERY, "gallery_index": [0, 1, -2]}, ValueError, "got -2"),
         ({"metric": "manhattan"}, ValueError, "'cosine' or 'euclidean', got 'manhattan'"),
         (
             {"embeddings": np.float32([[1e30, 0], [0, 0], [0, 0]]), "metric": "euclidean"},
@@ -819,6 +1011,8 @@ SCORERS = [
     PrecisionAt1(),
     RPrecision(),
     MAPAtR(),
+    MeanAveragePrecision(),
+    MeanReciprocalRank(),
     NMI(),
     NMI(random_state=1),
     AMI(),
@@ -850,11 +1044,12 @@ def test_scorers_score_the_embedding(blobs):
     assert scores["map_at_r"] == map_at_r(Z, blobs[1])
     assert [scores["recall_at_1"], scores["recall_at_10"]] == recall_at_k(Z, blobs[1], [1, 10]).tolist()
     assert RetrievalScorer(["map_at_r"])(pca, *blobs) == {"map_at_r": map_at_r(Z, blobs[1])}
-    names = ["precision_at_1", "r_precision", "map_at_r", "nmi", "ami", "pairwise_f1"]
+    names = ["precision_at_1", "r_precision", "map_at_r", "map", "mrr", "nmi", "ami", "pairwise_f1"]
     report = retrieval_report(Z, blobs[1])
     scores = RetrievalScorer(names)(pca, *blobs)
     assert scores == {name: report[name] for name in names}
-    single = (PrecisionAt1(), RPrecision(), MAPAtR(), NMI(), AMI(), PairwiseF1())
+    single = PrecisionAt1(), RPrecision(), MAPAtR(), MeanAveragePrecision(), MeanReciprocalRank()
+    single += NMI(), AMI(), PairwiseF1()
     assert [scorer(pca, *blobs) for scorer in single] == list(scores.values())
 
 
@@ -907,7 +1102,11 @@ def test_scorers_need_transform(scorer, blobs):
         (lambda: RecallAtK(0), ValueError, "at least 1, got 0"),
         (lambda: RecallAtK(1.5), TypeError, "integer.* got 1.5"),
         (lambda: RecallAtK([1, 2]), TypeError, "one integer.*RetrievalScorer"),
-        (lambda: RetrievalScorer(("nmi", "f1")), ValueError, r"'recall_at_<k>'.*'map_at_r', 'nmi', .*got \['f1'\]"),
+        (
+            lambda: RetrievalScorer(("nmi", "f1")),
+            ValueError,
+            r"'recall_at_<k>'.*'map_at_r', 'map', 'mrr', 'nmi', .*got \['f1'\]",
+        ),
         (lambda: RetrievalScorer(("recall_at_0",)), ValueError, "recall_at_0"),
         (lambda: RetrievalScorer((1,)), ValueError, r"got \[1\]"),
         (lambda: RetrievalScorer(()), ValueError, r"got \(\)"),
@@ -952,3 +1151,77 @@ def test_cross_validation_in_two_processes(blobs):
     assert (scores["test_r4"] >= scores["test_r1"]).all()
     search = GridSearchCV(PCA(), {"n_components": [1, 2]}, scoring=RecallAtK(1), cv=3, n_jobs=2).fit(*blobs)
     assert search.score(*blobs) == RecallAtK(1)(search.best_estimator_, *blobs)
+
+
+GALLERY_SCORERS = [RecallAtK, PrecisionAt1, RPrecision, MAPAtR, MeanAveragePrecision, MeanReciprocalRank]
+
+
+@pytest.mark.parametrize(("scorer", "measure"), [*zip(GALLERY_SCORERS, RETRIEVAL, strict=True)])
+def test_scorers_with_a_gallery(scorer, measure, blobs):
+    X, y = blobs
+    pca = CountingPCA(2).fit(X)
+    Z = pca.transform(X)
+    held = scorer(gallery=pd.DataFrame(X[20:]), gallery_y=y[20:].tolist())
+    search = {"gallery": Z[20:], "gallery_y": y[20:]}
+    assert quiet(held, pca, X[:20], y[:20]) == quiet(measure, Z[:20], y[:20], **search)
+    assert pca.n_transforms == 3
+    groups, gallery_groups = {"groups": np.arange(20) % 3}, {"gallery_groups": np.arange(40) % 3}
+    in_groups = scorer(gallery=X[20:], gallery_y=y[20:], **gallery_groups)
+    expected = quiet(measure, Z[:20], y[:20], **search, **groups, **gallery_groups)
+    assert quiet(in_groups, pca, X[:20], y[:20], **groups) == expected
+    with pytest.raises(ValueError, match="got no groups"):
+        in_groups(pca, X[:20], y[:20])
+    assert scorer()(pca, X, y, groups=np.arange(60) % 3) == measure(Z, y, groups=np.arange(60) % 3)
+    with pytest.warns(UserWarning, match="identical row"):
+        held(pca, X[20:40], y[20:40])
+    own = {"gallery_index": np.arange(20)}
+    assert held(pca, X[20:40], y[20:40], **own) == measure(Z[20:40], y[20:40], **search, **own)
+    name = {RecallAtK: "recall_at_1", MeanAveragePrecision: "map", MeanReciprocalRank: "mrr"}.get(scorer)
+    name = name or measure.__name__
+    several = RetrievalScorer((name, "nmi"), gallery=X[20:], gallery_y=y[20:])(pca, X[20:40], y[20:40], **own)
+    assert several[name] == held(pca, X[20:40], y[20:40], **own)
+    assert several["nmi"] == nmi_score(Z[20:40], y[20:40])
+
+
+def test_scorers_with_a_gallery_are_values(blobs):
+    X, y = blobs
+    scorer = RecallAtK(2, gallery=X, gallery_y=y)
+    assert repr(scorer) == "RecallAtK(k=2, gallery=<ndarray>, gallery_y=<ndarray>)"
+    assert scorer == RecallAtK(2, gallery=X, gallery_y=y) != RecallAtK(2, gallery=X.copy(), gallery_y=y)
+    assert scorer != RecallAtK(2)
+    assert hash(scorer) == hash(RecallAtK(2, gallery=X, gallery_y=y))
+    copied = pickle.loads(pickle.dumps(scorer))
+    assert_array_equal(copied.gallery, X)
+    for scorer in (*GALLERY_SCORERS, RetrievalScorer):
+        with pytest.raises(ValueError, match="Pass gallery_y too"):
+            scorer(gallery=X)
+        with pytest.raises(ValueError, match="gallery_groups needs a gallery"):
+            scorer(gallery_groups=y)
+
+
+def test_groups_reach_scorers_in_searches(blobs):
+    X, y = blobs
+    groups, rows = np.arange(60) % 3, np.arange(60)
+    scorer = RecallAtK(1, gallery=X, gallery_y=y, gallery_groups=groups)
+    with pytest.raises(RuntimeError, match="enable_metadata_routing=True"):
+        scorer.set_score_request(groups=True)
+    cv = KFold(3, shuffle=True, random_state=0)
+    with config_context(enable_metadata_routing=True):
+        with pytest.raises(UnsetMetadataPassedError, match="RecallAtK"):
+            cross_validate(PCA(2), X, y, params={"groups": groups}, scoring=scorer, cv=cv)
+        requests = {"groups": True, "gallery_index": "rows"}
+        assert scorer.set_score_request(**requests) is scorer
+        copied = pickle.loads(pickle.dumps(scorer))
+        given = {"groups": groups, "rows": rows}
+        scores = cross_validate(PCA(2), X, y, params=given, scoring=copied, cv=cv)["test_score"]
+        one = RetrievalScorer(("map",)).set_score_request(groups=True)
+        found = GridSearchCV(PCA(), {"n_components": [2]}, scoring=one, refit=False, cv=cv).fit(X, y, groups=groups)
+        several = {"map": MeanAveragePrecision().set_score_request(groups=True), "recall": RecallAtK()}
+        several["recall"].set_score_request(groups=False)
+        both = cross_validate(PCA(2), X, y, params={"groups": groups}, scoring=several, cv=cv)
+    for i, (train, test) in enumerate(cv.split(X)):
+        pca = PCA(2).fit(X[train])
+        assert scores[i] == scorer(pca, X[test], y[test], groups=groups[test], gallery_index=rows[test])
+        by_group = MeanAveragePrecision()(pca, X[test], y[test], groups=groups[test])
+        assert found.cv_results_[f"split{i}_test_map"] == both["test_map"][i] == by_group
+        assert both["test_recall"][i] == RecallAtK()(pca, X[test], y[test])

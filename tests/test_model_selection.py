@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from scipy import sparse
+from sklearn import config_context
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.decomposition import PCA
-from sklearn.model_selection import BaseCrossValidator, BaseShuffleSplit, GridSearchCV, cross_val_score
+from sklearn.model_selection import BaseCrossValidator, BaseShuffleSplit, GridSearchCV, cross_val_score, cross_validate
 
 from skdml.metrics import RecallAtK
 from skdml.model_selection import ClassKFold, ClassShuffleSplit, class_train_test_split
@@ -94,6 +95,58 @@ def test_shuffle_split_counts_classes(sizes, n_train, n_test):
     for train, test in ClassShuffleSplit(4, random_state=0, **sizes).split(None, y):
         assert (len(set(y[train])), len(set(y[test]))) == (n_train, n_test)
         assert not set(y[train]) & set(y[test])
+
+
+@pytest.mark.parametrize("splitter", SPLITTERS, ids=repr)
+@given(y=LABELS, seed=st.integers(0, 99), share=st.sampled_from([0.1, 0.5, 1.0]))
+@settings(max_examples=30, deadline=None, derandomize=True, database=None)
+def test_no_group_on_both_sides(splitter, y, seed, share):
+    y = np.array(y)
+    rng = np.random.default_rng(seed)
+    # Each class has groups of its own, or some that it shares with another class.
+    groups = np.where(rng.random(len(y)) < share, y, rng.permutation(np.unique(y))[rng.integers(2, size=len(y))])
+    groups = np.array(list("abcdefghijk"))[groups + 5]
+    try:
+        folds = list(splitter.split(None, y, groups))
+    except ValueError as error:
+        assert "groups link the classes into" in str(error) or "test_size=0.4" in str(error)  # noqa: PT017
+        return
+    for train, test in folds:
+        assert not set(y[train]) & set(y[test])
+        assert not set(groups[train]) & set(groups[test])
+        assert len(train) > 0
+        assert len(test) > 0
+        assert_array_equal(np.sort(np.concatenate([train, test])), np.arange(len(y)))
+    if isinstance(splitter, ClassKFold):
+        assert_array_equal(np.sort(np.concatenate([test for _, test in folds])), np.arange(len(y)))
+
+
+@pytest.mark.parametrize("splitter", SPLITTERS, ids=repr)
+def test_groups_within_classes_and_classes_within_groups(splitter):
+    y = np.array([2, 0, 1, 1, 3, 0, 4, 5])
+    expected = [test.tolist() for _, test in splitter.split(None, y)]
+    finer = [f"{label}{i % 2}" for i, label in enumerate(y)]
+    coarser = y // 2
+    assert [test.tolist() for _, test in splitter.split(None, y, finer)] == expected
+    assert [test.tolist() for _, test in splitter.split(None, y, coarser)] == [
+        test.tolist() for _, test in splitter.split(None, coarser)
+    ]
+
+
+@pytest.mark.parametrize("splitter", SPLITTERS, ids=repr)
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ([0, 1, 0, 1, 0, 1], "groups link the classes into 1 sets, and at least [23] are needed"),
+        ([0, 1, 2], r"groups must hold one group per sample, shape \(6,\), got shape \(3,\)"),
+        ([[0], [1], [2], [3], [4], [5]], r"got shape \(6, 1\)"),
+        (["a", None, "b", "c", "d", "e"], "groups must not hold missing values"),
+        ([0.0, np.nan, 1.0, 2.0, 3.0, 4.0], "groups must not hold missing values"),
+    ],
+)
+def test_groups_are_checked(splitter, groups, message):
+    with pytest.raises(ValueError, match=message):
+        list(splitter.split(None, [0, 0, 1, 1, 2, 2], groups))
 
 
 def test_labels_of_any_kind_give_the_same_folds():
@@ -209,6 +262,25 @@ def test_train_test_split_keeps_the_container(container):
     assert dense[1].tolist() == [[4, 5]]
 
 
+def test_train_test_split_of_more_arrays():
+    X, y = np.arange(12).reshape(6, 2), ["b", "a", "c", "a", "d", "c"]
+    more = pd.Series(np.arange(6) / 10, index=list("uvwxyz")), list("uvwxyz"), torch.arange(6), sparse.coo_array(X)
+    parts = class_train_test_split(X, y, *more, test_size=0.25)
+    assert len(parts) == 12
+    test = [4]
+    train = [0, 1, 2, 3, 5]
+    assert parts[4].tolist() == more[0].iloc[train].tolist()
+    assert parts[5].index.tolist() == ["y"]
+    assert (parts[6], parts[7]) == (list("uvwxz"), ["y"])
+    assert parts[8].tolist() == train
+    assert_array_equal(parts[11].toarray(), X[test])
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        class_train_test_split(X, y, [1, 2])
+    for wrong in (0.25, 3, None, np.float64(0.25)):
+        with pytest.raises(TypeError, match="Pass test_size and others by name"):
+            class_train_test_split(X, y, wrong)
+
+
 class NoSharedClass(TransformerMixin, BaseEstimator):
     """Remember the classes of the training set, to be compared with those of the test set."""
 
@@ -231,3 +303,26 @@ def test_model_selection_of_sklearn_takes_them(splitter, blobs):
     search = GridSearchCV(PCA(), {"n_components": [2, 3]}, scoring=RecallAtK(1), cv=splitter).fit(X, y)
     assert search.n_splits_ == 3
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+
+
+@pytest.mark.parametrize("splitter", SPLITTERS, ids=repr)
+@pytest.mark.parametrize("is_routed", [False, True])
+def test_searches_pass_groups_on(splitter, is_routed, blobs):
+    X, y = blobs
+    y = np.arange(60) % 12
+    groups = (y + 1) // 2
+
+    def n_shared(estimator, X, y):
+        return np.isin((y + 1) // 2, (estimator.classes_ + 1) // 2).sum()
+
+    assert cross_val_score(NoSharedClass(), X, y, cv=splitter, scoring=n_shared).sum() > 0
+    with config_context(enable_metadata_routing=is_routed):
+        given = {"params": {"groups": groups}} if is_routed else {"groups": groups}
+        scores = cross_validate(NoSharedClass(), X, y, cv=splitter, scoring=n_shared, **given)
+        assert_array_equal(scores["test_score"], np.zeros(3))
+        scores = cross_val_score(NoSharedClass(), X, y, cv=splitter, scoring=n_shared, **given)
+        assert_array_equal(scores, np.zeros(3))
+        search = GridSearchCV(PCA(), {"n_components": [2]}, scoring=lambda e, X, y: np.ptp(y), cv=splitter)
+        expected = [np.ptp(y[test]) for _, test in splitter.split(X, y, groups)]
+        search.fit(X, y, groups=groups)
+        assert [search.cv_results_[f"split{i}_test_score"][0] for i in range(3)] == expected

@@ -59,7 +59,19 @@ class RecallCurveDisplay:
 
     @classmethod
     def from_estimator(
-        cls, estimator, X, y, *, k=(1, 2, 4, 8, 16, 32), gallery=None, gallery_y=None, name=None, ax=None
+        cls,
+        estimator,
+        X,
+        y,
+        *,
+        k=(1, 2, 4, 8, 16, 32),
+        gallery=None,
+        gallery_y=None,
+        gallery_index=None,
+        groups=None,
+        gallery_groups=None,
+        name=None,
+        ax=None,
     ) -> Self:
         """Embed the samples, compute Recall@K by cosine and plot it.
 
@@ -77,6 +89,12 @@ class RecallCurveDisplay:
             Samples like X among which neighbors are searched for. None: X, each query without itself.
         gallery_y : array-like of shape (n_gallery,) or None, default=None
             Class of each of them.
+        gallery_index : array-like of shape (n_samples,) or None, default=None
+            For each query, the row of the gallery that is the query itself, which is left out; -1 for none.
+        groups : array-like of shape (n_samples,) or None, default=None
+            Group of each query, such as its camera: samples of the query's class and group are left out.
+        gallery_groups : array-like of shape (n_gallery,) or None, default=None
+            Group of each sample of the gallery.
         name : str or None, default=None
             Name of the line in the legend. None: the class name of the estimator.
         ax : matplotlib Axes or None, default=None
@@ -100,6 +118,9 @@ class RecallCurveDisplay:
             k=k,
             gallery=None if gallery is None else embed(estimator, gallery),
             gallery_y=gallery_y,
+            gallery_index=gallery_index,
+            groups=groups,
+            gallery_groups=gallery_groups,
             name=type(estimator).__name__ if name is None else name,
             ax=ax,
         )
@@ -113,6 +134,9 @@ class RecallCurveDisplay:
         k=(1, 2, 4, 8, 16, 32),
         gallery=None,
         gallery_y=None,
+        gallery_index=None,
+        groups=None,
+        gallery_groups=None,
         metric="cosine",
         name=None,
         ax=None,
@@ -131,6 +155,12 @@ class RecallCurveDisplay:
             Rows among which neighbors are searched for. None: the queries, each without itself.
         gallery_y : array-like or torch.Tensor of shape (n_gallery,) or None, default=None
             Class of each of them.
+        gallery_index : array-like or torch.Tensor of shape (n_samples,) or None, default=None
+            For each query, the row of the gallery that is the query itself, which is left out; -1 for none.
+        groups : array-like or torch.Tensor of shape (n_samples,) or None, default=None
+            Group of each query, such as its camera: samples of the query's class and group are left out.
+        gallery_groups : array-like or torch.Tensor of shape (n_gallery,) or None, default=None
+            Group of each sample of the gallery.
         metric : {"cosine", "euclidean"}, default="cosine"
             Whether the nearest row has the largest cosine or the smallest Euclidean distance.
         name : str or None, default=None
@@ -149,7 +179,17 @@ class RecallCurveDisplay:
             As for :func:`~skdml.metrics.recall_at_k`.
         """
         k = np.atleast_1d(k).tolist()
-        recall = recall_at_k(embeddings, y, k, gallery=gallery, gallery_y=gallery_y, metric=metric)
+        recall = recall_at_k(
+            embeddings,
+            y,
+            k,
+            gallery=gallery,
+            gallery_y=gallery_y,
+            gallery_index=gallery_index,
+            groups=groups,
+            gallery_groups=gallery_groups,
+            metric=metric,
+        )
         return cls(k=k, recall=recall, name=name).plot(ax=ax)
 
     def plot(self, ax=None) -> Self:

@@ -8,6 +8,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.utils import check_random_state
 
 from .._labels import number_labels
+from ..metrics._rows import check_gallery, check_index
 from ._drawing import (
     check_embeddings,
     check_images,
@@ -89,6 +90,7 @@ class RetrievalDisplay:
         *,
         gallery=None,
         gallery_y=None,
+        gallery_index=None,
         queries=8,
         n_neighbors=8,
         random_state=None,
@@ -110,6 +112,8 @@ class RetrievalDisplay:
             Samples like X among which neighbors are searched for. None: X, each query without itself.
         gallery_y : array-like of shape (n_gallery,) or None, default=None
             Class of each of them.
+        gallery_index : array-like of shape (n_samples,) or None, default=None
+            For each sample, its own row in the gallery, which it does not find; -1 for none.
         queries : int or sequence of int, default=8
             The rows of the queries, or how many to draw at random from those with a sample of their class to find; all
             of these if there are fewer.
@@ -141,6 +145,7 @@ class RetrievalDisplay:
             images=find_images(X),
             gallery=embed(estimator, gallery) if has_gallery else None,
             gallery_y=gallery_y,
+            gallery_index=gallery_index,
             gallery_images=find_images(gallery) if has_gallery else None,
             queries=queries,
             n_neighbors=n_neighbors,
@@ -159,6 +164,7 @@ class RetrievalDisplay:
         texts=None,
         gallery=None,
         gallery_y=None,
+        gallery_index=None,
         gallery_images=None,
         gallery_texts=None,
         metric="cosine",
@@ -185,6 +191,8 @@ class RetrievalDisplay:
             Rows among which neighbors are searched for. None: the embeddings, each query without itself.
         gallery_y, gallery_images, gallery_texts : array-like or None, default=None
             Like ``y``, ``images`` and ``texts``, but for the gallery.
+        gallery_index : array-like of shape (n_samples,) or None, default=None
+            For each sample, its own row in the gallery, which it does not find; -1 for none.
         metric : {"cosine", "euclidean"}, default="cosine"
             Whether the nearest row has the largest cosine or the smallest Euclidean distance.
         queries : int or sequence of int, default=8
@@ -211,33 +219,39 @@ class RetrievalDisplay:
             ``n_neighbors`` samples to find, ``queries`` holds a row that does not exist, or no query has a sample of
             its class to find.
         """
-        if (gallery is None) != (gallery_y is None):
-            raise ValueError("gallery and gallery_y belong together: pass both or neither.")
+        check_gallery(gallery, gallery_y, gallery_index=gallery_index)
         images = check_images(images)
         Z, y = check_embeddings(embeddings, y, images=images, texts=texts)
-        is_own = gallery is None
-        if is_own:
+        own = None
+        if gallery is None:
             gallery, gallery_y, gallery_images, gallery_texts = Z, y, images, texts
+            own = np.arange(len(Z))
         else:
             gallery_images = check_images(gallery_images)
             gallery, gallery_y = check_embeddings(
                 gallery, gallery_y, "gallery_y", images=gallery_images, texts=gallery_texts
             )
+            if gallery_index is not None:
+                own = check_index(gallery_index, (len(Z), len(gallery))).numpy()
         codes, gallery_codes = number_labels(y, gallery_y)[1]
-        if not 1 <= n_neighbors <= len(gallery) - is_own:
+        n_own = 0 if own is None else 1
+        if not 1 <= n_neighbors <= len(gallery) - n_own:
             raise ValueError(
-                f"n_neighbors must be in 1..{len(gallery) - is_own}, as there are no more samples to find; got "
+                f"n_neighbors must be in 1..{len(gallery) - n_own}, as there are no more samples to find; got "
                 f"{n_neighbors!r}."
             )
         if isinstance(queries, Integral):
-            queries = _draw(queries, codes, gallery_codes, is_own, check_random_state(random_state))
+            queries = _draw(queries, codes, gallery_codes, own, check_random_state(random_state))
         queries = np.asarray(queries)
         if queries.ndim != 1 or queries.dtype.kind not in "iu" or not np.isin(queries, np.arange(len(Z))).all():
             raise ValueError(f"queries must be rows in 0..{len(Z) - 1}; got {queries.tolist()!r}.")
-        search = NearestNeighbors(n_neighbors=n_neighbors + is_own, metric=metric, algorithm="brute").fit(gallery)
+        search = NearestNeighbors(n_neighbors=n_neighbors + n_own, metric=metric, algorithm="brute").fit(gallery)
         neighbors = search.kneighbors(Z[queries], return_distance=False)
-        if is_own:  # without the query itself, which among many equal rows may not be the first, or not be found
-            neighbors = np.array([row[row != q][:n_neighbors] for q, row in zip(queries, neighbors, strict=True)])
+        if (
+            own is not None
+        ):  # leave out the query itself: among many equal rows it may not be the first, or not be found
+            rows = zip(own[queries], neighbors, strict=True)
+            neighbors = np.array([row[row != itself][:n_neighbors] for itself, row in rows])
         return cls(
             queries=queries,
             neighbors=neighbors,
@@ -284,15 +298,19 @@ class RetrievalDisplay:
         return self
 
 
-def _draw(n_queries, y, gallery_y, is_own, rng):
-    """Return the sorted rows of at most n_queries queries that have something to find."""
+def _draw(n_queries, y, gallery_y, own, rng):
+    """Return the sorted rows of at most n_queries queries that have something to find besides their own rows."""
     if n_queries < 1:
         raise ValueError(f"queries must be at least 1, or a sequence of rows; got {n_queries}.")
     found, size = np.unique(gallery_y, return_counts=True)
-    candidates = np.flatnonzero(np.isin(y, found[size > is_own]))
+    is_candidate = has_class = np.isin(y, found)
+    if own is not None:
+        finds_itself = (own >= 0) & (gallery_y[own] == y)
+        is_candidate = np.where(finds_itself, np.isin(y, found[size > 1]), has_class)
+    candidates = np.flatnonzero(is_candidate)
     if len(candidates) == 0:
+        reason = "no class has two samples" if has_class.any() else "the gallery has other classes"
         raise ValueError(
-            "No query has a sample of its class to find: " + ("no class has two samples." if is_own else "the gallery "
-            "has other classes.") + " To see what they find anyway, pass rows as queries."
-        )  # fmt: skip
+            f"No query has a sample of its class to find: {reason}. To see what they find anyway, pass rows as queries."
+        )
     return np.sort(rng.choice(candidates, min(n_queries, len(candidates)), replace=False))

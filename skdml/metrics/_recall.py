@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from ._rows import below_ties, similarities, tile_size, tiles
+from ._rows import below_ties, leave_out, similarities, tile_size, tiles
 
 
 @torch.no_grad()
@@ -31,9 +31,8 @@ def nearer_than_best_match(queries, gallery):
         if may_match:
             S = similarities(queries[q], gallery[g], buffer)
             S.masked_fill_(queries.classes[q, None] != gallery.classes[g], -torch.inf)
-            if symmetric and q == g:
-                S.fill_diagonal_(-torch.inf)
-            elif symmetric:
+            leave_out(S, queries, gallery, q, g)
+            if symmetric and q != g:
                 best[g] = torch.maximum(best[g], S.amax(0))
             best[q] = torch.maximum(best[q], S.amax(1))
 
@@ -43,6 +42,8 @@ def nearer_than_best_match(queries, gallery):
             S = similarities(queries[q], gallery[g], buffer)
             if may_match:
                 S.masked_fill_(queries.classes[q, None] == gallery.classes[g], -torch.inf)
+            if queries.own is not None:  # a query's own row may be of another class
+                leave_out(S, queries, gallery, q, g)
             is_nearer = flags[: S.numel()].view_as(S)
             n_nearer[q] += torch.gt(S, best[q, None], out=is_nearer).sum(1).long()
             if symmetric and q != g:

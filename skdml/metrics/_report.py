@@ -3,12 +3,12 @@
 import re
 
 from ._clustering import Clustering
-from ._ranks import rank_matches
+from ._ranks import rank_all_matches, rank_matches
 from ._recall import nearer_than_best_match
 from ._retrieval import check_k
 from ._rows import count_matches, mean_over_queries, prepare
 
-RETRIEVAL = ("precision_at_1", "r_precision", "map_at_r")
+RETRIEVAL = ("precision_at_1", "r_precision", "map_at_r", "map", "mrr")
 CLUSTERING = ("nmi", "ami", "pairwise_f1")
 
 
@@ -19,6 +19,9 @@ def retrieval_report(
     k=(1, 2, 4, 8),
     gallery=None,
     gallery_y=None,
+    gallery_index=None,
+    groups=None,
+    gallery_groups=None,
     metric="cosine",
     random_state=0,
     device=None,
@@ -37,6 +40,13 @@ def retrieval_report(
         Rows among which neighbors are searched for. None: the queries, each without its own row.
     gallery_y : array-like or torch.Tensor of shape (n_gallery,), default=None
         Class of each row of `gallery`.
+    gallery_index : array-like or torch.Tensor of shape (n_queries,), default=None
+        For each query, the row of `gallery` that is the query itself, which is left out; -1 for none.
+    groups : array-like or torch.Tensor of shape (n_queries,), default=None
+        Group of each query, such as its camera or its product page. Rows of the gallery of the query's class and group
+        count neither as right nor as wrong, as if they were not there.
+    gallery_groups : array-like or torch.Tensor of shape (n_gallery,), default=None
+        Group of each row of `gallery`. Without a gallery, `groups` is used.
     metric : {"cosine", "euclidean"}, default="cosine"
         Whether the nearest row has the largest cosine (0 for rows of zeros) or the smallest Euclidean distance.
     random_state : int, RandomState instance or None, default=0
@@ -49,16 +59,17 @@ def retrieval_report(
     dict of str to int or float
         "n_queries" and "n_gallery", the rows given; "n_left_out", how many of the queries have no other member of their
         class in the gallery, so that retrieval leaves them out, with a warning. Then "recall_at_<k>" for each k,
-        "precision_at_1", "r_precision" and "map_at_r", which are nan if no query is left. Then "nmi", "ami" and
-        "pairwise_f1" of all queries; the gallery is not clustered.
+        "precision_at_1", "r_precision", "map_at_r", "map" and "mrr", which are nan if no query is left. Then "nmi",
+        "ami" and "pairwise_f1" of all queries; the gallery is not clustered.
 
     Raises
     ------
     ValueError
-        If k < 1 or k is empty, the shapes do not match, a value is not a finite real number, only one of `gallery` and
-        `gallery_y` is given, or `metric` is unknown.
+        If k < 1 or k is empty, the shapes do not match, a value is not a finite real number, `gallery_index` holds no
+        rows of the gallery, `groups` hold missing values, an argument is given without the other one that it needs, or
+        `metric` is unknown.
     TypeError
-        If k is not an integer, or the labels cannot be compared with each other.
+        If k is not an integer, or the labels or groups cannot be compared with each other.
 
     See Also
     --------
@@ -68,9 +79,10 @@ def retrieval_report(
     Notes
     -----
     The values are those of the functions that define the measures: :func:`recall_at_k`, :func:`precision_at_1`,
-    :func:`r_precision`, :func:`map_at_r`, :func:`nmi_score`, :func:`ami_score` and :func:`pairwise_f1_score`. Recall is
-    computed along with MAP@R, so neighbors that are within the rounding of a product from a match may count differently
-    than in :func:`recall_at_k`, and with a Euclidean gallery, k-means may round differently.
+    :func:`r_precision`, :func:`map_at_r`, :func:`mean_average_precision` ("map"), :func:`mean_reciprocal_rank` ("mrr"),
+    :func:`nmi_score`, :func:`ami_score` and :func:`pairwise_f1_score`. Recall is computed along with the others, so
+    neighbors that are within the rounding of a product from a match may count differently than in :func:`recall_at_k`,
+    and with a Euclidean gallery, k-means may round differently.
 
     Examples
     --------
@@ -88,12 +100,16 @@ def retrieval_report(
     precision_at_1  0.75
     r_precision     0.75
     map_at_r        0.75
+    map            0.875
+    mrr            0.875
     nmi              1.0
     ami              1.0
     pairwise_f1      1.0
     """
     names = [*(f"recall_at_{k}" for k in check_k(k)), *RETRIEVAL, *CLUSTERING]
-    queries, gallery = prepare(embeddings, y, gallery, gallery_y, metric=metric, device=device)
+    queries, gallery = prepare(
+        embeddings, y, gallery, gallery_y, gallery_index, groups, gallery_groups, metric=metric, device=device
+    )
     n_matches = count_matches(queries, gallery)
     counts = {"n_queries": len(queries), "n_gallery": len(gallery), "n_left_out": int((n_matches == 0).sum())}
     return counts | measure(names, queries, gallery, n_matches, random_state)
@@ -109,15 +125,23 @@ def measure(names, queries, gallery, n_matches, random_state):
     """Return the measures of these names, computing only once what they share."""
     ks = {name: 1 if name == "precision_at_1" else k_of(name) for name in names}
     ks = {name: k for name, k in ks.items() if k}
+    of_first = {"r_precision", "map_at_r"}.intersection(names)
     values = {}  # of each query
-    if "r_precision" in names or "map_at_r" in names:
+    if "map" in names or (of_first and "mrr" in names):
+        ranks = rank_all_matches(queries, gallery, n_matches)
+    elif of_first:
         ranks = rank_matches(queries, gallery, n_matches, max(ks.values(), default=1))
+    else:
+        ranks = None
+    if ranks:
         n_nearer = ranks.n_nearer
-        values |= {"r_precision": ranks.r_precision, "map_at_r": ranks.map_at_r}
-    elif ks:
+        values = {"r_precision": ranks.r_precision, "map_at_r": ranks.map_at_r, "map": ranks.average_precision}
+    elif ks or "mrr" in names:
         n_nearer = nearer_than_best_match(queries, gallery)
     values |= {name: n_nearer < k for name, k in ks.items()}
-    scores = {name: mean_over_queries(value, n_matches) for name, value in values.items()}
+    if "mrr" in names:
+        values["mrr"] = 1 / (1 + n_nearer.double())
+    scores = {name: mean_over_queries(values[name], n_matches) for name in names if name in values}
     if not set(names).isdisjoint(CLUSTERING):
         clustering = Clustering(queries, random_state)
         scores |= {name: getattr(clustering, name)() for name in CLUSTERING if name in names}

@@ -4,13 +4,13 @@ Axis letters: Q queries, G gallery rows, D components.
 """
 
 import math
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from .._labels import number_labels, read_labels
+from .._warnings import warn
 
 CPU_TILE = 1024  # rows and columns of a tile of similarities: small enough for the cache,
 GPU_TILE = 4096  # and large enough to fill a GPU
@@ -18,6 +18,8 @@ _ALIGNMENT = 32  # tiles are cut at multiples of it, unless they are smaller
 _MAX_HELD = 2**24  # similarities of rows to all columns that are in memory at once: 64 MiB in float32
 _INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _MARGIN = {torch.float32: 4, torch.float64: 64}  # rounding of a similarity, in units of eps, with a safety margin
+_SAME = 1e-5  # relative difference of the embeddings of one sample that was embedded in different batches
+_MAX_COMPARED = 1000  # queries that are searched for in the gallery, to see whether it holds the queries
 
 
 @dataclass
@@ -28,13 +30,15 @@ class Rows:
     offsets: torch.Tensor | None  # (n,) |x|^2 / 2, only for Euclidean distances
     classes: torch.Tensor  # (n,) 0..C-1, ascending
     rounding: float  # similarities of unit vectors that differ by less count as equal
+    parts: torch.Tensor | None = None  # (n,) one number for each class and group: a query ignores rows of its part
+    own: torch.Tensor | None = None  # (n,) where each query is in the sorted gallery, -1 for none
 
     def __len__(self):
         return len(self.classes)
 
     def __getitem__(self, index):
-        offsets = None if self.offsets is None else self.offsets[index]
-        return Rows(self.points[index], offsets, self.classes[index], self.rounding)
+        offsets, parts, own = (None if x is None else x[index] for x in (self.offsets, self.parts, self.own))
+        return Rows(self.points[index], offsets, self.classes[index], self.rounding, parts, own)
 
 
 def similarities(rows, columns, buffer):
@@ -59,6 +63,19 @@ def below_ties(S, rows):
     else:
         lowered = S * (1 + rows.rounding) - 2 * rows.rounding * rows.offsets[:, None]
     return lowered.nextafter(lowered.new_tensor(-torch.inf))
+
+
+def leave_out(S, queries, gallery, q, g):
+    """Set the similarities of the queries `q` to those rows `g` of the gallery that do not count for them to -inf."""
+    if queries is gallery and g.start <= q.start < g.stop:
+        S[:, q.start - g.start : q.stop - g.start].fill_diagonal_(-torch.inf)
+    elif queries.own is not None:
+        column = queries.own[q, None] - g.start
+        is_here = (column >= 0) & (column < S.shape[1])
+        column = column.clamp(0, S.shape[1] - 1)
+        S.scatter_(1, column, S.gather(1, column).masked_fill_(is_here, -torch.inf))
+    if queries.parts is not None:
+        S.masked_fill_(queries.parts[q, None] == gallery.parts[g], -torch.inf)
 
 
 def rounding(dtype):
@@ -93,13 +110,22 @@ def block_size(n_columns):
     return max(1, _MAX_HELD // n_columns)
 
 
-def prepare(embeddings, y, gallery=None, gallery_y=None, *, metric="cosine", device=None):
+def prepare(
+    embeddings,
+    y,
+    gallery=None,
+    gallery_y=None,
+    gallery_index=None,
+    groups=None,
+    gallery_groups=None,
+    *,
+    metric="cosine",
+    device=None,
+):
     """Check the input; return queries and gallery (the same object if there is no gallery) for `similarities`."""
     if metric not in ("cosine", "euclidean"):
         raise ValueError(f"metric must be 'cosine' or 'euclidean', got {metric!r}.")
-    if (gallery is None) != (gallery_y is None):
-        given, missing = ("gallery_y", "gallery") if gallery is None else ("gallery", "gallery_y")
-        raise ValueError(f"gallery and gallery_y belong together, got only {given}. Pass {missing} too.")
+    check_gallery(gallery, gallery_y, gallery_index=gallery_index, gallery_groups=gallery_groups)
     points, labels = [check_points(embeddings, "embeddings", device)], [_check_labels(y, "y")]
     if gallery is not None:
         points.append(check_points(gallery, "gallery", points[0].device))
@@ -114,27 +140,73 @@ def prepare(embeddings, y, gallery=None, gallery_y=None, *, metric="cosine", dev
     for p, label, name in zip(points, labels, ("y", "gallery_y"), strict=False):
         if len(p) != len(label):
             raise ValueError(f"{name} must hold one label per row, got {len(label)} labels for {len(p)} rows.")
-    classes = _encode(labels).to(points[0].device).split([len(p) for p in points])
-    sorted_rows = []
-    for p, c in zip(points, classes, strict=True):
-        order = c.argsort(stable=True)
-        sorted_rows.append(Rows(p[order], None, c[order], rounding(p.dtype)))
+    sizes = [len(p) for p in points]
+    classes = _encode(labels).to(points[0].device).split(sizes)
+    orders = [c.argsort(stable=True) for c in classes]
+    sorted_rows = [Rows(p[o], None, c[o], rounding(p.dtype)) for p, c, o in zip(points, classes, orders, strict=True)]
+    if groups is not None or gallery_groups is not None:
+        numbers = _check_groups(groups, gallery_groups, sizes).to(points[0].device)
+        for rows, number, order in zip(sorted_rows, numbers.split(sizes), orders, strict=True):
+            rows.parts = rows.classes * (numbers.max() + 1) + number[order]
+    if gallery_index is not None:
+        index = check_index(gallery_index, sizes).to(points[0].device)[orders[0]]
+        place = torch.empty_like(orders[-1])
+        place[orders[-1]] = torch.arange(len(place), device=place.device)
+        sorted_rows[0].own = torch.where(index < 0, -1, place[index])
     _to_metric(sorted_rows, metric)
     return sorted_rows[0], sorted_rows[-1]
 
 
-def count_matches(queries, gallery, stacklevel=3):
-    """Return R, the number of gallery rows of each query's class without its own row; warn about queries with R = 0."""
+def count_matches(queries, gallery):
+    """Return R, the number of gallery rows that each query should find.
+
+    Warn about queries with R = 0, and if most of the queries would find themselves.
+    """
+    if queries is not gallery and queries.own is None and _are_in_gallery(queries, gallery):
+        warn(
+            "Most queries have an identical row of their own class in the gallery. Pass gallery_index, the row of each "
+            "query in the gallery, so that no query finds itself, or -1 where the gallery does not hold the query."
+        )
     sizes = torch.bincount(gallery.classes, minlength=int(queries.classes[-1]) + 1)
-    n_matches = sizes[queries.classes] - int(queries is gallery)
+    n_matches = sizes[queries.classes]
+    if queries.parts is not None:
+        parts = gallery.parts.sort().values
+        n_matches -= torch.searchsorted(parts, queries.parts, right=True) - torch.searchsorted(parts, queries.parts)
+    elif queries is gallery:
+        n_matches -= 1
+    if queries.own is not None:
+        is_lost = (queries.own >= 0) & (gallery.classes[queries.own] == queries.classes)
+        if queries.parts is not None:
+            is_lost &= gallery.parts[queries.own] != queries.parts
+        n_matches -= is_lost.long()
     n_left_out = int((n_matches == 0).sum())
     if n_left_out:  # the data, not the embedding, make these queries fail
-        warnings.warn(
-            f"{n_left_out} of {len(queries)} queries are left out: the gallery has no other member of their class.",
-            UserWarning,
-            stacklevel=stacklevel,
-        )
+        where = "their class" if queries.parts is None else "their class in another group"
+        warn(f"{n_left_out} of {len(queries)} queries are left out: the gallery has no other member of {where}.")
     return n_matches
+
+
+@torch.no_grad()
+def _are_in_gallery(queries, gallery):
+    """Return whether most queries equal, up to rounding, a row of the gallery that is of their class.
+
+    Equal rows have the same place on any line, so each query is compared with its neighbors on one line. The cost is
+    that of reading the gallery once.
+    """
+    rows = queries[:: math.ceil(len(queries) / _MAX_COMPARED)]
+    line = torch.arange(1, rows.points.shape[1] + 1, device=rows.points.device).to(rows.points).sin_()
+    places = [torch.mv(r.points, line, out=r.points.new_empty(len(r))).double() for r in (rows, gallery)]
+    length = 1 + 4 * float(torch.cat(places).abs().max())  # of a class on the line, so that classes do not overlap
+    rows_place, place = (p + length * r.classes for p, r in zip(places, (rows, gallery), strict=True))
+    order = place.argsort()
+    first = torch.searchsorted(place[order], rows_place)
+    is_equal = torch.zeros_like(rows.classes, dtype=torch.bool)
+    for i in (first - 1, first):
+        found = gallery[order[i.clamp(0, len(gallery) - 1)]]
+        difference = (found.points - rows.points).abs_().amax(1)
+        is_found = (difference <= _SAME * rows.points.abs().amax(1)) & (found.classes == rows.classes)
+        is_equal |= is_found if rows.parts is None else is_found & (found.parts != rows.parts)
+    return bool(is_equal.double().mean() > 0.5)
 
 
 def mean_over_queries(values, n_matches):
@@ -220,3 +292,41 @@ def _encode(labels):
     if all(isinstance(y, torch.Tensor) for y in labels):
         return torch.unique(torch.cat([y.to(labels[0].device) for y in labels]), return_inverse=True)[1]
     return torch.from_numpy(np.concatenate(number_labels(*map(read_labels, labels))[1]))
+
+
+def check_gallery(gallery, gallery_y, **of_gallery):
+    """Check that gallery and gallery_y are given together, and nothing that describes a gallery without one."""
+    if (gallery is None) != (gallery_y is None):
+        given, missing = ("gallery_y", "gallery") if gallery is None else ("gallery", "gallery_y")
+        raise ValueError(f"gallery and gallery_y belong together, got only {given}. Pass {missing} too.")
+    for name, value in of_gallery.items():
+        if gallery is None and value is not None:
+            raise ValueError(
+                f"{name} needs a gallery, got none. Pass gallery and gallery_y too; without them, the queries are the "
+                f"gallery, each without its own row, and {name} is not needed."
+            )
+
+
+def _check_groups(groups, gallery_groups, sizes):
+    """Return the groups of the queries and of the gallery, if there is one, numbered together, as one int64 tensor."""
+    given = {"groups": groups, "gallery_groups": gallery_groups} if len(sizes) == 2 else {"groups": groups}
+    values = []
+    for (name, value), size in zip(given.items(), sizes, strict=True):
+        if value is None:
+            raise ValueError(f"groups and gallery_groups belong together, got no {name}. Pass {name} too.")
+        values.append(read_labels(value, name))
+        if len(values[-1]) != size:
+            raise ValueError(f"{name} must hold one group per row, shape ({size},), got shape {values[-1].shape}.")
+    return torch.from_numpy(np.concatenate(number_labels(*values)[1]))
+
+
+def check_index(index, sizes):
+    """Return gallery_index as an int64 tensor; the sizes are those of the queries and of the gallery."""
+    needed = f"gallery_index must hold one row of the gallery per query, integers of shape ({sizes[0]},)"
+    index = index.detach().cpu().numpy() if isinstance(index, torch.Tensor) else np.asarray(index)
+    if index.dtype.kind not in "iu" or index.shape != (sizes[0],):
+        raise ValueError(f"{needed}, got {index.dtype} of shape {index.shape}.")
+    wrong = index[(index < -1) | (index >= sizes[1])]
+    if len(wrong):
+        raise ValueError(f"{needed} in 0..{sizes[1] - 1}, or -1 for none, got {wrong[0]}.")
+    return torch.from_numpy(index.astype(np.int64))

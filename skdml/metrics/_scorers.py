@@ -1,17 +1,29 @@
 """Scorers: the measures as callables (estimator, X, y), for grid searches and cross-validation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
+from sklearn import get_config
+from sklearn.utils.metadata_routing import UNCHANGED, MetadataRequest
 
 from ._clustering import ami_score, nmi_score, pairwise_f1_score
 from ._report import CLUSTERING, RETRIEVAL, k_of, measure
-from ._retrieval import check_k, map_at_r, precision_at_1, r_precision, recall_at_k
-from ._rows import count_matches, prepare
+from ._retrieval import (
+    check_k,
+    map_at_r,
+    mean_average_precision,
+    mean_reciprocal_rank,
+    precision_at_1,
+    r_precision,
+    recall_at_k,
+)
+from ._rows import check_gallery, count_matches, prepare
 
 
 @dataclass(frozen=True)
-class _Scorer:
+class _ClusteringScorer:
+    random_state: int | np.random.RandomState | None = 0
+
     def __call__(self, estimator, X, y):
         """Return the measure of `estimator.transform(X)`.
 
@@ -27,34 +39,148 @@ class _Scorer:
         Returns
         -------
         float
+            The measure, in its own range.
+        """
+        return self._measure(_embed(estimator, X), y)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class _GalleryScorer:
+    gallery: object = None
+    gallery_y: object = None
+    gallery_groups: object = None
+
+    def __post_init__(self):
+        check_gallery(self.gallery, self.gallery_y, gallery_groups=self.gallery_groups)
+
+    def __call__(self, estimator, X, y, *, gallery_index=None, groups=None):
+        """Return the measure of `estimator.transform(X)`.
+
+        Parameters
+        ----------
+        estimator : fitted transformer or Pipeline that ends in one
+            Estimator to score; its `transform` is called once for X and once for the gallery, if there is one.
+        X : array-like of shape (n_samples, ...)
+            Anything that `estimator.transform` takes.
+        y : array-like of shape (n_samples,)
+            Class of each sample.
+        gallery_index : array-like of shape (n_samples,), default=None
+            For each sample, the row of the gallery that is the sample itself, which is left out; -1 for none.
+        groups : array-like of shape (n_samples,), default=None
+            Group of each sample, such as its camera: samples of the same class and group count neither as right nor as
+            wrong.
+
+        Returns
+        -------
+        float
             The measure, in its own range. A RetrievalScorer returns a dict with one value for each of `metrics`.
         """
-        if not hasattr(estimator, "transform"):
-            raise TypeError(
-                f"A retrieval scorer needs an estimator with transform, got {type(estimator).__name__}. "
-                "If a pipeline ends in a classifier, score the steps before it: pipeline[:-1]."
+        return self._measure(
+            _embed(estimator, X),
+            y,
+            gallery=None if self.gallery is None else _embed(estimator, self.gallery),
+            gallery_y=self.gallery_y,
+            gallery_index=gallery_index,
+            groups=groups,
+            gallery_groups=self.gallery_groups,
+        )
+
+    def set_score_request(self, *, gallery_index=UNCHANGED, groups=UNCHANGED):
+        """Request `gallery_index` or `groups` from searches and cross-validation (scikit-learn's metadata routing).
+
+        Parameters
+        ----------
+        gallery_index, groups : bool, str or None
+            True: passed to the scorer for the samples of each fold, if given; False: not passed; a string: the name
+            under which it is given; None: an error if it is given.
+
+        Returns
+        -------
+        object
+            The scorer itself.
+
+        Raises
+        ------
+        RuntimeError
+            If metadata routing is not enabled.
+        """
+        if not get_config()["enable_metadata_routing"]:
+            raise RuntimeError(
+                "Scorers get gallery_index and groups by metadata routing, which is not enabled. Call "
+                "sklearn.set_config(enable_metadata_routing=True) first."
             )
-        return self._measure(estimator.transform(X), y)
+        request = self.get_metadata_routing()
+        for param, alias in {"gallery_index": gallery_index, "groups": groups}.items():
+            if alias is not UNCHANGED:
+                request.score.add_request(param=param, alias=alias)
+        object.__setattr__(self, "_request", request)
+        return self
+
+    def get_metadata_routing(self):
+        """Return what the scorer requests from scikit-learn's metadata routing.
+
+        Returns
+        -------
+        sklearn.utils.metadata_routing.MetadataRequest
+            The requests of `gallery_index` and `groups`.
+        """
+        if hasattr(self, "_request"):
+            return self._request
+        request = MetadataRequest(owner=type(self).__name__)
+        for param in ("gallery_index", "groups"):
+            request.score.add_request(param=param, alias=None)
+        return request
+
+    def __eq__(self, other):
+        return type(self) is type(other) and self._key() == other._key()
+
+    def __hash__(self):
+        return hash(self._key())
+
+    def __repr__(self):
+        parts = [f"{name}={value!r}" for name, value in self._others().items()]
+        parts += [f"{name}=<{type(value).__name__}>" for name, value in self._held().items() if value is not None]
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    def _held(self):
+        return {field.name: getattr(self, field.name) for field in fields(_GalleryScorer)}
+
+    def _others(self):
+        return {field.name: getattr(self, field.name) for field in fields(self)[len(self._held()) :]}
+
+    def _key(self):  # two galleries are the same if they are one object: arrays do not compare as values do
+        return (*self._others().values(), *map(id, self._held().values()))
 
 
-@dataclass(frozen=True)
-class _ClusteringScorer(_Scorer):
-    random_state: int | np.random.RandomState | None = 0
+def _embed(estimator, X):
+    if not hasattr(estimator, "transform"):
+        raise TypeError(
+            f"A retrieval scorer needs an estimator with transform, got {type(estimator).__name__}. "
+            "If a pipeline ends in a classifier, score the steps before it: pipeline[:-1]."
+        )
+    return estimator.transform(X)
 
 
-@dataclass(frozen=True)
-class RecallAtK(_Scorer):
+@dataclass(frozen=True, eq=False, repr=False)
+class RecallAtK(_GalleryScorer):
     """Scorer: :func:`recall_at_k` of an estimator's embeddings, by cosine.
 
     Parameters
     ----------
     k : int, default=1
         Number of neighbors, >= 1.
+    gallery : array-like of shape (n_gallery, ...), default=None
+        Samples among which neighbors are searched for; they are embedded by the estimator that is scored. None: the
+        samples that are scored, each without itself.
+    gallery_y : array-like of shape (n_gallery,), default=None
+        Class of each sample of the gallery.
+    gallery_groups : array-like of shape (n_gallery,), default=None
+        Group of each sample of the gallery, for scoring with `groups`.
 
     Raises
     ------
     ValueError
-        If k < 1.
+        If k < 1, or `gallery` is given without `gallery_y` or the other way round.
     TypeError
         If k is not an integer, or, when called, if the estimator has no `transform`.
 
@@ -73,25 +199,44 @@ class RecallAtK(_Scorer):
     >>> search = GridSearchCV(PCA(), {"n_components": [2, 16]}, scoring=RecallAtK(k=1), cv=ClassKFold(2))
     >>> search.fit(X, y).best_params_
     {'n_components': 16}
+
+    Neighbors may also be searched for in a gallery, which each estimator embeds.
+
+    >>> scorer = RecallAtK(k=1, gallery=X[:1000], gallery_y=y[:1000])
+    >>> round(scorer(PCA(16).fit(X[:1000]), X[1000:], y[1000:]), 2)
+    0.95
     """
 
     k: int = 1
 
     def __post_init__(self):
+        super().__post_init__()
         if np.ndim(self.k):
             raise TypeError(f"k must be one integer, got {self.k!r}. Use RetrievalScorer for several values.")
         check_k(self.k)
 
-    def _measure(self, embeddings, y):
-        return recall_at_k(embeddings, y, self.k)
+    def _measure(self, embeddings, y, **search):
+        return recall_at_k(embeddings, y, self.k, **search)
 
 
-@dataclass(frozen=True)
-class PrecisionAt1(_Scorer):
+@dataclass(frozen=True, eq=False, repr=False)
+class PrecisionAt1(_GalleryScorer):
     """Scorer: :func:`precision_at_1` of an estimator's embeddings, by cosine.
+
+    Parameters
+    ----------
+    gallery : array-like of shape (n_gallery, ...), default=None
+        Samples among which neighbors are searched for; they are embedded by the estimator that is scored. None: the
+        samples that are scored, each without itself.
+    gallery_y : array-like of shape (n_gallery,), default=None
+        Class of each sample of the gallery.
+    gallery_groups : array-like of shape (n_gallery,), default=None
+        Group of each sample of the gallery, for scoring with `groups`.
 
     Raises
     ------
+    ValueError
+        If `gallery` is given without `gallery_y` or the other way round.
     TypeError
         When called, if the estimator has no `transform`.
 
@@ -109,16 +254,28 @@ class PrecisionAt1(_Scorer):
     0.75
     """
 
-    def _measure(self, embeddings, y):
-        return precision_at_1(embeddings, y)
+    def _measure(self, embeddings, y, **search):
+        return precision_at_1(embeddings, y, **search)
 
 
-@dataclass(frozen=True)
-class RPrecision(_Scorer):
+@dataclass(frozen=True, eq=False, repr=False)
+class RPrecision(_GalleryScorer):
     """Scorer: :func:`r_precision` of an estimator's embeddings, by cosine.
+
+    Parameters
+    ----------
+    gallery : array-like of shape (n_gallery, ...), default=None
+        Samples among which neighbors are searched for; they are embedded by the estimator that is scored. None: the
+        samples that are scored, each without itself.
+    gallery_y : array-like of shape (n_gallery,), default=None
+        Class of each sample of the gallery.
+    gallery_groups : array-like of shape (n_gallery,), default=None
+        Group of each sample of the gallery, for scoring with `groups`.
 
     Raises
     ------
+    ValueError
+        If `gallery` is given without `gallery_y` or the other way round.
     TypeError
         When called, if the estimator has no `transform`.
 
@@ -136,16 +293,28 @@ class RPrecision(_Scorer):
     0.7
     """
 
-    def _measure(self, embeddings, y):
-        return r_precision(embeddings, y)
+    def _measure(self, embeddings, y, **search):
+        return r_precision(embeddings, y, **search)
 
 
-@dataclass(frozen=True)
-class MAPAtR(_Scorer):
+@dataclass(frozen=True, eq=False, repr=False)
+class MAPAtR(_GalleryScorer):
     """Scorer: :func:`map_at_r` of an estimator's embeddings, by cosine.
+
+    Parameters
+    ----------
+    gallery : array-like of shape (n_gallery, ...), default=None
+        Samples among which neighbors are searched for; they are embedded by the estimator that is scored. None: the
+        samples that are scored, each without itself.
+    gallery_y : array-like of shape (n_gallery,), default=None
+        Class of each sample of the gallery.
+    gallery_groups : array-like of shape (n_gallery,), default=None
+        Group of each sample of the gallery, for scoring with `groups`.
 
     Raises
     ------
+    ValueError
+        If `gallery` is given without `gallery_y` or the other way round.
     TypeError
         When called, if the estimator has no `transform`.
 
@@ -163,8 +332,86 @@ class MAPAtR(_Scorer):
     0.59
     """
 
-    def _measure(self, embeddings, y):
-        return map_at_r(embeddings, y)
+    def _measure(self, embeddings, y, **search):
+        return map_at_r(embeddings, y, **search)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MeanAveragePrecision(_GalleryScorer):
+    """Scorer: :func:`mean_average_precision` of an estimator's embeddings, by cosine.
+
+    Parameters
+    ----------
+    gallery : array-like of shape (n_gallery, ...), default=None
+        Samples among which neighbors are searched for; they are embedded by the estimator that is scored. None: the
+        samples that are scored, each without itself.
+    gallery_y : array-like of shape (n_gallery,), default=None
+        Class of each sample of the gallery.
+    gallery_groups : array-like of shape (n_gallery,), default=None
+        Group of each sample of the gallery, for scoring with `groups`.
+
+    Raises
+    ------
+    ValueError
+        If `gallery` is given without `gallery_y` or the other way round.
+    TypeError
+        When called, if the estimator has no `transform`.
+
+    See Also
+    --------
+    RetrievalScorer : Several measures from one embedding pass.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.decomposition import PCA
+    >>> from skdml.metrics import MeanAveragePrecision
+    >>> X, y = load_iris(return_X_y=True)
+    >>> round(MeanAveragePrecision()(PCA(2).fit(X), X, y), 2)
+    0.74
+    """
+
+    def _measure(self, embeddings, y, **search):
+        return mean_average_precision(embeddings, y, **search)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MeanReciprocalRank(_GalleryScorer):
+    """Scorer: :func:`mean_reciprocal_rank` of an estimator's embeddings, by cosine.
+
+    Parameters
+    ----------
+    gallery : array-like of shape (n_gallery, ...), default=None
+        Samples among which neighbors are searched for; they are embedded by the estimator that is scored. None: the
+        samples that are scored, each without itself.
+    gallery_y : array-like of shape (n_gallery,), default=None
+        Class of each sample of the gallery.
+    gallery_groups : array-like of shape (n_gallery,), default=None
+        Group of each sample of the gallery, for scoring with `groups`.
+
+    Raises
+    ------
+    ValueError
+        If `gallery` is given without `gallery_y` or the other way round.
+    TypeError
+        When called, if the estimator has no `transform`.
+
+    See Also
+    --------
+    RetrievalScorer : Several measures from one embedding pass.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.decomposition import PCA
+    >>> from skdml.metrics import MeanReciprocalRank
+    >>> X, y = load_iris(return_X_y=True)
+    >>> round(MeanReciprocalRank()(PCA(2).fit(X), X, y), 2)
+    0.84
+    """
+
+    def _measure(self, embeddings, y, **search):
+        return mean_reciprocal_rank(embeddings, y, **search)
 
 
 @dataclass(frozen=True)
@@ -263,22 +510,29 @@ class PairwiseF1(_ClusteringScorer):
         return pairwise_f1_score(embeddings, y, random_state=self.random_state)
 
 
-@dataclass(frozen=True)
-class RetrievalScorer(_Scorer):
+@dataclass(frozen=True, eq=False, repr=False)
+class RetrievalScorer(_GalleryScorer):
     """Scorer of several measures that embeds the data once.
 
     Parameters
     ----------
     metrics : sequence of str, default=("recall_at_1", "map_at_r")
-        Names of the measures: "recall_at_<k>" with k >= 1, "precision_at_1", "r_precision", "map_at_r", "nmi", "ami"
-        and "pairwise_f1".
+        Names of the measures: "recall_at_<k>" with k >= 1, "precision_at_1", "r_precision", "map_at_r", "map", "mrr",
+        "nmi", "ami" and "pairwise_f1".
     random_state : int, RandomState instance or None, default=0
         Seeds k-means, which the last three measures use.
+    gallery : array-like of shape (n_gallery, ...), default=None
+        Samples among which neighbors are searched for; they are embedded by the estimator that is scored. None: the
+        samples that are scored, each without itself.
+    gallery_y : array-like of shape (n_gallery,), default=None
+        Class of each sample of the gallery.
+    gallery_groups : array-like of shape (n_gallery,), default=None
+        Group of each sample of the gallery, for scoring with `groups`.
 
     Raises
     ------
     ValueError
-        If a name is unknown, or there are no names.
+        If a name is unknown, there are no names, or `gallery` is given without `gallery_y` or the other way round.
     TypeError
         If `metrics` is a single string, or, when called, if the estimator has no `transform`.
 
@@ -303,6 +557,7 @@ class RetrievalScorer(_Scorer):
     random_state: int | np.random.RandomState | None = 0
 
     def __post_init__(self):
+        super().__post_init__()
         if isinstance(self.metrics, str):
             raise TypeError(f"metrics must be a sequence of names, got one string. Pass ({self.metrics!r},).")
         object.__setattr__(self, "metrics", tuple(self.metrics))
@@ -314,7 +569,7 @@ class RetrievalScorer(_Scorer):
                 f"{', '.join(map(repr, known))}, got {unknown or self.metrics!r}."
             )
 
-    def _measure(self, embeddings, y):
-        queries, gallery = prepare(embeddings, y)
+    def _measure(self, embeddings, y, **search):
+        queries, gallery = prepare(embeddings, y, **search)
         n_matches = count_matches(queries, gallery)
         return measure(self.metrics, queries, gallery, n_matches, self.random_state)
