@@ -247,9 +247,8 @@ class RetrievalDisplay:
             raise ValueError(f"queries must be rows in 0..{len(Z) - 1}; got {queries.tolist()!r}.")
         search = NearestNeighbors(n_neighbors=n_neighbors + n_own, metric=metric, algorithm="brute").fit(gallery)
         neighbors = search.kneighbors(Z[queries], return_distance=False)
-        if (
-            own is not None
-        ):  # leave out the query itself: among many equal rows it may not be the first, or not be found
+        if own is not None:
+            # Leave out the query itself, which among many equal rows may not be the first, or not be found.
             rows = zip(own[queries], neighbors, strict=True)
             neighbors = np.array([row[row != itself][:n_neighbors] for itself, row in rows])
         return cls(
