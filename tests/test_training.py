@@ -3,16 +3,24 @@
 import gc
 import itertools
 import re
+import signal
 import threading
+import time
 
 import numpy as np
 import pytest
 import torch
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.validation import check_is_fitted
+from skorch import callbacks as skorch_callbacks
 from skorch.callbacks import Callback, Checkpoint, EarlyStopping, EpochScoring, GradientNormClipping, LRScheduler
 from torch import nn
 
-from skdml import RAWEmbedder, SoftTripleEmbedder, map_at_r, recall_at_k
+import skdml
+from skdml import FoldEnsembleEmbedder, RAWEmbedder, SoftTripleEmbedder, map_at_r, recall_at_k
 from skdml._engine.callbacks import SHARES, one_cycle
 from skdml._engine.parameters import LEARNING_RATE, TOTAL_MOVE, WIDTH_MOVE
 from skdml._engine.training import hold_out
@@ -537,15 +545,28 @@ def test_hold_out_of_too_few_classes(sizes, fraction, message):
         embedder(early_stopping=True, validation_split="classes", validation_fraction=fraction, batch_size=4).fit(X, y)
 
 
+@pytest.mark.parametrize("split", ["samples", "classes"])
+def test_hold_out_of_many_classes_takes_one_sort(split):
+    """A pass over the labels for each of the 100,000 classes takes minutes."""
+    start = time.perf_counter()
+    hold_out(np.repeat(np.arange(100_000), 5), split, 0.1, np.random.RandomState(0))
+    assert time.perf_counter() - start < 5
+
+
 def test_early_stopping_with_too_few_samples():
     with pytest.raises(ValueError, match="no class has four samples"):
         embedder(early_stopping=True, batch_size=2).fit(np.eye(6), [0, 0, 1, 1, 2, 2])
 
 
 class Interrupt(Callback):
+    """Ctrl-C in a hook of the n-th epoch."""
+
     def __init__(self, hook, epoch):
         self.hook = hook
         self.epoch = epoch
+
+    def on_train_begin(self, net, **kwargs):
+        self.raise_in("train begin", net)
 
     def on_batch_end(self, net, **kwargs):
         self.raise_in("batch", net)
@@ -553,18 +574,105 @@ class Interrupt(Callback):
     def on_epoch_end(self, net, **kwargs):
         self.raise_in("epoch", net)
 
+    def on_train_end(self, net, **kwargs):
+        self.raise_in("train end", net)
+
     def raise_in(self, hook, net):
         if hook == self.hook and len(net.history) == self.epoch:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.parametrize(("hook", "epoch", "finished"), [("batch", 1, 0), ("batch", 3, 2), ("epoch", 2, 2)])
-def test_keyboard_interrupt_leaves_a_fitted_estimator(blobs, hook, epoch, finished):
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+@pytest.mark.parametrize(("hook", "epoch"), [("train begin", 0), ("batch", 1)])
+def test_an_interrupt_before_the_first_whole_epoch_changes_nothing(blobs, method, hook, epoch):
     X, y = blobs
-    with pytest.warns(UserWarning, match=f"interrupted in epoch {epoch}"):
-        fitted = embedder(callbacks=[Interrupt(hook, epoch)]).fit(X, y)
+    fitted = embedder(callbacks=[Interrupt(hook, epoch)])
+    with pytest.raises(KeyboardInterrupt):
+        getattr(fitted, method)(X, y)
+    assert not [name for name in vars(fitted) if name.endswith("_")]
+    fitted.set_params(callbacks=None).fit(X, y)
+    before = dict(vars(fitted))
+    fitted.set_params(callbacks=[Interrupt(hook, epoch)])
+    with pytest.raises(KeyboardInterrupt):
+        getattr(fitted, method)(X, y)
+    assert {**vars(fitted), "callbacks": None} == before
+
+
+@pytest.mark.parametrize(("hook", "epoch", "finished"), [("batch", 3, 2), ("epoch", 2, 2), ("train end", 4, 4)])
+def test_an_interrupt_after_a_whole_epoch_leaves_a_fitted_estimator(blobs, hook, epoch, finished):
+    X, y = blobs
+    fitted = embedder(callbacks=[Interrupt(hook, epoch)])
+    with pytest.raises(KeyboardInterrupt):
+        fitted.fit(X, y)
     assert fitted.n_iter_ == len(fitted.history_) == finished
+    assert all({"loss", "duration"} <= set(entry) for entry in fitted.history_)
     np.testing.assert_allclose(np.linalg.norm(fitted.transform(X), axis=1), 1, rtol=1e-5)
+    with pytest.raises(KeyboardInterrupt):
+        embedder(callbacks=[Interrupt("epoch", 1)]).partial_fit(X, y)
+
+
+@pytest.mark.parametrize("hook", ["batch", "epoch", "train end"])
+def test_an_interrupt_restores_the_best_epoch_and_the_share(hidden, hook):
+    """Two good epochs of 7 batches; the third is spoilt. The learned share is that of the whole fit."""
+    X, y = hidden
+    params = {"backbone": Overfit(14), "learning_rate": 3e-3, "learned_share": 0.5, "max_epochs": 3}
+    fitted = stopping(**params, callbacks=[Interrupt(hook, 3)])
+    with pytest.raises(KeyboardInterrupt):
+        fitted.fit(X, y)
+    assert fitted.n_iter_ == (2 if hook == "batch" else 3)
+    np.testing.assert_array_equal(fitted.transform(X), stopping(**params).fit(X, y).transform(X))
+
+
+def test_an_interrupt_in_validation_or_while_the_share_is_chosen(hidden, monkeypatch):
+    """A fit of 3 epochs validates the start, each epoch, and the shares 0.5, 0.25, 0.75 and 1."""
+    X, y = hidden
+    original = skdml._engine.callbacks.validate
+    calls = itertools.count(1)
+
+    def validate(*args):
+        if next(calls) == stop:
+            signal.raise_signal(signal.SIGINT)
+        return original(*args)
+
+    monkeypatch.setattr("skdml._engine.callbacks.validate", validate)
+    monkeypatch.setattr("skdml._engine.net.validate", validate)
+    for stop, n_iter in [(1, None), (2, None), (4, 2), (6, 3), (8, 3)]:
+        calls = itertools.count(1)
+        fitted = stopping(max_epochs=3)
+        with pytest.raises(KeyboardInterrupt):
+            fitted.fit(X, y)
+        assert getattr(fitted, "n_iter_", None) == n_iter
+        if n_iter:
+            assert all("validation_recall_at_1" in epoch for epoch in fitted.history_)
+        if stop >= 6:  # the best of the shares tried so far, not the one just tried
+            assert fitted.network_.head.strength in ([0.5] if stop == 6 else [0.5, 0.25, 0.75])
+
+
+def test_an_interrupt_ends_what_is_around_the_fit(blobs):
+    """A search and an ensemble would go on with what an interrupted fit left."""
+    X, y = blobs
+    one = embedder(batch_size=20, callbacks=[Interrupt("epoch", 2)])
+    search = GridSearchCV(one, {"tau": [0.1, 0.2]}, cv=2, error_score=0.0)
+    for estimator in (search, FoldEnsembleEmbedder(one, cv=2), make_pipeline(StandardScaler(), one)):
+        with pytest.raises(KeyboardInterrupt):
+            estimator.fit(X, y)
+    with pytest.raises(NotFittedError):
+        check_is_fitted(search, "cv_results_")
+
+
+def test_an_interrupt_of_a_diverged_training_is_no_error_of_the_training(blobs):
+    """A search with error_score would go on after a ValueError."""
+    X, y = blobs
+    fitted = embedder(callbacks=[Interrupt("epoch", 1), Spoil()])
+    with pytest.raises(KeyboardInterrupt):
+        fitted.fit(X, y)
+    assert not hasattr(fitted, "network_")
+
+
+class Spoil(Callback):
+    def on_train_end(self, net, **kwargs):
+        for parameter in net.module_.parameters():
+            parameter.data.fill_(torch.nan)
 
 
 def test_non_finite_loss_says_what_to_lower(blobs):

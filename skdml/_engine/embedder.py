@@ -10,6 +10,7 @@ from typing import ClassVar, Self
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
@@ -35,11 +36,12 @@ from .callbacks import (
     Progress,
     WarmUp,
     copied,
+    flat_input,
     with_callbacks,
 )
 from .net import EmbeddingNet, Recipe, epochs
 from .parameters import LEARNING_RATE, EmbedderParameters
-from .training import Task, embed, hold_out
+from .training import COLLAPSED, Task, embed, hold_out, spread
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -209,6 +211,7 @@ class BaseEmbedder(
                 recipe,
                 lambda history: self._fitted(task, history, *copy.deepcopy((network, criterion)), goes_on=goes_on),
             )
+            callbacks, last_callbacks = copied(self.callbacks)
             net = EmbeddingNet(
                 trained,
                 self._training_loss(criterion),
@@ -217,22 +220,27 @@ class BaseEmbedder(
                     *([OneCycle()] if lr_schedule == "one_cycle" else []),
                     *([WarmUp(self.warmup_epochs)] if self.warmup_epochs else []),
                     *([Progress(self.verbose)] if self.verbose else []),
-                    *(copied(callback) for callback in self.callbacks or []),
+                    *callbacks,
                     *epoch_tasks,
                     *([BestWeights(self.n_iter_no_change, valid_set, self.validation_split)] if valid_set else []),
                     *self._find_learned_share(trained, valid_set, goes_on),
+                    *last_callbacks,
                 ],
                 valid_set=valid_set,
+                batch_size=self.batch_size,
+                verbose=self.verbose,
                 generator=torch.Generator(data.index_device).manual_seed(seed),
                 augment_generator=torch.Generator().manual_seed(seed + 1),
                 device=device,
             )
-            net.fit(train_set)
-        net.check_weights()
-        net.warn_if_interrupted()
+            interrupt = net.train(train_set, X, y)
+        if net.has_collapsed():
+            _warn_of_collapse(trained, train_set, seed)
         self._set_fitted(self._fitted(task, net.history, network, criterion, goes_on=goes_on))
         for epoch_task in epoch_tasks:
             epoch_task.end()
+        if interrupt is not None:
+            raise interrupt
         return self
 
     def _find_backbone(self, seed, device):
@@ -362,7 +370,7 @@ class BaseEmbedder(
         Raises
         ------
         ValueError
-            If X does not have the kind and shape seen in fit, or a file cannot be used.
+            If X does not have the kind and shape seen in fit, a file cannot be used, or an embedding is not finite.
         RuntimeError
             When a process that decodes files dies.
         """
@@ -371,9 +379,13 @@ class BaseEmbedder(
         data = check_data(self, X, seen=self._input)[0].place(device)
         # A copy: the fitted network stays on the CPU.
         network = self.network_ if device.type == "cpu" else copy.deepcopy(self.network_).to(device)
-        if is_dispatched(X):
-            return embed(network, data, X.device)
-        return embed(network, data, "cpu").numpy()
+        Z = embed(network, data, X.device if is_dispatched(X) else "cpu")
+        if not Z[0].any() and not Z.any():
+            warn(
+                "All embeddings are zero: what the network gives for X is shorter than 1e-12. Scale X as it was scaled "
+                "for fit."
+            )
+        return Z if is_dispatched(X) else Z.numpy()
 
     def score(self, X, y) -> float:
         """Return Recall@1 of the samples among themselves.
@@ -511,6 +523,19 @@ def _start_at_features(network, train_set, seed, *, of_backbone):
             f"{column}, counted from 0, makes up {ruling[1]:.1%} of the squared length of its rows, so that cosines of "
             "the rows would compare little else: the embedder standardizes all columns to mean 0 and variance 1."
             f"{advice}"
+        )
+
+
+def _warn_of_collapse(network, train_set, seed):
+    """Warn if embeddings of the training set, a sample of it, are nearly one point, though its rows differ."""
+    sample = train_set.sample(512, seed)
+    remaining = spread(embed(network, sample, "cpu")).item()
+    if remaining < COLLAPSED and (rows := flat_input(sample)).ne(rows[0]).any():
+        warn(
+            f"The embeddings have collapsed: the mean cosine of two training samples is {1 - remaining:.6f}, so that "
+            "little tells the classes apart. Set mining to 'semihard' or None if it is 'hard', lower learning_rate, or "
+            "scale X, with StandardScaler for vectors.",
+            ConvergenceWarning,
         )
 
 
