@@ -11,6 +11,7 @@ from skorch.callbacks import (
     Callback,
     EpochScoring,
     InputShapeSetter,
+    LoadInitState,
     LRScheduler,
     TrainEndCheckpoint,
 )
@@ -93,10 +94,14 @@ def copied(callbacks):
     for callback in callbacks or []:
         name, callback = callback if isinstance(callback, tuple) else (None, callback)
         kind = callback if isinstance(callback, type) else type(callback)
-        if kind is not InputShapeSetter:
-            # A TrainEndCheckpoint saves the weights that the estimator keeps.
-            to = last if issubclass(kind, TrainEndCheckpoint) else first
-            to.append(copy.copy(callback) if name is None else (name, copy.copy(callback)))
+        if kind is InputShapeSetter:
+            continue
+        callback = copy.copy(callback)
+        if isinstance(callback, LoadInitState) and isinstance(callback.checkpoint, TrainEndCheckpoint):
+            callback.checkpoint = copy.copy(callback.checkpoint).initialize()
+        # A TrainEndCheckpoint saves the weights that the estimator keeps.
+        to = last if issubclass(kind, TrainEndCheckpoint) else first
+        to.append(callback if name is None else (name, callback))
     return first, last
 
 

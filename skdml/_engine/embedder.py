@@ -133,6 +133,13 @@ class BaseEmbedder(
             that does not fit X, for files that cannot be used, and when the loss is no longer finite.
         RuntimeError
             When a process that decodes files dies.
+        KeyboardInterrupt
+            After Ctrl-C; the embedder is fitted if there was at least one whole epoch, otherwise as before.
+
+        Warns
+        -----
+        ConvergenceWarning
+            When all training samples have nearly the same embedding.
         """
         self._check_params()
         return self._train(X, y, sample_weight, goes_on=self.warm_start and hasattr(self, "network_"))
@@ -566,7 +573,8 @@ class BalancedEmbedder(BaseEmbedder):
     samples_per_class : int, default=4
         K of the P x K batches; >= 2. A batch holds this many samples of each of ``batch_size // samples_per_class``
         classes. If there are fewer classes, a batch takes more samples of each and keeps its size. A class with fewer
-        samples contributes each of them once.
+        samples contributes each of them once. An epoch has about ``n_samples / batch_size`` batches; what these do not
+        hold of a class much larger than the others comes in the next epochs.
     """
 
     samples_per_class: int = 4
