@@ -720,7 +720,7 @@ def test_an_interrupt_before_the_first_whole_epoch_changes_nothing(blobs, method
     assert {**vars(fitted), "callbacks": None} == before
 
 
-@pytest.mark.parametrize(("hook", "epoch", "finished"), [("batch", 3, 2), ("epoch", 2, 2), ("train end", 4, 4)])
+@pytest.mark.parametrize(("hook", "epoch", "finished"), [("batch", 3, 2), ("epoch", 2, 2), ("epoch", 4, 4), ("train end", 4, 4)])
 def test_an_interrupt_after_a_whole_epoch_leaves_a_fitted_estimator(blobs, hook, epoch, finished):
     X, y = blobs
     fitted = embedder(callbacks=[Interrupt(hook, epoch)])

@@ -105,8 +105,8 @@ def copied(callbacks):
     return first, last
 
 
-class EndOfTraining(Exception):
-    """A callback ends the training as planned; skorch's signal for it is KeyboardInterrupt, which Ctrl-C raises too."""
+class EndOfTraining(KeyboardInterrupt):
+    """A callback ends the training as planned. Ctrl-C raises the base class, which is skorch's signal for the end."""
 
 
 class OneCycle(Callback):

@@ -234,20 +234,22 @@ class BaseEmbedder(
                     *last_callbacks,
                 ],
                 valid_set=valid_set,
+                given=(X, y),
                 batch_size=self.batch_size,
                 verbose=self.verbose,
                 generator=torch.Generator(data.index_device).manual_seed(seed),
                 augment_generator=torch.Generator().manual_seed(seed + 1),
                 device=device,
             )
-            interrupt = net.train(train_set, X, y)
+            net.fit(train_set)
+        net.check_weights()
         if net.has_collapsed():
             _warn_of_collapse(trained, train_set, seed)
         self._set_fitted(self._fitted(task, net.history, network, criterion, goes_on=goes_on))
         for epoch_task in epoch_tasks:
             epoch_task.end()
-        if interrupt is not None:
-            raise interrupt
+        if net.interrupt_ is not None:
+            raise net.interrupt_
         return self
 
     def _find_backbone(self, seed, device):

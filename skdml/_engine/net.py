@@ -70,6 +70,8 @@ class EmbeddingNet(NeuralNet):
         Generator of the batch rule, on the index device.
     augment_generator : torch.Generator
         Generator of the augmentation, on the CPU.
+    given : (object, object)
+        X and y as the estimator got them, for the callbacks.
     batch_size : int
         Only shown to callbacks.
     device : torch.device
@@ -80,6 +82,8 @@ class EmbeddingNet(NeuralNet):
     ----------
     progress_ : float in [0, 1)
         Fraction of the training that is done, updated before each step.
+    interrupt_ : KeyboardInterrupt or None
+        What cut the training short after at least one whole epoch.
     spreads_ : list of tensor
         `spread` of the embeddings of the first batch of the training, and of the last batch of the last whole epoch.
     """
@@ -93,6 +97,7 @@ class EmbeddingNet(NeuralNet):
         callbacks,
         generator,
         augment_generator,
+        given=(None, None),
         batch_size=64,
         device="cpu",
         valid_set=None,
@@ -114,6 +119,9 @@ class EmbeddingNet(NeuralNet):
         self.generator = generator
         self.augment_generator = augment_generator
         self.progress_ = 0.0
+        self.given = given
+        self.interrupt_ = None
+        self.is_ended_ = False
         self.spreads_ = []
 
     @property
@@ -142,62 +150,35 @@ class EmbeddingNet(NeuralNet):
     def get_iterator(self, dataset, training=False):
         return dataset
 
-    def train(self, train_set, X, y):
-        """Train; skorch's own ``fit`` would take Ctrl-C for a callback that ends the training.
-
-        Parameters
-        ----------
-        train_set : TrainingSet
-        X, y : object
-            What the estimator was given, for the callbacks.
-
-        Returns
-        -------
-        interrupt : KeyboardInterrupt or None
-            What cut the training short after at least one whole epoch.
-
-        Raises
-        ------
-        KeyboardInterrupt
-            If there was no whole epoch.
-        ValueError
-            If the loss or a weight is not finite.
-        """
-        interrupt = None
-        self.initialize()
-        self.notify("on_train_begin", X=X, y=y)
-        self.n_earlier_epochs_ = len(self.history)  # a callback may load a history
-        n_whole = len(epochs(self.history))
-        try:
-            self.fit_loop(train_set)
-        except EndOfTraining:
-            pass
-        except KeyboardInterrupt as error:
-            if len(epochs(self.history)) == n_whole:
-                raise
-            interrupt = error
-        try:
-            self.notify("on_train_end", X=X, y=y)
-        except KeyboardInterrupt as error:
-            interrupt = error
-        if not self.has_finite_weights():
-            raise interrupt or ValueError(self._diverged("A weight"))
-        return interrupt
-
     def notify(self, method_name, **kwargs):
-        interrupt = None
+        """Call the callbacks; see whether a KeyboardInterrupt, which skorch swallows, ends the training as planned."""
+        if method_name == "on_train_end":
+            self._look_for_interrupt()
+        if method_name in ("on_train_begin", "on_train_end"):
+            kwargs = dict(zip("Xy", self.given, strict=True))
         getattr(self, method_name)(self, **kwargs)
         for _, callback in self.callbacks_:
             try:
                 getattr(callback, method_name)(self, **kwargs)
             except KeyboardInterrupt as error:
-                if isinstance(callback, EarlyStopping) and method_name == "on_epoch_end":
-                    raise EndOfTraining from None
-                if method_name != "on_train_end":
+                is_end = isinstance(callback, EarlyStopping) and method_name == "on_epoch_end"
+                if is_end or isinstance(error, EndOfTraining):
+                    self.is_ended_ = True
                     raise
-                interrupt = error  # raised after the other callbacks, one of which restores the best weights
-        if interrupt is not None:
-            raise interrupt
+                self.interrupt_ = error
+                if method_name != "on_train_end":  # there the others go on: one of them restores the best weights
+                    raise
+        if method_name == "on_train_begin":
+            self.n_earlier_epochs_ = len(self.history)  # a callback may load a history
+            self.n_earlier_whole_ = len(epochs(self.history))
+
+    def _look_for_interrupt(self):
+        """Set ``interrupt_``, and raise it if there was no whole epoch: the estimator then stays as it is."""
+        n_whole = len(epochs(self.history)) - self.n_earlier_whole_
+        if self.interrupt_ is None and not self.is_ended_ and n_whole < self.max_epochs:
+            self.interrupt_ = KeyboardInterrupt()
+        if self.interrupt_ is not None and n_whole == 0:
+            raise self.interrupt_
 
     def set_params(self, **params):
         made = [name for name in params if name.startswith(("module", "criterion"))]
@@ -315,12 +296,13 @@ class EmbeddingNet(NeuralNet):
         first, last = torch.stack(self.spreads_).tolist()
         return last < COLLAPSED and (last < first / 20 or last < 1e-6)
 
-    def has_finite_weights(self):
-        """Return whether all weights and the statistics of BatchNorm are finite."""
+    def check_weights(self):
+        """Raise a ValueError, or the interrupt, unless all weights and the statistics of BatchNorm are finite."""
         statistics = ("running_mean", "running_var")  # other buffers, such as masks, may hold infinity
         tensors = [buffer for name, buffer in self.module_.named_buffers() if name.endswith(statistics)]
         tensors += [*self.module_.parameters(), *self.criterion_.parameters()]
-        return all(tensor.isfinite().all() for tensor in tensors)
+        if not all(tensor.isfinite().all() for tensor in tensors):
+            raise self.interrupt_ or ValueError(self._diverged("A weight"))
 
     def _record(self, name, value, *, larger_is_better):
         earlier = [epoch[name] for epoch in self.history[:-1]]
@@ -330,8 +312,9 @@ class EmbeddingNet(NeuralNet):
     def _diverged(self, what):
         if self.spreads_ and not self.spreads_[0].isfinite():
             return (
-                "The network gives embeddings that are not finite before the first step: the values of X are too large "
-                "for float32. Scale X, with StandardScaler for vectors."
+                f"{what} is not finite after epoch {len(self.history)}, as the embeddings were before the first step: "
+                "the values of X, or the weights of the backbone, are too large for float32. Scale X, with "
+                "StandardScaler for vectors."
             )
         recipe = self.recipe
         return (
