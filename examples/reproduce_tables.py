@@ -353,8 +353,9 @@ def run(embedder, data, ks, settings, device, out):
             raise ValueError(f"{path} is not whole: {error}. Delete it to repeat the run.") from error
     start = time.perf_counter()
     if embedder is not None:
-        embedder.fit(data.data[data.train], data.target[data.train])
-        if embedder.n_iter_ < embedder.max_epochs:
+        try:
+            embedder.fit(data.data[data.train], data.target[data.train])
+        except KeyboardInterrupt:
             sys.exit("Interrupted. The same command repeats this run and then continues.")
     trained = time.perf_counter()
     Z = data.data[data.split != "train"]

@@ -1,5 +1,7 @@
 """Which samples share a batch, as properties of any labels."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -44,7 +46,49 @@ def test_balanced_batches_hold_p_classes_of_k_samples(y, K, P, seed):
         assert len(present) == classes
         # A class smaller than K, a singleton for instance, gives what it has.
         np.testing.assert_array_equal(held, np.minimum(samples, counts[present]))
-    assert set(np.concatenate(batches)) == set(range(len(y))), "a row is in no batch of the epoch"
+    groups = -(-counts // samples)
+    assert len(batches) == -(-groups.sum() // classes)
+    if groups.max() <= len(batches):
+        assert set(np.concatenate(batches)) == set(range(len(y))), "a row is in no batch of the epoch"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "largest", "K", "P"),
+    [([3], 50, 4, 4), ([8, 1, 2], 100, 3, 2), ([5] * 6, 101, 2, 8), ([40, 41], 60, 4, 3)],
+)
+def test_balanced_batches_of_a_long_tail_go_through_all_rows_in_turn(sizes, largest, K, P):
+    """The epochs are short; before a row of the large class occurs again, the others have."""
+    y = np.repeat(np.arange(len(sizes) + 1), [*sizes, largest])
+    rule = BalancedBatches(y, P * K, K)
+    large = np.flatnonzero(y == y.max())
+    seen = np.zeros(len(y), dtype=int)
+    for number in range(20):
+        batches = epoch(rule, number)
+        for batch in batches:
+            assert len(np.unique(batch)) == len(batch)
+        seen += np.bincount(np.concatenate(batches), minlength=len(y))
+        assert np.ptp(seen[large]) <= 1
+    assert (seen > 0).all()
+
+
+def test_one_large_class_does_not_set_the_number_of_batches(device):
+    y = np.repeat(np.arange(51), [10_000] + [10] * 50)
+    rule = BalancedBatches(y, 64, 4)
+    batches = epoch(rule, device=device)
+    assert len(batches) == pytest.approx(len(y) / 64, rel=0.02)
+    assert all(len(batch) == 64 for batch in batches)
+    first, second = (np.concatenate(part)[y[np.concatenate(part)] == 0] for part in (batches, epoch(rule, 1, device)))
+    assert len(np.unique(first)) == len(first) == 4 * len(batches)
+    assert not np.isin(first, second).any()
+
+
+def test_batches_of_many_classes_are_made_at_once():
+    """100,000 classes of many sizes."""
+    counts = 1 + np.random.default_rng(0).zipf(2.5, 100_000).clip(max=3000)
+    rule = BalancedBatches(np.repeat(np.arange(100_000), counts), 64, 4)
+    start = time.perf_counter()
+    assert len(rule(torch.Generator().manual_seed(0))) == rule.n_batches
+    assert time.perf_counter() - start < 5
 
 
 def test_balanced_batches_of_a_balanced_set_hold_every_row_once():

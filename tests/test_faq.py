@@ -62,6 +62,12 @@ def too_high_a_rate(folder):
     fit(X, y, early_stopping=True, validation_split="classes", validation_fraction=0.4, learning_rate=1.0)
 
 
+def collapse(folder):
+    y = np.random.default_rng(1).permutation(Y)
+    parameters = {"mining": "hard", "learning_rate": 3e-2, "max_epochs": 40, "learned_share": 1, "batch_size": 30}
+    skdml.TripletEmbedder(**parameters, random_state=0).fit(X, y)
+
+
 class Tuple(nn.Module):
     def forward(self, X):
         return X, X
@@ -94,6 +100,9 @@ MISTAKES = [
     lambda folder: fit(np.full((30, 4), np.nan)),
     lambda folder: fit(learning_rate=1e30),
     lambda folder: skdml.NormSoftmaxEmbedder(max_epochs=1, batch_size=8, backbone=NotFinite()).fit(X, Y),
+    collapse,
+    lambda folder: fit().transform(X * 1e30),
+    lambda folder: skdml.NormSoftmaxEmbedder(batch_size=2, backbone=nn.BatchNorm1d(4)).fit(X[:5], Y[:5]),
     lambda folder: fit(batch_size=64),
     lambda folder: fit(batch_size=6),
     lambda folder: fit(X[:9], Y[:9], early_stopping=True),

@@ -155,7 +155,7 @@ def make_net(network, chunk_size):
 def step_gradients(network, x, y, chunk_size):
     """Return the loss of one training step, and the gradients that it leaves."""
     net = make_net(copy.deepcopy(network), chunk_size)
-    loss = net.train_step((x, y))
+    loss = net.train_step((x, y))["loss"]
     return loss, [p.grad for p in net.module_.parameters()]
 
 
@@ -192,7 +192,7 @@ def test_dropout_is_the_same_in_both_passes():
     net = make_net(network, chunk_size=8)
     torch.manual_seed(1)
     seen = net.module_.backbone[1].seen
-    loss = net.backward_in_chunks(x, [y])
+    _, loss = net.backward_in_chunks(x, [y])
     following = torch.rand(3)
     assert len(seen) == 6
     for first, second in zip(seen[:3], seen[3:], strict=True):

@@ -331,6 +331,46 @@ def test_kinds_of_weights_agree(blobs, sample_weight, tmp_path):
     )
 
 
+@pytest.mark.parametrize("name", [name for name in EMBEDDERS if name != "ProxyAnchorEmbedder"])
+def test_only_ratios_of_weights_matter(name, blobs, sample_weight):
+    """Powers of two, so that the ratios are the same to the last bit."""
+    X, y = blobs
+    embedder = make(name, batch_size=20, max_epochs=1)
+    expected = embedder.fit(X, y, 0.25 * sample_weight).transform(X)
+    for factor in (2.0**-1000, 2.0**-140, 2.0**1000):
+        np.testing.assert_array_equal(embedder.fit(X, y, factor * sample_weight).transform(X), expected)
+
+
+@pytest.mark.parametrize("weight", [1e37, 1e300, 1e-42, np.float32(1e-42), 1e-300])
+def test_equal_weights_of_any_size_are_none(blobs, weight):
+    X, y = blobs
+    embedder = make("ProxyAnchorEmbedder", batch_size=20, max_epochs=1)
+    assert embedder.fit(X, y, np.full(60, weight)).transform(X).any()
+    embedder = make("SoftTripleEmbedder", batch_size=20, max_epochs=1)
+    expected = embedder.fit(X, y).transform(X)
+    np.testing.assert_allclose(embedder.fit(X, y, np.full(60, weight)).transform(X), expected, atol=1e-5)
+
+
+def test_a_tiny_weight_next_to_others_is_none(blobs):
+    X, y = blobs
+    embedder = make("RAWEmbedder", batch_size=20, max_epochs=1)
+    zero, tiny = (embedder.fit(X, y, np.r_[w, np.ones(59)]).transform(X) for w in (0, 1e-300))
+    np.testing.assert_array_equal(zero, tiny)
+
+
+@pytest.mark.parametrize("held_out", [0.0, 1e-300, 1e300])
+def test_the_weights_of_held_out_rows_do_not_matter(blobs, held_out):
+    X, y = blobs
+    embedder = make("SoftTripleEmbedder", batch_size=20, max_epochs=1, early_stopping=True)
+    rng = np.random.RandomState(0)
+    rng.randint(2**31 - 1)
+    _, rows = hold_out(y, "samples", 0.1, rng)
+    weights = np.full(60, 2.0**-50)
+    weights[rows] = held_out
+    expected = embedder.fit(X, y, np.full(60, 0.5)).transform(X)
+    np.testing.assert_array_equal(embedder.fit(X, y, weights).transform(X), expected)
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
     [

@@ -4,12 +4,20 @@ import gc
 import itertools
 import pickle
 import re
+import signal
 import threading
+import time
 
 import numpy as np
 import pytest
 import torch
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.datasets import load_iris
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.validation import check_is_fitted
+from skorch import callbacks as skorch_callbacks
 from skorch.callbacks import (
     Callback,
     Checkpoint,
@@ -21,7 +29,19 @@ from skorch.callbacks import (
 )
 from torch import nn
 
-from skdml import RAWEmbedder, SoftTripleEmbedder, map_at_r, recall_at_k
+import skdml
+from skdml import (
+    FoldEnsembleEmbedder,
+    NormSoftmaxEmbedder,
+    RAWEmbedder,
+    RecallSurrogateEmbedder,
+    SmartMiningEmbedder,
+    SoftTripleEmbedder,
+    SSTEmbedder,
+    TripletEmbedder,
+    map_at_r,
+    recall_at_k,
+)
 from skdml._engine.callbacks import SHARES, one_cycle
 from skdml._engine.parameters import LEARNING_RATE, TOTAL_MOVE, WIDTH_MOVE
 from skdml._engine.training import hold_out
@@ -261,6 +281,12 @@ def test_callbacks_are_copied_and_can_record(blobs, named):
     [
         ([print], TypeError, "skorch callbacks"),
         ([EpochScoring("accuracy")], TypeError, "EpochScoring scores predictions"),
+        ([skorch_callbacks.BatchScoring("accuracy")], TypeError, "BatchScoring scores predictions"),
+        (
+            [LRScheduler("ReduceLROnPlateau", step_every="batch")],
+            ValueError,
+            "'train_loss' after each batch, but it is",
+        ),
         ([EarlyStopping], ValueError, "monitors 'valid_loss', which is not recorded"),
         ([Checkpoint(monitor="valid_recall_at_1_best")], ValueError, "early_stopping=True"),
     ],
@@ -268,6 +294,110 @@ def test_callbacks_are_copied_and_can_record(blobs, named):
 def test_unfit_callbacks(blobs, callbacks, error, message):
     with pytest.raises(error, match=message):
         embedder(callbacks=callbacks).fit(*blobs)
+
+
+def test_callbacks_get_what_skorch_gives_them(blobs):
+    """X and y as they were given; loss and embeddings of each step without a graph, of the rows of the batch."""
+    X, y = blobs
+    seen = {"begin": [], "end": [], "grad": [], "loss": [], "train end": []}
+
+    class Contract(Callback):
+        def on_train_begin(self, net, X, y, **kwargs):
+            seen["begin"].append((X, y))
+
+        def on_train_end(self, net, X, y, **kwargs):
+            seen["train end"].append((X, y))
+
+        def on_grad_computed(self, net, named_parameters, batch=None, training=None, **kwargs):
+            seen["grad"].append((dict(named_parameters), batch, training))
+
+        def on_batch_end(self, net, batch, training, loss, y_pred, **kwargs):
+            inputs, labels = batch
+            assert training
+            assert loss.shape == ()
+            assert not loss.requires_grad
+            assert not y_pred.requires_grad
+            assert y_pred.shape == (20, 64)
+            assert inputs.shape == (20, 6)
+            assert labels.shape == (20,)
+            seen["loss"].append(loss.item())
+
+    for cls in (SoftTripleEmbedder, SSTEmbedder, SmartMiningEmbedder):
+        params = {"batch_size": 20 if cls is SoftTripleEmbedder else 60, "max_epochs": 1}
+        if cls is SoftTripleEmbedder:
+            fitted = embedder(callbacks=[Contract()], **params).fit(X, y)
+            assert fitted.history_[0]["loss"] == pytest.approx(np.mean(seen["loss"]))
+        else:  # batches of a tuple of more than the labels
+            embedder(cls, callbacks=[ThroughBatches()], **params).fit(X, y)
+    for begun in seen["begin"] + seen["train end"]:
+        assert begun[0] is X
+        assert begun[1] is y
+    names, batch, training = seen["grad"][0]
+    assert {"head.linear.weight", "centers"} <= set(names)
+    assert len(batch) == 2
+    assert training
+
+
+class ThroughBatches(Callback):
+    def on_batch_end(self, net, batch, training, loss, y_pred, **kwargs):
+        inputs, labels = batch
+        assert len(inputs) == len(labels) == len(y_pred)
+
+
+def freezing(net):
+    return len(net.history) == 1
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda folder: skorch_callbacks.InputShapeSetter(),
+        lambda folder: ("shape", skorch_callbacks.InputShapeSetter(param_name="n_in")),
+        lambda folder: skorch_callbacks.InputShapeSetter,
+        lambda folder: skorch_callbacks.ProgressBar(),
+        lambda folder: skorch_callbacks.ProgressBar(batches_per_epoch="count"),
+        lambda folder: skorch_callbacks.PrintLog(),
+        lambda folder: skorch_callbacks.EpochTimer(),
+        lambda folder: skorch_callbacks.PassthroughScoring("event_lr", on_train=True),
+        lambda folder: LRScheduler("StepLR", step_size=2, step_every="batch"),
+        lambda folder: LRScheduler("ReduceLROnPlateau", monitor=lambda net: 1.0, step_every="batch"),
+        lambda folder: LRScheduler("ReduceLROnPlateau", monitor="train_loss"),
+        lambda folder: GradientNormClipping(0.1),
+        lambda folder: EarlyStopping("train_loss", load_best=True),
+        lambda folder: skorch_callbacks.Freezer("head.linear.*"),
+        lambda folder: skorch_callbacks.Unfreezer("*", at=freezing),
+        lambda folder: skorch_callbacks.Initializer("head.linear.bias", fn=nn.init.ones_),
+        lambda folder: Checkpoint("train_loss_best", dirname=folder, load_best=True),
+        lambda folder: skorch_callbacks.TrainEndCheckpoint(dirname=folder),
+    ],
+)
+def test_callbacks_of_skorch_work(blobs, tmp_path, make, capsys):
+    fitted = embedder(callbacks=[make(str(tmp_path))], max_epochs=2, batch_size=20).fit(*blobs)
+    assert fitted.n_iter_ == 2
+    assert set(fitted.history_[0]) <= {"epoch", "loss", "duration", "event_lr", "event_cp"}
+    if (tmp_path / "train_end_params.pt").exists():
+        saved = torch.load(tmp_path / "train_end_params.pt")
+        assert all(value.equal(saved[name]) for name, value in fitted.network_.state_dict().items())
+
+
+def test_a_checkpoint_is_gone_on_from(blobs, tmp_path):
+    """The history of the earlier training comes along; the schedule is that of this one."""
+    last = skorch_callbacks.TrainEndCheckpoint(dirname=str(tmp_path))
+    first = embedder(callbacks=[last], learning_rate=3e-3).fit(*blobs)
+    look = Recorder(lambda net: net.optimizer_.param_groups[0]["lr"])
+    fitted = embedder(callbacks=[skorch_callbacks.LoadInitState(last), look], learning_rate=3e-3).fit(*blobs)
+    assert [epoch["epoch"] for epoch in fitted.history_] == list(range(1, 9))
+    assert fitted.history_[4]["loss"] < first.history_[0]["loss"]
+    np.testing.assert_array_less(Recorder.seen, 3e-3)
+
+
+def test_a_callback_does_not_replace_the_network(blobs):
+    class Wider(Callback):
+        def on_train_begin(self, net, X, y, **kwargs):
+            net.set_params(module__input_dim=X.shape[-1])
+
+    with pytest.raises(ValueError, match="sets 'module__input_dim', but the network"):
+        embedder(callbacks=[Wider()]).fit(*blobs)
 
 
 class Overfit(nn.Module):
@@ -574,15 +704,28 @@ def test_hold_out_of_too_few_classes(sizes, fraction, message):
         embedder(early_stopping=True, validation_split="classes", validation_fraction=fraction, batch_size=4).fit(X, y)
 
 
+@pytest.mark.parametrize("split", ["samples", "classes"])
+def test_hold_out_of_many_classes_takes_one_sort(split):
+    """A pass over the labels for each of the 100,000 classes takes minutes."""
+    start = time.perf_counter()
+    hold_out(np.repeat(np.arange(100_000), 5), split, 0.1, np.random.RandomState(0))
+    assert time.perf_counter() - start < 5
+
+
 def test_early_stopping_with_too_few_samples():
     with pytest.raises(ValueError, match="no class has four samples"):
         embedder(early_stopping=True, batch_size=2).fit(np.eye(6), [0, 0, 1, 1, 2, 2])
 
 
 class Interrupt(Callback):
+    """Ctrl-C in a hook of the n-th epoch."""
+
     def __init__(self, hook, epoch):
         self.hook = hook
         self.epoch = epoch
+
+    def on_train_begin(self, net, **kwargs):
+        self.raise_in("train begin", net)
 
     def on_batch_end(self, net, **kwargs):
         self.raise_in("batch", net)
@@ -590,24 +733,244 @@ class Interrupt(Callback):
     def on_epoch_end(self, net, **kwargs):
         self.raise_in("epoch", net)
 
+    def on_train_end(self, net, **kwargs):
+        self.raise_in("train end", net)
+
     def raise_in(self, hook, net):
         if hook == self.hook and len(net.history) == self.epoch:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.parametrize(("hook", "epoch", "finished"), [("batch", 1, 0), ("batch", 3, 2), ("epoch", 2, 2)])
-def test_keyboard_interrupt_leaves_a_fitted_estimator(blobs, hook, epoch, finished):
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+@pytest.mark.parametrize(("hook", "epoch"), [("train begin", 0), ("batch", 1)])
+def test_an_interrupt_before_the_first_whole_epoch_changes_nothing(blobs, method, hook, epoch):
     X, y = blobs
-    with pytest.warns(UserWarning, match=f"interrupted in epoch {epoch}"):
-        fitted = embedder(callbacks=[Interrupt(hook, epoch)]).fit(X, y)
+    fitted = embedder(callbacks=[Interrupt(hook, epoch)])
+    with pytest.raises(KeyboardInterrupt):
+        getattr(fitted, method)(X, y)
+    assert not [name for name in vars(fitted) if name.endswith("_")]
+    fitted.set_params(callbacks=None).fit(X, y)
+    before = dict(vars(fitted))
+    fitted.set_params(callbacks=[Interrupt(hook, epoch)])
+    with pytest.raises(KeyboardInterrupt):
+        getattr(fitted, method)(X, y)
+    assert {**vars(fitted), "callbacks": None} == before
+
+
+@pytest.mark.parametrize(
+    ("hook", "epoch", "finished"), [("batch", 3, 2), ("epoch", 2, 2), ("epoch", 4, 4), ("train end", 4, 4)]
+)
+def test_an_interrupt_after_a_whole_epoch_leaves_a_fitted_estimator(blobs, hook, epoch, finished):
+    X, y = blobs
+    fitted = embedder(callbacks=[Interrupt(hook, epoch)])
+    with pytest.raises(KeyboardInterrupt):
+        fitted.fit(X, y)
     assert fitted.n_iter_ == len(fitted.history_) == finished
+    assert all({"loss", "duration"} <= set(entry) for entry in fitted.history_)
     np.testing.assert_allclose(np.linalg.norm(fitted.transform(X), axis=1), 1, rtol=1e-5)
+    with pytest.raises(KeyboardInterrupt):
+        embedder(callbacks=[Interrupt("epoch", 1)]).partial_fit(X, y)
+
+
+@pytest.mark.parametrize("hook", ["batch", "epoch", "train end"])
+def test_an_interrupt_restores_the_best_epoch_and_the_share(hidden, hook):
+    """Two good epochs of 7 batches; the third is spoilt. The learned share is that of the whole fit."""
+    X, y = hidden
+    params = {"backbone": Overfit(14), "learning_rate": 3e-3, "learned_share": 0.5, "max_epochs": 3}
+    fitted = stopping(**params, callbacks=[Interrupt(hook, 3)])
+    with pytest.raises(KeyboardInterrupt):
+        fitted.fit(X, y)
+    assert fitted.n_iter_ == (2 if hook == "batch" else 3)
+    np.testing.assert_array_equal(fitted.transform(X), stopping(**params).fit(X, y).transform(X))
+
+
+def test_an_interrupt_in_validation_or_while_the_share_is_chosen(hidden, monkeypatch):
+    """A fit of 3 epochs validates the start, each epoch, and the shares 0.5, 0.25, 0.75 and 1."""
+    X, y = hidden
+    original = skdml._engine.callbacks.validate
+    calls = itertools.count(1)
+
+    def validate(*args):
+        if next(calls) == stop:
+            signal.raise_signal(signal.SIGINT)
+        return original(*args)
+
+    monkeypatch.setattr("skdml._engine.callbacks.validate", validate)
+    monkeypatch.setattr("skdml._engine.net.validate", validate)
+    for stop, n_iter in [(1, None), (2, None), (4, 2), (6, 3), (8, 3)]:
+        calls = itertools.count(1)
+        fitted = stopping(max_epochs=3)
+        with pytest.raises(KeyboardInterrupt):
+            fitted.fit(X, y)
+        assert getattr(fitted, "n_iter_", None) == n_iter
+        if n_iter:
+            assert all("validation_recall_at_1" in epoch for epoch in fitted.history_)
+        if stop >= 6:  # the best of the shares tried so far, not the one just tried
+            assert fitted.network_.head.strength in ([0.5] if stop == 6 else [0.5, 0.25, 0.75])
+
+
+def test_an_interrupt_ends_what_is_around_the_fit(blobs):
+    """A search and an ensemble would go on with what an interrupted fit left."""
+    X, y = blobs
+    one = embedder(batch_size=20, callbacks=[Interrupt("epoch", 2)])
+    search = GridSearchCV(one, {"tau": [0.1, 0.2]}, cv=2, error_score=0.0)
+    for estimator in (search, FoldEnsembleEmbedder(one, cv=2), make_pipeline(StandardScaler(), one)):
+        with pytest.raises(KeyboardInterrupt):
+            estimator.fit(X, y)
+    with pytest.raises(NotFittedError):
+        check_is_fitted(search, "cv_results_")
+
+
+def test_an_interrupt_of_a_diverged_training_is_no_error_of_the_training(blobs):
+    """A search with error_score would go on after a ValueError."""
+    X, y = blobs
+    fitted = embedder(callbacks=[Interrupt("epoch", 1), Spoil()])
+    with pytest.raises(KeyboardInterrupt):
+        fitted.fit(X, y)
+    assert not hasattr(fitted, "network_")
+
+
+class Spoil(Callback):
+    def on_train_end(self, net, **kwargs):
+        for parameter in net.module_.parameters():
+            parameter.data.fill_(torch.nan)
 
 
 def test_non_finite_loss_says_what_to_lower(blobs):
     X, y = blobs
     with pytest.raises(ValueError, match=r"not finite.*Lower learning_rate \(now 1e\+30\)"):
         embedder(learning_rate=1e30, normalize=False, optimizer="sgd").fit(X, y)
+
+
+def linear(bias=True):
+    with seeded(0, torch.device("cpu")):
+        return nn.Linear(6, 8, bias=bias)
+
+
+@pytest.mark.parametrize("name", [name for name in skdml.__all__ if name.endswith("Embedder")])
+def test_embeddings_whose_length_overflows_are_an_error(name, blobs):
+    """Over vectors the network starts by scaling them."""
+    X, y = blobs
+    if name in ("FoldEnsembleEmbedder", "MetricEmbedder"):
+        return
+    params = {"max_epochs": 1, "batch_size": 60, "random_state": 0, "device": "cpu"}
+    with pytest.raises(ValueError, match=r"not finite .*Scale X"):
+        getattr(skdml, name)(**params, backbone=linear()).fit(1e20 * X, y)
+
+
+@pytest.mark.parametrize("factor", [1e20, 1e37, 1e-30])
+@pytest.mark.parametrize("params", [{}, {"backbone": linear(bias=False), "freeze": "backbone"}], ids=["", "frozen"])
+def test_the_scale_of_vectors_does_not_matter(blobs, params, factor):
+    X, y = blobs
+    fitted = embedder(max_epochs=1, **params).fit(X, y)
+    scaled = embedder(max_epochs=1, **params).fit(factor * X.astype(float), y)
+    np.testing.assert_allclose(scaled.transform(factor * X.astype(float)), fitted.transform(X), atol=1e-3)
+    X = 1e-40 * X.astype(float)  # float32 has no number to scale it by
+    np.testing.assert_allclose(np.linalg.norm(scaled.fit(X, y).transform(X), axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "params", [{}, {"backbone": linear(), "freeze": "backbone"}, {"normalize": False}, {"backbone": nn.Flatten()}]
+)
+def test_overflow_in_transform_is_an_error(blobs, params):
+    """Of the length of two rows; without normalization, of their components."""
+    X, y = blobs
+    X = X if "freeze" in params or "backbone" not in params else X.reshape(60, 1, 2, 3)
+    fitted = embedder(max_epochs=1, **params).fit(X, y)
+    X = X.astype(float)
+    X[:2] *= 1e20
+    if "normalize" in params:
+        fitted.network_.head.scale.fill_(1e25)
+    with pytest.raises(ValueError, match=r"not finite for 2 of 60 rows of X.*Scale X"):
+        fitted.transform(X)
+
+
+def test_zero_embeddings_are_named(blobs):
+    X, y = blobs
+    fitted = embedder(max_epochs=1, backbone=linear(bias=False), n_components=None).fit(X, y)
+    with pytest.warns(UserWarning, match="All embeddings are zero"):
+        fitted.transform(1e-30 * X.astype(float))
+
+
+@pytest.mark.parametrize("factor", [1e20, 1e37])
+def test_statistics_that_overflow_are_an_error(factor):
+    """Of BatchNorm: in training the rows are all alike, in transform they are divided by infinity."""
+    images = factor * np.random.default_rng(0).normal(size=(40, 1, 8, 8))
+    with pytest.raises(ValueError, match="not finite"):
+        embedder(max_epochs=1, batch_size=20).fit(images, np.arange(40) % 4)
+
+
+def test_a_mask_of_infinity_is_not_a_diverged_weight(blobs):
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(6, 4)
+            self.register_buffer("mask", torch.tensor([0, 0, 0, -torch.inf]))
+
+        def forward(self, x):
+            return (self.linear(x) + self.mask).softmax(dim=1)
+
+    assert embedder(max_epochs=1, backbone=Masked()).fit(*blobs).n_iter_ == 1
+
+
+def noise():
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(120, 6)).astype(np.float32), rng.permutation(np.arange(120) % 10)
+
+
+def test_a_collapse_is_named_once():
+    """Labels of noise, and the hardest triplets at a high rate: all rows go to one point."""
+    X, y = noise()
+    params = {"mining": "hard", "learning_rate": 3e-2, "max_epochs": 8, "learned_share": 1, "batch_size": 60}
+    with pytest.warns(ConvergenceWarning, match="mean cosine of two training samples is 0.99.*'semihard'") as caught:
+        fitted = embedder(TripletEmbedder, **params).fit(X, y)
+    assert len(caught) == 1
+    Z = fitted.transform(X)
+    assert (Z @ Z.T).mean() > 0.99
+    embedder(TripletEmbedder, **params | {"mining": "semihard"}).fit(X, y)  # warnings are errors
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_inputs_too_small_to_tell_apart_are_named(blobs, bias):
+    """Next to the bias, or below the shortest length that is normalized."""
+    X, y = blobs
+    with pytest.warns(ConvergenceWarning, match="collapsed.* scale X"):
+        embedder(max_epochs=1, backbone=linear(bias)).fit(1e-20 * X.astype(float), y)
+
+
+def test_equal_rows_are_no_collapse():
+    embedder(max_epochs=1, batch_size=20).fit(np.ones((20, 8, 8), dtype=np.uint8), np.arange(20) % 2)
+
+
+@pytest.mark.parametrize("cls", [SoftTripleEmbedder, NormSoftmaxEmbedder])
+def test_proxies_that_draw_all_classes_one_way_at_first_are_no_collapse(cls):
+    """Iris after two epochs: the mean cosine has risen from 0.93 to 0.99, on its way down."""
+    X, y = load_iris(return_X_y=True)
+    cls(max_epochs=2, random_state=0, device="cpu").fit(X, y)
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ({"batch_size": 1}, "Batch 1 of epoch 1 has one row.*raise batch_size"),
+        ({"batch_size": 2, "rows": 5}, "Batch 3 of epoch 1 has one row"),
+        ({"rows": 1}, "Batch 1 of epoch 1 has one row.*pass more rows at a time"),
+    ],
+)
+def test_one_row_under_batchnorm_is_named(blobs, case, message):
+    X, y = blobs
+    n = case.get("rows", 60)
+    one = embedder(backbone=backbone(), batch_size=case.get("batch_size", 1))
+    with pytest.raises(ValueError, match=message) as caught:
+        one.partial_fit(X[:n], y[:n], classes=[0, 1, 2, 3])
+    assert "more than 1 value per channel" in str(caught.value)
+    one.set_params(freeze="batchnorm").partial_fit(X[:n], y[:n], classes=[0, 1, 2, 3])
+
+
+def test_no_chunk_of_one_row_is_left(blobs):
+    X, y = blobs
+    params = {"backbone": backbone(), "batch_size": 60, "samples_per_class": 4, "max_epochs": 1}
+    embedder(RecallSurrogateEmbedder, chunk_size=59, **params).fit(X, y)
 
 
 def test_failed_fit_leaves_the_earlier_one(blobs):

@@ -61,7 +61,7 @@ def check_classes(estimator, y, kept, goes_on, partial, more_classes):
 
 
 def check_sample_weight(sample_weight, y, kept, train_rows):
-    """Return the weights of the kept rows as float32, or None."""
+    """Return the weights of the kept rows as float32, or None; extreme ones are scaled, as only ratios matter."""
     if sample_weight is None:
         return None
     if is_dispatched(sample_weight):
@@ -69,8 +69,7 @@ def check_sample_weight(sample_weight, y, kept, train_rows):
     n_samples = len(y)
     if isinstance(sample_weight, Real):
         sample_weight = np.full(n_samples, sample_weight)
-    with np.errstate(over="ignore"):  # a number too large for float32 fails the check for infinity
-        weights = check_array(sample_weight, ensure_2d=False, dtype=np.float32, copy=True, input_name="sample_weight")
+    weights = check_array(sample_weight, ensure_2d=False, dtype=np.float64, input_name="sample_weight")
     if weights.shape != (n_samples,):
         raise ValueError(
             f"sample_weight must hold one weight per sample, shape ({n_samples},), or be a number; got shape "
@@ -82,7 +81,19 @@ def check_sample_weight(sample_weight, y, kept, train_rows):
             "not count."
         )
     weights = weights if kept is None else weights[kept]
-    if not (weights if train_rows is None else weights[train_rows]).any():
+    counted = weights if train_rows is None else weights[train_rows]
+    largest = counted.max()
+    if largest == 0:
         held_out = "" if train_rows is None else " except those that early_stopping holds out"
         raise ValueError(f"sample_weight is zero for all samples{held_out}. Give other samples a weight > 0.")
-    return weights
+    exponent = np.frexp(largest)[1]
+    if abs(exponent) > 32:  # sums and products of weights would leave the range of float32
+        with np.errstate(over="ignore"):  # rows that are held out may have any weight
+            weights = np.ldexp(weights, -exponent)
+    limits = np.finfo(np.float32)
+    if largest > limits.max and (smallest := counted[counted > 0].min()) / largest < limits.tiny:
+        raise ValueError(
+            f"sample_weight contains infinity or a value too large for dtype('float32'): {largest:g}, next to "
+            f"{smallest:g}. Clip the weights: one would count, and the others would not."
+        )
+    return np.minimum(weights, limits.max).astype(np.float32)

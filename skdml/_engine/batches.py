@@ -6,6 +6,8 @@ labels returns tuples of the index tensor and the further arguments of the loss,
 returns the embeddings (n_samples, D) of the training set by the current network, for the rules that use them.
 """
 
+from bisect import bisect_right
+
 import numpy as np
 import torch
 from sklearn.cluster import MiniBatchKMeans
@@ -36,13 +38,14 @@ class ShuffledBatches:
 
 
 class BalancedBatches:
-    """P classes x K samples in each batch, and every row at least once per epoch.
+    """P classes x K samples in each batch, and as many batches per epoch as hold every row once.
 
     P is ``batch_size // samples_per_class``, or the number of classes if that is smaller; K then grows so that the
     batch keeps its size. Each epoch shuffles every class and cuts it into groups of K; the last group is filled up with
     other rows of the class. No row occurs twice in a batch: a class of fewer than K samples contributes all of them.
     Groups are dealt so that a batch never holds a class twice; classes with few groups contribute additional ones until
-    each batch has its P classes.
+    each batch has its P classes. A class with more groups than there are batches contributes one to each: rows of it
+    that were in fewer epochs come first in the next one.
 
     Parameters
     ----------
@@ -56,10 +59,14 @@ class BalancedBatches:
         self.n_classes_per_batch = min(batch_size // samples_per_class, len(counts))
         self.samples_per_class = max(samples_per_class, batch_size // len(counts))
         n_groups = -(-counts // self.samples_per_class)
-        self.n_batches = max(-(-n_groups.sum() // self.n_classes_per_batch), n_groups.max())
-        self.n_groups = _fill(n_groups, self.n_batches, self.n_batches * self.n_classes_per_batch)
+        self.n_batches = -(-n_groups.sum() // self.n_classes_per_batch)
+        self.is_cut = n_groups > self.n_batches
+        self.n_groups = _fill(
+            n_groups.clip(max=self.n_batches), self.n_batches, self.n_batches * self.n_classes_per_batch
+        )
         self.counts = counts
         self.y = torch.from_numpy(y)
+        self.n_epochs = torch.zeros_like(self.y)  # in which a row of a class that is cut has been
         self.some_are_small = bool((counts < self.samples_per_class).any())
 
     def __call__(self, generator, embed=None):
@@ -67,6 +74,8 @@ class BalancedBatches:
         counts, n_groups = (torch.from_numpy(a).to(device) for a in (self.counts, self.n_groups))
         P, K = self.n_classes_per_batch, self.samples_per_class
         order = torch.randperm(len(self.y), generator=generator, device=device)
+        if self.is_cut.any():
+            order = order[self.n_epochs.to(device)[order].argsort(stable=True)]
         order = order[self.y.to(device)[order].argsort(stable=True)]  # rows by class, each class in random order
         starts = counts.cumsum(0) - counts
 
@@ -79,6 +88,9 @@ class BalancedBatches:
 
         within = number[:, None] * K + torch.arange(K, device=device)  # (groups, K): index in the class, wrapped below
         rows = order[starts[group_class, None] + within % counts[group_class, None]]
+        if self.is_cut.any():
+            is_cut = torch.from_numpy(self.is_cut).to(device)[group_class]
+            self.n_epochs[rows[is_cut].flatten().cpu()] += 1
         # The groups of a class follow each other, so dealing them out in turn puts them into different batches.
         rows = rows.view(P, self.n_batches, K).transpose(0, 1)
         batches = rows.reshape(self.n_batches, P * K)
@@ -91,12 +103,9 @@ class BalancedBatches:
 
 def _fill(n_groups, most, total):
     """Raise the smallest entries evenly, none above ``most``, until the entries sum to ``total``."""
-    filled = n_groups.copy()
-    while (missing := total - filled.sum()) > 0:
-        lowest = np.flatnonzero(filled == filled[filled < most].min())
-        above = filled[filled > filled[lowest[0]]]
-        step = max(1, min((above.min() if len(above) else most) - filled[lowest[0]], missing // len(lowest)))
-        filled[lowest[:missing]] += step
+    level = bisect_right(range(most + 1), total, key=lambda level: np.maximum(n_groups, level).sum()) - 1
+    filled = np.maximum(n_groups, level)
+    filled[np.flatnonzero(filled == level)[: total - filled.sum()]] += 1
     return filled
 
 
@@ -134,7 +143,8 @@ class LocalBatches:
         # limits, of which scikit-learn sets one more, belong to the process.
         with _ambient.LOCK, threadpool_limits(1, user_api="openmp"):
             cluster = kmeans.fit(embeddings).labels_
-        parts = [part for c in range(n_clusters) for part in self._cut(np.flatnonzero(cluster == c), rng)]
+        clusters = np.split(cluster.argsort(kind="stable"), np.bincount(cluster, minlength=n_clusters).cumsum()[:-1])
+        parts = [part for rows in clusters for part in self._cut(rows, rng)]
         batches = [part for part in parts if self._has_triplet(self.y[part])]
         return [torch.from_numpy(batches[i]).to(generator.device) for i in rng.permutation(len(batches))]
 

@@ -6,8 +6,17 @@ from contextlib import closing
 
 import torch
 from sklearn.exceptions import ConvergenceWarning
-from skorch.callbacks import BatchScoring, Callback, EarlyStopping, EpochScoring, LRScheduler
+from skorch.callbacks import (
+    BatchScoring,
+    Callback,
+    EpochScoring,
+    InputShapeSetter,
+    LoadInitState,
+    LRScheduler,
+    TrainEndCheckpoint,
+)
 from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm.auto import tqdm
 
 from .._warnings import warn
@@ -52,6 +61,16 @@ def check_callbacks(callbacks, early_stopping):
                 f"{recorded} (for Checkpoint, append '_best'). 'valid_recall_at_1' is recorded with "
                 "early_stopping=True."
             )
+        if isinstance(monitor, str) and _looks_at_batches(callback):
+            raise ValueError(
+                f"LRScheduler looks at {monitor!r} after each batch, but it is recorded once per epoch. Set "
+                "step_every='epoch', or monitor to a function."
+            )
+
+
+def _looks_at_batches(callback):
+    policies = ("ReduceLROnPlateau", ReduceLROnPlateau)
+    return isinstance(callback, LRScheduler) and callback.step_every == "batch" and callback.policy in policies
 
 
 def has_lr_scheduler(callbacks):
@@ -65,14 +84,29 @@ def _instances(callbacks):
         yield callback() if isinstance(callback, type) else callback
 
 
-def copied_callback(callback):
-    """Return a copy, so that what skorch sets on it does not outlive the fit; shallow, as it may hold an open file."""
-    return (callback[0], copy.copy(callback[1])) if isinstance(callback, tuple) else copy.copy(callback)
+def copied_callbacks(callbacks):
+    """Return copies of the callbacks to call before the embedder's own, and of those to call after them.
+
+    What skorch sets on a copy does not outlive the fit; they are shallow, as a callback may hold an open file. An
+    InputShapeSetter is left out, since the network is made for X.
+    """
+    first, last = [], []
+    for callback in callbacks or []:
+        name, callback = callback if isinstance(callback, tuple) else (None, callback)
+        kind = callback if isinstance(callback, type) else type(callback)
+        if kind is InputShapeSetter:
+            continue
+        callback = copy.copy(callback)
+        if isinstance(callback, LoadInitState) and isinstance(callback.checkpoint, TrainEndCheckpoint):
+            callback.checkpoint = copy.copy(callback.checkpoint).initialize()
+        # A TrainEndCheckpoint saves the weights that the estimator keeps.
+        to = last if issubclass(kind, TrainEndCheckpoint) else first
+        to.append(callback if name is None else (name, callback))
+    return first, last
 
 
-def ends_training(callback):
-    """Return whether a KeyboardInterrupt from this callback, skorch's stop signal, ends the training as planned."""
-    return isinstance(callback, EarlyStopping | BestWeights | EpochTasks)
+class EndOfTraining(KeyboardInterrupt):
+    """A callback ends the training as planned. Ctrl-C raises the base class, which is skorch's signal for the end."""
 
 
 class OneCycle(Callback):
@@ -168,7 +202,7 @@ class BestWeights(Callback):
         if scores > self.best_ or (self.best_epoch_ == 0 and scores == self.best_):
             self._keep(net, scores, epoch)
         elif epoch - self.best_epoch_ >= self.patience:
-            raise KeyboardInterrupt  # skorch's stop signal
+            raise EndOfTraining
 
     def _keep(self, net, scores, epoch):
         self.best_ = scores
@@ -189,7 +223,7 @@ class BestWeights(Callback):
             )
 
     def _compare_with_input(self):
-        untrained = retrieval_scores(_flat_input(self.valid_set), self.valid_set.labels(slice(None)))
+        untrained = retrieval_scores(flat_input(self.valid_set), self.valid_set.labels(slice(None)))
         if any(u > best for u, best in zip(untrained, self.best_, strict=True)):
             warn(
                 f"On the held-out data, the untrained input reaches Recall@1 {untrained[0]:.3f} and MAP@R "
@@ -228,12 +262,14 @@ class LearnedShare(Callback):
         if not net.module_.starts_at_input:
             self.trained_ = _float_tensors(net.module_)
         best, best_scores = self.share, None
-        for share in dict.fromkeys((self.share, *SHARES)) if self.valid_set else ():
-            self._set(net.module_, share)
-            scores = validate(net.module_, self.valid_set)
-            if best_scores is None or scores > best_scores:
-                best, best_scores = share, scores
-        self._set(net.module_, best)
+        try:
+            for share in dict.fromkeys((self.share, *SHARES)) if self.valid_set else ():
+                self._set(net.module_, share)
+                scores = validate(net.module_, self.valid_set)
+                if best_scores is None or scores > best_scores:
+                    best, best_scores = share, scores
+        finally:  # Ctrl-C ends the search too
+            self._set(net.module_, best)
 
     @torch.no_grad()
     def _set(self, network, share):
@@ -254,7 +290,7 @@ def validate(network, valid_set):
     return retrieval_scores(embed(network, valid_set, valid_set.data.device), valid_set.labels(slice(None)))
 
 
-def _flat_input(data_set):
+def flat_input(data_set):
     """Return the network's input as vectors, with images reduced to at most 32 x 32 pixels."""
     rows = [slice(start, start + 256) for start in range(0, len(data_set), 256)]
     parts = []
@@ -328,7 +364,7 @@ class EpochTasks(Callback):
             reconstruction_attributes=lambda: self.fitted(net.history),
         )
         if stop:
-            raise KeyboardInterrupt  # skorch's stop signal
+            raise EndOfTraining
 
     def end(self):
         """End the task of the whole fit."""

@@ -9,6 +9,7 @@ from typing import ClassVar, Self
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
@@ -36,12 +37,13 @@ from .callbacks import (
     OneCycle,
     Progress,
     WarmUp,
-    copied_callback,
+    copied_callbacks,
+    flat_input,
     with_callbacks,
 )
 from .net import EmbeddingNet, Recipe, epochs
 from .parameters import LEARNING_RATE, EmbedderParameters
-from .training import Task, embed, hold_out
+from .training import COLLAPSED, Task, embed, hold_out, spread
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -133,6 +135,13 @@ class BaseEmbedder(
             that does not fit X, for files that cannot be used, and when the loss is no longer finite.
         RuntimeError
             When a process that decodes files dies.
+        KeyboardInterrupt
+            After Ctrl-C; the embedder is fitted if there was at least one whole epoch, otherwise as before.
+
+        Warns
+        -----
+        ConvergenceWarning
+            When all training samples have nearly the same embedding.
         """
         self._check_params()
         return self._train(X, y, sample_weight, goes_on=self.warm_start and hasattr(self, "network_"))
@@ -217,6 +226,7 @@ class BaseEmbedder(
             lambda history: self._fitted(task, history, *copied((network, criterion)), goes_on=goes_on),
         )
         training_loss = self._training_loss(criterion)
+        callbacks, last_callbacks = copied_callbacks(self.callbacks)
         net = EmbeddingNet(
             trained,
             training_loss,
@@ -225,12 +235,16 @@ class BaseEmbedder(
                 *([OneCycle()] if lr_schedule == "one_cycle" else []),
                 *([WarmUp(self.warmup_epochs)] if self.warmup_epochs else []),
                 *([Progress(self.verbose)] if self.verbose else []),
-                *(copied_callback(callback) for callback in self.callbacks or []),
+                *callbacks,
                 *epoch_tasks,
                 *([BestWeights(self.n_iter_no_change, valid_set, self.validation_split)] if valid_set else []),
                 *self._find_learned_share(trained, valid_set, goes_on),
+                *last_callbacks,
             ],
             valid_set=valid_set,
+            given=(X, y),
+            batch_size=self.batch_size,
+            verbose=self.verbose,
             generator=torch.Generator(data.index_device).manual_seed(seed),
             augment_generator=torch.Generator("cpu").manual_seed(seed + 1),
             device=device,
@@ -238,10 +252,13 @@ class BaseEmbedder(
         )
         net.fit(train_set)
         net.check_weights()
-        net.warn_if_interrupted()
+        if net.has_collapsed():
+            _warn_of_collapse(trained, train_set, seed, draws)
         self._set_fitted(self._fitted(task, net.history, network, criterion, goes_on=goes_on))
         for epoch_task in epoch_tasks:
             epoch_task.end()
+        if net.interrupt_ is not None:
+            raise net.interrupt_
         return self
 
     def _find_draws(self, network, criterion, numbers):
@@ -395,7 +412,7 @@ class BaseEmbedder(
         Raises
         ------
         ValueError
-            If X does not have the kind and shape seen in fit, or a file cannot be used.
+            If X does not have the kind and shape seen in fit, a file cannot be used, or an embedding is not finite.
         RuntimeError
             When a process that decodes files dies.
         """
@@ -404,9 +421,13 @@ class BaseEmbedder(
         data = check_data(self, X, seen=self._input)[0].place(device)
         # A copy: the fitted network stays on the CPU.
         network = self.network_ if device.type == "cpu" else copied(self.network_).to(device)
-        if is_dispatched(X):
-            return embed(network, data, X.device)
-        return embed(network, data, "cpu").numpy()
+        Z = embed(network, data, X.device if is_dispatched(X) else "cpu")
+        if not Z[0].any() and not Z.any():
+            warn(
+                "All embeddings are zero: what the network gives for X is shorter than 1e-12. Scale X as it was scaled "
+                "for fit."
+            )
+        return Z if is_dispatched(X) else Z.numpy()
 
     def score(self, X, y) -> float:
         """Return Recall@1 of the samples among themselves.
@@ -552,6 +573,19 @@ def _start_at_features(network, train_set, seed, draws, *, of_backbone):
         )
 
 
+def _warn_of_collapse(network, train_set, seed, draws):
+    """Warn if embeddings of the training set, a sample of it, are nearly one point, though its rows differ."""
+    sample = train_set.sample(512, seed)
+    remaining = spread(embed(network, sample, "cpu", draws)).item()
+    if remaining < COLLAPSED and (rows := flat_input(sample)).ne(rows[0]).any():
+        warn(
+            f"The embeddings have collapsed: the mean cosine of two training samples is {1 - remaining:.6f}, so that "
+            "little tells the classes apart. Set mining to 'semihard' or None if it is 'hard', lower learning_rate, or "
+            "scale X, with StandardScaler for vectors.",
+            ConvergenceWarning,
+        )
+
+
 @dataclass(kw_only=True, eq=False, repr=False)
 class ProxyEmbedder(BaseEmbedder):
     """Base of the embedders whose loss learns proxies of the classes.
@@ -579,7 +613,8 @@ class BalancedEmbedder(BaseEmbedder):
     samples_per_class : int, default=4
         K of the P x K batches; >= 2. A batch holds this many samples of each of ``batch_size // samples_per_class``
         classes. If there are fewer classes, a batch takes more samples of each and keeps its size. A class with fewer
-        samples contributes each of them once.
+        samples contributes each of them once. An epoch has about ``n_samples / batch_size`` batches; what these do not
+        hold of a class much larger than the others comes in the next epochs.
     """
 
     samples_per_class: int = 4

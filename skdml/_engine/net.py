@@ -11,13 +11,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from skorch import NeuralNet
-from skorch.callbacks import EpochTimer
+from skorch.callbacks import EarlyStopping, EpochTimer
 from skorch.utils import TeeGenerator
 
 from .._network.random import NO_DRAWS, generator_states, set_generator_states
-from .._warnings import warn
-from .callbacks import ends_training, validate
-from .training import embed
+from .callbacks import EndOfTraining, validate
+from .training import COLLAPSED, embed, spread
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 VALIDATION_SCORES = ("valid_recall_at_1", "valid_map_at_r")  # in skorch's history
@@ -71,7 +70,13 @@ class EmbeddingNet(NeuralNet):
         Generator of the batch rule, on the index device.
     augment_generator : torch.Generator
         Generator of the augmentation, on the CPU.
+    given : (object, object)
+        X and y as the estimator got them, for the callbacks.
+    batch_size : int
+        Only shown to callbacks.
     device : torch.device
+    verbose : int
+        Only shown to callbacks.
     draws : context manager
         Entered for whatever may draw from torch's global generators: `seeded` or, if nothing does, `NO_DRAWS`.
 
@@ -79,8 +84,10 @@ class EmbeddingNet(NeuralNet):
     ----------
     progress_ : float in [0, 1)
         Fraction of the training that is done, updated before each step.
-    stopped_by_ : Callback or None
-        The callback that ended the training.
+    interrupt_ : KeyboardInterrupt or None
+        What cut the training short after at least one whole epoch.
+    spreads_ : list of tensor
+        `spread` of the embeddings of the first batch of the training, and of the last batch of the last whole epoch.
     """
 
     def __init__(
@@ -92,8 +99,11 @@ class EmbeddingNet(NeuralNet):
         callbacks,
         generator,
         augment_generator,
+        given=(None, None),
+        batch_size=64,
         device="cpu",
         valid_set=None,
+        verbose=0,
         draws=NO_DRAWS,
     ):
         self.draws = draws
@@ -103,17 +113,21 @@ class EmbeddingNet(NeuralNet):
             optimizer=OPTIMIZERS.get(recipe.optimizer, recipe.optimizer),
             lr=recipe.learning_rate,
             max_epochs=recipe.max_epochs,
+            batch_size=batch_size,
             train_split=None,
             callbacks=callbacks,
             device=str(device),  # safetensors, for checkpoints, takes no torch.device
-            verbose=0,
+            verbose=verbose,
         )
         self.recipe = recipe
         self.valid_set = valid_set
         self.generator = generator
         self.augment_generator = augment_generator
         self.progress_ = 0.0
-        self.stopped_by_ = None
+        self.given = given
+        self.interrupt_ = None
+        self.is_ended_ = False
+        self.spreads_ = []
 
     @property
     def _default_callbacks(self):
@@ -143,22 +157,52 @@ class EmbeddingNet(NeuralNet):
 
     def __getstate__(self):
         # A pickled checkpoint holds what is trained, but not the data, nor callbacks, which may hold data as well.
-        state = {"recipe": replace(self.recipe, batches=None), "callbacks": None, "callbacks_": [], "stopped_by_": None}
-        state |= dict.fromkeys(("valid_set", "generator", "augment_generator"))
+        state = {"recipe": replace(self.recipe, batches=None), "callbacks": None, "callbacks_": [], "draws": NO_DRAWS}
+        state |= dict.fromkeys(("given", "valid_set", "generator", "augment_generator", "interrupt_"))
         return super().__getstate__() | state
 
     def get_iterator(self, dataset, training=False):
         return dataset
 
     def notify(self, method_name, **kwargs):
+        """Call the callbacks; see whether a KeyboardInterrupt, which skorch swallows, ends the training as planned."""
+        if method_name == "on_train_end":
+            self._look_for_interrupt()
+        if method_name in ("on_train_begin", "on_train_end"):
+            kwargs = dict(zip("Xy", self.given, strict=True))
         with self.draws:
             getattr(self, method_name)(self, **kwargs)
             for _, callback in self.callbacks_:
                 try:
                     getattr(callback, method_name)(self, **kwargs)
-                except KeyboardInterrupt:
-                    self.stopped_by_ = callback
-                    raise
+                except KeyboardInterrupt as error:
+                    is_end = isinstance(callback, EarlyStopping) and method_name == "on_epoch_end"
+                    if is_end or isinstance(error, EndOfTraining):
+                        self.is_ended_ = True
+                        raise
+                    self.interrupt_ = error
+                    if method_name != "on_train_end":  # there the others go on: one of them restores the best weights
+                        raise
+        if method_name == "on_train_begin":
+            self.n_earlier_epochs_ = len(self.history)  # a callback may load a history
+            self.n_earlier_whole_ = len(epochs(self.history))
+
+    def _look_for_interrupt(self):
+        """Set ``interrupt_``, and raise it if there was no whole epoch: the estimator then stays as it is."""
+        n_whole = len(epochs(self.history)) - self.n_earlier_whole_
+        if self.interrupt_ is None and not self.is_ended_ and n_whole < self.max_epochs:
+            self.interrupt_ = KeyboardInterrupt()
+        if self.interrupt_ is not None and n_whole == 0:
+            raise self.interrupt_
+
+    def set_params(self, **params):
+        made = [name for name in params if name.startswith(("module", "criterion"))]
+        if made:
+            raise ValueError(
+                f"A callback sets {made[0]!r}, but the network and the loss of an embedder are made before the "
+                "training. Set a parameter of the embedder, or pass a backbone."
+            )
+        return super().set_params(**params)
 
     def run_single_epoch(self, iterator, training, prefix, step_fn, **kwargs):
         if iterator is None:
@@ -173,45 +217,65 @@ class EmbeddingNet(NeuralNet):
             batches = self.recipe.batches(self.generator, lambda: embed(self.module_, iterator, self.device))
         batches = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
         self._set_training(True)
+        epoch = len(self.history) - 1 - self.n_earlier_epochs_
         total = torch.zeros((), dtype=torch.float32, device=self.device)
         total_weight = 0
         with closing(iterator.batches([index for index, *_ in batches], self.augment_generator)) as inputs:
             for i, ((index, *others), X) in enumerate(zip(batches, inputs, strict=True)):
-                self.progress_ = (len(self.history) - 1 + i / len(batches)) / self.max_epochs
-                batch = X, iterator.labels(index), *others
+                self.progress_ = (epoch + i / len(batches)) / self.max_epochs
+                batch = X, iterator.labels(index)
                 weights = iterator.weights(index)
                 self.notify("on_batch_begin", batch=batch, training=True)
                 with self.draws:
-                    loss = step_fn(batch, **({} if weights is None else {"sample_weight": weights}))
+                    step = step_fn((*batch, *others), **({} if weights is None else {"sample_weight": weights}))
                 weight = len(index) if weights is None else weights.sum()
-                total += loss * weight
+                total += step["loss"] * weight
                 total_weight += weight
-                self.notify("on_batch_end", batch=batch, training=True)
+                if not self.spreads_:
+                    self.spreads_ = [spread(step["y_pred"])]
+                self.history.record_batch("train_batch_size", len(index))
+                self.notify("on_batch_end", batch=batch, training=True, **step)
         # The only synchronization of the epoch.
         total, total_weight = torch.stack([total, torch.as_tensor(total_weight, device=self.device)]).tolist()
         loss = total / (total_weight or 1)
         if not math.isfinite(loss):
             raise ValueError(self._diverged(f"The mean loss ({loss})"))
         self._record("train_loss", loss, larger_is_better=False)
+        if batches:
+            self.spreads_[1:] = [spread(step["y_pred"])]
 
     def train_step(self, batch, **weights):
+        """Take a step; return the loss and the embeddings as skorch does, but without the graph."""
         X, *targets = batch
         self.optimizer_.zero_grad()
         if self.recipe.chunk_size is None or len(X) <= self.recipe.chunk_size:
-            embeddings = self.module_(X)
+            embeddings = self.embed_batch(X)
             loss = self.criterion_(embeddings, *targets, **weights)
             loss.backward()
         else:
-            loss = self.backward_in_chunks(X, targets, **weights)
+            embeddings, loss = self.backward_in_chunks(X, targets, **weights)
         self.notify(
             "on_grad_computed",
             named_parameters=TeeGenerator(self.get_all_learnable_params()),
+            batch=(X, targets[0]),
             X=X,
             y=targets[0],
             training=True,
         )
         self.optimizer_.step()
-        return loss.detach()
+        return {"loss": loss.detach(), "y_pred": embeddings.detach()}
+
+    def embed_batch(self, X):
+        try:
+            return self.module_(X)
+        except ValueError as error:
+            if len(X) > 1:
+                raise
+            raise ValueError(
+                f"Batch {len(self.history[-1]['batches'])} of epoch {len(self.history)} has one row, and the network "
+                f"does not train on a single one: {error}. BatchNorm needs at least two: raise batch_size (or "
+                "chunk_size), pass more rows at a time, or set freeze='batchnorm' for a backbone."
+            ) from error
 
     def backward_in_chunks(self, X, targets, **weights):
         """Gradient caching [1]_: like one backward pass, except that layers that mix rows see only a chunk.
@@ -222,36 +286,42 @@ class EmbeddingNet(NeuralNet):
            Limited Setup", RepL4NLP 2021, arXiv:2101.06983.
         """
         device = X.device
-        chunks = X.split(self.recipe.chunk_size)
+        size = self.recipe.chunk_size
+        # BatchNorm does not take a last chunk of one row.
+        chunks = X.tensor_split(-(-len(X) // size)) if len(X) % size == 1 else X.split(size)
         states, embeddings = [], []
         with torch.no_grad():
             for chunk in chunks:
                 states.append(generator_states(device))
-                embeddings.append(self.module_(chunk))
+                embeddings.append(self.embed_batch(chunk))
         embeddings = torch.cat(embeddings).requires_grad_()
         loss = self.criterion_(embeddings, *targets, **weights)
         loss.backward()
         after = generator_states(device)
-        for chunk, state, grad in zip(chunks, states, embeddings.grad.split(self.recipe.chunk_size), strict=True):
+        grads = embeddings.grad.split([len(chunk) for chunk in chunks])
+        for chunk, state, grad in zip(chunks, states, grads, strict=True):
             set_generator_states(state, device)  # the same dropout as before
             self.module_(chunk).backward(grad)
         set_generator_states(after, device)
-        return loss
+        return embeddings, loss
 
-    def warn_if_interrupted(self):
-        """Warn unless the number of epochs or a callback that is meant to do so has ended the training."""
-        n_epochs = len(epochs(self.history))
-        if n_epochs < self.max_epochs and not ends_training(self.stopped_by_):
-            warn(
-                f"Training was interrupted in epoch {len(self.history)} of {self.max_epochs}; the estimator keeps the "
-                "weights reached so far."
-            )
+    def has_collapsed(self):
+        """Return whether the embeddings of the last batch are nearly one point, and those of the first one were not.
+
+        Points that a float32 cosine hardly tells apart count in any case.
+        """
+        if len(self.spreads_) < 2:
+            return False
+        first, last = torch.stack(self.spreads_).tolist()
+        return last < COLLAPSED and (last < first / 20 or last < 1e-6)
 
     def check_weights(self):
-        """Raise a ValueError unless all weights are finite."""
-        parameters = [*self.module_.parameters(), *self.criterion_.parameters()]
-        if not all(parameter.isfinite().all() for parameter in parameters):
-            raise ValueError(self._diverged("A weight"))
+        """Raise a ValueError, or the interrupt, unless all weights and the statistics of BatchNorm are finite."""
+        statistics = ("running_mean", "running_var")  # other buffers, such as masks, may hold infinity
+        tensors = [buffer for name, buffer in self.module_.named_buffers() if name.endswith(statistics)]
+        tensors += [*self.module_.parameters(), *self.criterion_.parameters()]
+        if not all(tensor.isfinite().all() for tensor in tensors):
+            raise self.interrupt_ or ValueError(self._diverged("A weight"))
 
     def _record(self, name, value, *, larger_is_better):
         earlier = [epoch[name] for epoch in self.history[:-1]]
@@ -259,6 +329,12 @@ class EmbeddingNet(NeuralNet):
         self.history.record(f"{name}_best", all(value > e if larger_is_better else value < e for e in earlier))
 
     def _diverged(self, what):
+        if self.spreads_ and not self.spreads_[0].isfinite():
+            return (
+                f"{what} is not finite after epoch {len(self.history)}, as the embeddings were before the first step: "
+                "the values of X, or the weights of the backbone, are too large for float32. Scale X, with "
+                "StandardScaler for vectors."
+            )
         recipe = self.recipe
         return (
             f"{what} is not finite after epoch {len(self.history)}. Lower learning_rate (now "
@@ -278,5 +354,5 @@ def epochs(history):
     return [
         {names.get(key, key): value for key, value in epoch.items() if key != "batches" and not key.endswith("_best")}
         for epoch in history
-        if "train_loss" in epoch  # an interrupted epoch has none
+        if "dur" in epoch  # the EpochTimer is the first callback at the end of an epoch; an interrupted one has none
     ]

@@ -132,7 +132,8 @@ class EmbedderParameters:
         Epochs without a better result before early stopping ends the training; >= 1.
     callbacks : list of skorch callbacks or None, default=None
         Shallow copies of them are added to the skorch net. They see "train_loss" in its history, and
-        "valid_recall_at_1" and "valid_map_at_r" with ``early_stopping``.
+        "valid_recall_at_1" and "valid_map_at_r" with ``early_stopping``, and get X, y, losses and embeddings as skorch
+        passes them.
     device : str or torch.device, default="auto"
         Where to train and transform. "auto": "cuda" where there is one, else "mps", else "cpu".
     precision : {"float32", "bfloat16"}, default="float32"

@@ -13,6 +13,8 @@ from .._data.arrays import Rows
 from .._network.random import NO_DRAWS
 from ..metrics import map_at_r, recall_at_k
 
+COLLAPSED = 1e-2  # the spread below which embeddings are nearly one point
+
 
 @dataclass(frozen=True)
 class Task:
@@ -105,11 +107,17 @@ def embed(network, data, device, draws=NO_DRAWS):
     """Return the network's outputs for all of data, float32 (n_samples, D) on ``device``, in eval mode.
 
     Each pass is in a block of ``draws``, that of `seeded` if it may draw from torch's global generators.
+
+    Raises
+    ------
+    ValueError
+        If an output is not finite.
     """
     network.eval()
     size = min(8192, max(32, 2**18 // math.prod(data.sample_shape)))  # keeps the activations small
     parts = [slice(start, start + size) for start in range(0, len(data), size)]
     outputs = None
+    total = 0.0
     with closing(data.batches(parts)) as batches:  # no worker process is left after an error
         for part, inputs in zip(parts, batches, strict=True):
             with draws:
@@ -117,7 +125,21 @@ def embed(network, data, device, draws=NO_DRAWS):
             if outputs is None:
                 outputs = torch.empty(len(data), output.shape[1], dtype=torch.float32, device=device)
             outputs[part] = output
+            total = total + output.sum()
+    # The sum is cheap, and not finite if an output is not; it may also overflow by itself.
+    if not math.isfinite(total) and (n_bad := int((~outputs.isfinite()).any(dim=1).sum())):
+        raise ValueError(
+            f"The network gives embeddings that are not finite for {n_bad} of {len(data)} rows of X: their values are "
+            "too large for float32. Scale X, as it was scaled for fit; if the network was trained just now, lower "
+            "learning_rate."
+        )
     return outputs
+
+
+def spread(embeddings):
+    """Return the variance of embeddings (n_samples, D) by their mean square: 1 minus the mean cosine of unit rows."""
+    deviations = embeddings - embeddings.mean(dim=0)
+    return deviations.square().sum() / embeddings.square().sum().clamp(min=torch.finfo(embeddings.dtype).tiny)
 
 
 def retrieval_scores(embeddings, y):
@@ -141,7 +163,9 @@ def hold_out(y, split, fraction, rng):
         If there are too few samples or classes for both parts.
     """
     valid = (_held_out_samples if split == "samples" else _held_out_classes)(y, fraction, rng)
-    return np.setdiff1d(np.arange(len(y)), valid), np.sort(valid)
+    is_valid = np.zeros(len(y), dtype=bool)
+    is_valid[valid] = True
+    return np.flatnonzero(~is_valid), np.flatnonzero(is_valid)
 
 
 def _held_out_samples(y, fraction, rng):
@@ -150,18 +174,25 @@ def _held_out_samples(y, fraction, rng):
     Recall needs a match for every query, and a plain stratified split of a tenth of twelve samples leaves none.
     """
     wanted = max(2, round(fraction * len(y)))
-    valid = []
-    for c in rng.permutation(y.max() + 1):
-        rows = rng.permutation(np.flatnonzero(y == c))
+    by_class = y.argsort(kind="stable")
+    ends = np.bincount(y).cumsum().tolist()
+    valid = [by_class[:0]]
+    n_valid = 0
+    for c in rng.permutation(len(ends)).tolist():
+        if n_valid >= wanted:
+            break
+        rows = by_class[ends[c - 1] if c else 0 : ends[c]]
+        rng.shuffle(rows)
         n = max(2, round(fraction * len(rows)))
-        if len(rows) - n >= 2 and len(valid) < wanted:
-            valid.extend(rows[:n])
-    if not valid:
+        if len(rows) - n >= 2:
+            valid.append(rows[:n])
+            n_valid += n
+    if not n_valid:
         raise ValueError(
             "early_stopping=True holds out at least two samples of a class and keeps two, but no class has four "
             "samples (or validation_fraction leaves fewer than two). Set early_stopping=False or give more data."
         )
-    return valid
+    return np.concatenate(valid)
 
 
 def _held_out_classes(y, fraction, rng):
@@ -175,4 +206,6 @@ def _held_out_classes(y, fraction, rng):
             f"samples and trains on at least two others, but y has {len(counts)} classes, {len(large)} of them with "
             "two or more samples. Set validation_split='samples' or give samples of more classes."
         )
-    return np.flatnonzero(np.isin(y, rng.permutation(large)[:n]))
+    is_held_out = np.zeros(len(counts), dtype=bool)
+    is_held_out[rng.permutation(large)[:n]] = True
+    return np.flatnonzero(is_held_out[y])

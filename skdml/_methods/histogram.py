@@ -79,7 +79,7 @@ class HistogramLoss(PairLoss):
     def pair_loss(self, S, positive, negative, sample_weight=None):
         """Return the overlap of the histograms of two sets of pairs."""
         place = (S.clamp(min=-1, max=1) + 1) * (self.n_bins / 2)  # (B, M), from 0 to R - 1
-        node = place.detach().long().clamp(max=self.n_bins - 1)  # (B, M), the node below; s = 1 is in the last bin
+        node = place.detach().long().clamp(0, self.n_bins - 1)  # (B, M), the node below; s = 1 is in the last bin
         share = place - node  # (B, M), of the node above
         positive, negative = positive.to(S.dtype), negative.to(S.dtype)
         weight = pair_shares(positive, sample_weight) + pair_shares(negative, sample_weight)  # (B, M)

@@ -127,8 +127,14 @@ class SoftTripleLoss(ProxyLoss):
 
 def _relaxed_similarity(s, gamma):
     """Return S' (B, C): the similarities s (B, C, K) to a class's centers, averaged under their softmax."""
-    q = torch.softmax(s / gamma, dim=2)  # (B, C, K)
-    return (q * s).sum(dim=2)
+    K = s.shape[2]
+    if K == 1:
+        return s.squeeze(2)
+    if K < 8:  # along so short an axis torch's softmax is slow on the CPU
+        s = s.permute(2, 0, 1).contiguous()  # (K, B, C)
+    axis = 0 if K < 8 else 2
+    q = torch.softmax(s / gamma, dim=axis)
+    return (q * s).sum(dim=axis)
 
 
 def _half_mean_distance(gram):

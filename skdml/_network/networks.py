@@ -21,6 +21,7 @@ OWN_DIMENSION = (64, 2048)
 PRINCIPAL_COMPONENTS = 512
 # The learned part counts half, as in the mean of the initial and the trained weights.
 STRENGTH = 0.5
+LARGEST = float(np.finfo(np.float32).max)
 
 
 class EmbeddingNetwork(nn.Module):
@@ -33,7 +34,8 @@ class EmbeddingNetwork(nn.Module):
     head : nn.Module
         Maps the features to (B, D).
     normalize : bool
-        Whether rows are scaled to unit length; a row of zeros stays zero, with zero gradient.
+        Whether rows are scaled to unit length; a row of zeros stays zero, with zero gradient, and one whose length
+        overflows becomes NaN.
     precision : {"float32", "bfloat16"}
         Type in which the backbone and the head compute, by autocast. The normalization and the embeddings are float32.
     """
@@ -184,12 +186,13 @@ class ResidualHead(nn.Module):
         shares = squares / (squares.sum() or 1)
         # 1 / sum(shares**2) is f if all columns are alike, and the number of large columns if the others are small
         if (shares**2).sum() <= max(0.5, 1 / (0.6 * self.n_features)):
-            self.scale.fill_(float((squares.mean() or 1) ** -0.5))
+            self.scale.fill_(min(float((squares.mean() or 1) ** -0.5), LARGEST))
             return None
         deviation = np.sqrt(np.average((features - mean) ** 2, axis=0, weights=weights))
         varies = deviation > 1e-6 * np.sqrt(squares)  # float32 does not resolve less
         self.shift.copy_(torch.from_numpy(mean))
-        self.scale.copy_(torch.from_numpy(np.divide(1, deviation, out=np.zeros_like(deviation), where=varies)))
+        scale = np.divide(1, deviation, out=np.zeros_like(deviation), where=varies)
+        self.scale.copy_(torch.from_numpy(np.minimum(scale, LARGEST)))
         return int(shares.argmax()), float(shares.max())
 
     def forward(self, features):
@@ -244,10 +247,11 @@ class PartsNetwork(EmbeddingNetwork):
 def unit_rows(z):
     """Scale the vectors of the last axis to unit length; zero vectors stay zero and get no gradient.
 
-    torch's ``normalize`` divides zero vectors by 1e-12, which multiplies their gradient by 1e12.
+    torch's ``normalize`` divides zero vectors by 1e-12, which multiplies their gradient by 1e12. Where the length
+    overflows, which would give zeros, the vector becomes NaN.
     """
     norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
-    return z / norm.masked_fill(norm < 1e-12, torch.inf)
+    return z / norm.masked_fill(norm < 1e-12, torch.inf).where(norm != torch.inf, torch.nan)
 
 
 def default_mlp(n_features, hidden_layer_sizes):
