@@ -119,7 +119,7 @@ class BaseEmbedder(
             images, on white where they are transparent; :func:`skdml.datasets.load_image_folder` gives those of a
             folder. An array may be a numpy.memmap. Any other float array of three or more axes needs a ``backbone``.
         y : array-like of shape (n_samples,)
-            Class labels, at least two distinct ones.
+            Class labels of any kind that sorts, at least two distinct ones; see :ref:`labels`.
         sample_weight : array-like of shape (n_samples,), float or None, default=None
             Weight of each sample's term in the loss of a batch, >= 0, not all 0; see :ref:`sample_weight`. None: ones.
 
@@ -133,6 +133,8 @@ class BaseEmbedder(
         ValueError
             For a hyperparameter, X, y or sample_weight out of range (the message says what is needed), for a backbone
             that does not fit X, for files that cannot be used, and when the loss is no longer finite.
+        TypeError
+            When the labels are of several types, such as 1 and "1", which have no common order.
         RuntimeError
             When a process that decodes files dies.
         KeyboardInterrupt
