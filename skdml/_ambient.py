@@ -1,7 +1,9 @@
-"""torch's ambient state, which must not matter, and the locks on what belongs to the whole process."""
+"""What surrounds a call: torch's modes, which must not matter, warnings, and locks on what belongs to the process."""
 
 import os
+import sys
 import threading
+import warnings
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -10,6 +12,9 @@ import torch
 # default dtype, numbers of threads. Reentrant, since a callback may fit another embedder.
 LOCK = threading.RLock()
 FILTERS = threading.RLock()  # the same for the warning filters; never held by a thread that waits for LOCK
+
+# Between a caller and skdml there may be a pipeline, a search or the training loop.
+_BETWEEN = {"skdml", "sklearn", "skorch", "joblib", "contextlib"}
 
 
 def _free_locks():
@@ -53,3 +58,22 @@ def float32_by_default():
         yield
     finally:
         torch.set_default_dtype(dtype)
+
+
+def warn(message, category=UserWarning):
+    """Warn as if from the innermost line that is neither in skdml nor in a library that calls it."""
+    level, frame = 2, sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
+        level, frame = level + 1, frame.f_back
+    with FILTERS:  # not while another thread hides warnings
+        warnings.warn(message, category, stacklevel=level)
+
+
+@contextmanager
+def own_filters():
+    """Like ``warnings.catch_warnings``, in one thread at a time: the filters belong to the process.
+
+    Two threads that overlap would put back each other's filters. Validation by scikit-learn belongs in it, too.
+    """
+    with FILTERS, warnings.catch_warnings():
+        yield

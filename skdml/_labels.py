@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from sklearn.exceptions import DataConversionWarning
 
-from ._warnings import warn
+from ._ambient import warn
 
 
 def read_labels(y, name="y"):

@@ -22,10 +22,10 @@ from torch.nn.functional import normalize
 
 import skdml
 from skdml import losses, metrics
+from skdml._ambient import own_filters, warn
 from skdml._engine.embedder import BaseEmbedder
 from skdml._engine.net import EmbeddingNet
 from skdml._network.random import NO_DRAWS, may_draw, seeded
-from skdml._warnings import own_filters, warn
 from skdml.inspection import pair_weights
 from skdml.verification import PairVerifier, calibrate_threshold
 

@@ -9,7 +9,7 @@ import pytest
 import skdml
 
 ROOT = Path(skdml.__file__).parent
-SHARED = {"_ambient", "_constraints", "_docstrings", "_labels", "_warnings"}
+SHARED = {"_ambient", "_constraints", "_docstrings", "_labels"}
 MAY_IMPORT = {
     "_methods": {"_engine", "_loss", "_network", "_saving", "metrics", "model_selection"},
     "_engine": {"_data", "_loss", "_network", "_saving", "metrics"},

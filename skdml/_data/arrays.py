@@ -22,7 +22,7 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 from torch.utils.data import DataLoader, Dataset
 
-from .._warnings import own_filters, warn
+from .._ambient import own_filters, warn
 from .files import ImageFiles, broken_files, check_paths, shown
 from .images import Preprocessing
 

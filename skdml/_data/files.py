@@ -22,7 +22,7 @@ from joblib import cpu_count
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 
-from .._warnings import own_filters, warn
+from .._ambient import own_filters, warn
 from .cache import Cache
 from .images import resized
 

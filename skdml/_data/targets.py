@@ -5,8 +5,8 @@ from numbers import Real
 import numpy as np
 from sklearn.utils import check_array, check_consistent_length
 
+from .._ambient import warn
 from .._labels import are_comparable, number_labels, read_labels
-from .._warnings import warn
 from .arrays import is_dispatched
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm.auto import tqdm
 
-from .._warnings import warn
+from .._ambient import warn
 from .training import embed, retrieval_scores
 
 try:

@@ -14,7 +14,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from .._ambient import neutral
+from .._ambient import neutral, own_filters, warn
 from .._constraints import POSITIVE, Interval
 from .._data.arrays import Rows, check_data, is_dispatched
 from .._data.targets import check_classes, check_sample_weight, read_target
@@ -26,7 +26,6 @@ from .._network.copies import copied, without_graphs
 from .._network.networks import STRENGTH, ResidualHead, build_network
 from .._network.random import NO_DRAWS, may_draw, seeded
 from .._saving import exports, folder, modules
-from .._warnings import own_filters, warn
 from ..metrics import recall_at_k
 from .batches import BalancedBatches, ShuffledBatches
 from .callbacks import (

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from .._ambient import warn
 from .._labels import number_labels, read_labels
-from .._warnings import warn
 
 CPU_TILE = 1024  # rows and columns of a tile of similarities: small enough for the cache,
 GPU_TILE = 4096  # and large enough to fill a GPU
