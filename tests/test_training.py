@@ -720,7 +720,9 @@ def test_an_interrupt_before_the_first_whole_epoch_changes_nothing(blobs, method
     assert {**vars(fitted), "callbacks": None} == before
 
 
-@pytest.mark.parametrize(("hook", "epoch", "finished"), [("batch", 3, 2), ("epoch", 2, 2), ("epoch", 4, 4), ("train end", 4, 4)])
+@pytest.mark.parametrize(
+    ("hook", "epoch", "finished"), [("batch", 3, 2), ("epoch", 2, 2), ("epoch", 4, 4), ("train end", 4, 4)]
+)
 def test_an_interrupt_after_a_whole_epoch_leaves_a_fitted_estimator(blobs, hook, epoch, finished):
     X, y = blobs
     fitted = embedder(callbacks=[Interrupt(hook, epoch)])
@@ -889,14 +891,6 @@ def test_a_collapse_is_named_once():
     Z = fitted.transform(X)
     assert (Z @ Z.T).mean() > 0.99
     embedder(TripletEmbedder, **params | {"mining": "semihard"}).fit(X, y)  # warnings are errors
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_inputs_too_small_to_tell_apart_are_named(blobs, bias):
-    """Next to the bias, or below the shortest length that is normalized."""
-    X, y = blobs
-    with pytest.warns(ConvergenceWarning, match="collapsed.* scale X"):
-        embedder(max_epochs=1, backbone=linear(bias)).fit(1e-20 * X.astype(float), y)
 
 
 def test_equal_rows_are_no_collapse():
