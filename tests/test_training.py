@@ -930,14 +930,6 @@ def test_a_collapse_is_named_once():
     embedder(TripletEmbedder, **params | {"mining": "semihard"}).fit(X, y)  # warnings are errors
 
 
-@pytest.mark.parametrize("bias", [True, False])
-def test_inputs_too_small_to_tell_apart_are_named(blobs, bias):
-    """Next to the bias, or below the shortest length that is normalized."""
-    X, y = blobs
-    with pytest.warns(ConvergenceWarning, match="collapsed.* scale X"):
-        embedder(max_epochs=1, backbone=linear(bias)).fit(1e-20 * X.astype(float), y)
-
-
 def test_equal_rows_are_no_collapse():
     embedder(max_epochs=1, batch_size=20).fit(np.ones((20, 8, 8), dtype=np.uint8), np.arange(20) % 2)
 

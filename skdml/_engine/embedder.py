@@ -253,7 +253,7 @@ class BaseEmbedder(
         )
         net.fit(train_set)
         net.check_weights()
-        if net.has_collapsed():
+        if self._pair_based and net.has_collapsed():  # proxies may draw all classes one way at first
             _warn_of_collapse(trained, train_set, seed, draws)
         self._set_fitted(self._fitted(task, net.history, network, criterion, goes_on=goes_on))
         for epoch_task in epoch_tasks:

@@ -306,14 +306,11 @@ class EmbeddingNet(NeuralNet):
         return embeddings, loss
 
     def has_collapsed(self):
-        """Return whether the embeddings of the last batch are nearly one point, and those of the first one were not.
-
-        Points that a float32 cosine hardly tells apart count in any case.
-        """
+        """Return whether the embeddings of the last batch are nearly one point, and those of the first one were not."""
         if len(self.spreads_) < 2:
             return False
         first, last = torch.stack(self.spreads_).tolist()
-        return last < COLLAPSED and (last < first / 20 or last < 1e-6)
+        return last < COLLAPSED and last < first / 20
 
     def check_weights(self):
         """Raise a ValueError, or the interrupt, unless all weights and the statistics of BatchNorm are finite."""
