@@ -50,6 +50,7 @@ MODES = {
     "deterministic": lambda: setting(torch.use_deterministic_algorithms, True, False),
 }
 WITHOUT_GRADIENT = ("no_grad", "inference_mode")
+USUAL = ("float64", "device", "no_grad", "inference_mode", "autocast")
 EMBEDDERS = [
     cls
     for name in skdml.__all__
@@ -62,7 +63,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (24, 9, 9), dtype=np.uint8)
 pytestmark = pytest.mark.filterwarnings("ignore:batch_size=.* is larger than the:UserWarning")
 
 
-@pytest.fixture(params=MODES)
+@pytest.fixture(params=USUAL)
 def mode(request):
     return MODES[request.param]
 
@@ -98,7 +99,7 @@ def small(cls=skdml.RAWEmbedder, **params):
 @pytest.mark.parametrize("cls", EMBEDDERS, ids=lambda cls: cls.__name__)
 def test_embedder_in_each_mode(cls):
     expected = fitted(small(cls))
-    for name in ("float64", "device", "no_grad", "inference_mode", "autocast"):
+    for name in USUAL:
         with MODES[name]():
             got = fitted(small(cls))
         assert_same(got, expected)
@@ -174,19 +175,19 @@ SECOND = {"recall_at_k": {"k": 2}}
 
 @pytest.mark.parametrize("name", MEASURES)
 def test_measure_in_each_mode(name):
-    measure = MEASURES[name]
+    measure, options = MEASURES[name], SECOND.get(name, {})
     parameters = inspect.signature(measure).parameters
     kinds = [Z, Z.numpy(), Z.double().numpy(), Z.numpy().tolist()]
 
     def values(kinds):
         needs_labels = "y" in parameters
-        return [measure(kind, *([y] if needs_labels else []), **SECOND.get(name, {})) for kind in kinds]
+        return [measure(kind, *([y] if needs_labels else []), **options) for kind in kinds]
 
     with torch.inference_mode():
         kinds.append(Z.clone())
     expected = values(kinds)
-    for mode in MODES.values():
-        with mode():
+    for name in USUAL:
+        with MODES[name]():
             np.testing.assert_equal(values(kinds), expected)
 
 
@@ -244,16 +245,14 @@ weights = torch.from_numpy(np.random.default_rng(1).random(len(y)).astype(np.flo
 
 @pytest.mark.parametrize("cls", LOSSES, ids=lambda cls: cls.__name__)
 def test_loss_in_each_mode(cls):
-    for weight in (None, weights):
-        for name, mode in MODES.items():
-            backward = name not in WITHOUT_GRADIENT
-            expected = value_and_gradients(make_loss(cls), plain, weight=weight, backward=backward)
-            got = value_and_gradients(make_loss(cls), mode, weight=weight, backward=backward)
-            assert_same_tensors(got, expected)
-            if "device" not in name and backward:  # a loss of one's own is made where torch makes a module
-                with mode():
-                    loss = make_loss(cls)
-                assert_same_tensors(value_and_gradients(loss, mode, weight=weight, inside=name != "autocast"), expected)
+    for name, mode in MODES.items():
+        backward = name not in WITHOUT_GRADIENT
+        expected = value_and_gradients(make_loss(cls), plain, weight=weights, backward=backward)
+        assert_same_tensors(value_and_gradients(make_loss(cls), mode, weight=weights, backward=backward), expected)
+        if "device" not in name and backward:  # a loss of one's own is made where torch makes a module
+            with mode():
+                loss = make_loss(cls)
+            assert_same_tensors(value_and_gradients(loss, mode, weight=weights, inside=name != "autocast"), expected)
 
 
 @pytest.mark.parametrize("cls", LOSSES, ids=lambda cls: cls.__name__)
