@@ -336,7 +336,20 @@ def busy():
         (small(callbacks=[Initializer("*weight", nn.init.normal_)]), X),
         (small(mining=lambda S, positive, negative: (positive, negative & (torch.rand_like(S) < 0.5))), X),
     ],
-    ids=str,
+    ids=[
+        "default",
+        "distance_weighted",
+        "early_stopping",
+        "clusters",
+        "dropout",
+        "dropout_and_early_stopping",
+        "chunks",
+        "drawing_backbone",
+        "augment",
+        "callback",
+        "initializer",
+        "mining",
+    ],
 )
 @pytest.mark.filterwarnings("ignore:No epoch was better:sklearn.exceptions.ConvergenceWarning")
 def test_fits_in_threads_are_those_in_turn(embedder, data):
@@ -400,7 +413,17 @@ def test_a_callback_may_fit_another_embedder():
         (losses.RAWLoss(), False),
         (losses.RAWLoss(mining=noisy), True),
     ],
-    ids=str,
+    ids=[
+        "convolutions",
+        "dropout",
+        "attention",
+        "lstm",
+        "rrelu",
+        "unknown",
+        "parametrized",
+        "loss",
+        "loss_with_function",
+    ],
 )
 def test_what_may_draw(module, draws):
     assert may_draw(module) is draws
