@@ -448,7 +448,7 @@ def test_warning_filters_after_fits_in_threads(tmp_path, monkeypatch):
     for path, image in zip(paths, IMAGES, strict=True):
         Image.fromarray(image).save(path)
     opened = Image.open
-    monkeypatch.setattr(Image, "open", lambda path: (time.sleep(1e-4), opened(path))[1])
+    monkeypatch.setattr(Image, "open", lambda *args, **kwargs: (time.sleep(1e-4), opened(*args, **kwargs))[1])
     embedder = small(resize=None)
     embedder.fit(paths, y)  # imports what adds filters of its own
     before = list(warnings.filters)

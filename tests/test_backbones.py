@@ -100,6 +100,7 @@ def test_frozen_backbone_sees_each_image_once_and_keeps_every_bit(images, backbo
 STOPPING = {"early_stopping": True, "validation_fraction": 0.5, "learning_rate": 0.02, "max_epochs": 10}
 
 
+@pytest.mark.filterwarnings("ignore:The embeddings have collapsed")  # levels of one component
 @pytest.mark.filterwarnings("ignore:No epoch was better:sklearn.exceptions.ConvergenceWarning")  # with BIER
 @pytest.mark.parametrize("cls", [SoftTripleEmbedder, RAWEmbedder, BIEREmbedder, HDCEmbedder, ProxyAnchorEmbedder])
 @pytest.mark.parametrize(

@@ -157,6 +157,7 @@ EVERY = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:Most queries have an identical row")
 @pytest.mark.parametrize(("classes", "container"), EVERY)
 def test_every_kind_is_read_exactly(classes, container):
     y = labels_of(classes, container)
@@ -302,6 +303,7 @@ def test_errors_name_the_argument():
         READERS["partial_fit classes"](BAD["continuous"][0])
 
 
+@pytest.mark.filterwarnings("ignore:Most queries have an identical row")
 @pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
 def test_a_column_is_read_with_a_warning(reader):
     with pytest.warns(DataConversionWarning, match="A column-vector .* was passed when a 1d array was expected"):
@@ -311,6 +313,7 @@ def test_a_column_is_read_with_a_warning(reader):
             assert read_labels(column).tolist() == CODES.tolist()
 
 
+@pytest.mark.filterwarnings("ignore:Most queries have an identical row")
 @pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
 def test_labels_with_only_array(reader):
     reader(OnlyArray(CODES))
@@ -324,6 +327,7 @@ def test_weights_of_labels_with_only_array():
     embedder.fit(X, OnlyArray(CODES), sample_weight=2.0)
 
 
+@pytest.mark.filterwarnings("ignore:Most queries have an identical row")
 def test_numbers_meet_by_value_and_others_do_not():
     large = np.array(IDS)[CODES]
     for gallery_y in (

@@ -490,7 +490,7 @@ def test_groups_of_any_kind():
     text = np.array(["a", "b", "c"])[groups]
     days = np.array(["2020-01-01", "2020-01-02", "2020-01-03"], dtype="datetime64[D]")[groups]
     objects = pd.Series(text, dtype="category"), pd.Series(groups, dtype="Int64"), torch.tensor(groups), days
-    for same in (text, text.tolist(), text.astype(object), groups + 2**60, groups / 2, *objects):
+    for same in (text, text.tolist(), text.astype(object), groups + 2**60, groups * 2.0, *objects):
         assert retrieval_report(X, y, k=KS, groups=same) == expected
     with pytest.warns(UserWarning, match="60 of 60 queries are left out: .* of their class in another group"):
         assert np.isnan(recall_at_k(X, y, groups=np.zeros(60)))
@@ -980,11 +980,19 @@ def test_k_is_checked(k, error, message):
         ({**GALLERY, "gallery_groups": [0, 0, 1]}, ValueError, "got no groups. Pass groups too"),
         ({**GALLERY, "groups": [0, 0, 1]}, ValueError, "got no gallery_groups. Pass gallery_groups too"),
         ({"groups": [0, 1]}, ValueError, r"groups must hold one group per row, shape \(3,\), got shape \(2,\)"),
-        ({"groups": [[0], [1], [1]]}, ValueError, r"got shape \(3, 1\)"),
-        ({"groups": ["a", None, "b"]}, ValueError, "groups must not hold missing values"),
-        ({"groups": [0.0, np.nan, 1.0]}, ValueError, "groups must not hold missing values"),
-        ({"groups": pd.Series([0, None, 1], dtype="Int64")}, ValueError, "groups must not hold missing values"),
-        ({**GALLERY, "groups": [0, 1, 1], "gallery_groups": ["0", "1", "1"]}, TypeError, "got number and str"),
+        ({"groups": [[0, 0], [1, 1], [1, 1]]}, ValueError, r"groups must be 1-D .* got shape \(3, 2\)"),
+        ({"groups": ["a", None, "b"]}, ValueError, "groups contains NaN .*: 1 of 3"),
+        ({"groups": [0.0, np.nan, 1.0]}, ValueError, "groups contains NaN .*: 1 of 3"),
+        (
+            {"groups": pd.Series([0, None, 1], dtype="Int64")},
+            ValueError,
+            "groups contains NaN .*: 1 of 3",
+        ),
+        (
+            {**GALLERY, "groups": [0, 1, 1], "gallery_groups": ["0", "1", "1"]},
+            TypeError,
+            "got a mixture: numbers and strings",
+        ),
         ({**GALLERY, "gallery_index": [0, 1]}, ValueError, r"shape \(3,\), got int64 of shape \(2,\)"),
         ({**GALLERY, "gallery_index": [0.0, 1.0, 2.0]}, ValueError, "got float64"),
         ({**GALLERY, "gallery_index": [True, True, False]}, ValueError, "got bool"),

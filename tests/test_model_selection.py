@@ -139,9 +139,9 @@ def test_groups_within_classes_and_classes_within_groups(splitter):
     [
         ([0, 1, 0, 1, 0, 1], "groups link the classes into 1 sets, and at least [23] are needed"),
         ([0, 1, 2], r"groups must hold one group per sample, shape \(6,\), got shape \(3,\)"),
-        ([[0], [1], [2], [3], [4], [5]], r"got shape \(6, 1\)"),
-        (["a", None, "b", "c", "d", "e"], "groups must not hold missing values"),
-        ([0.0, np.nan, 1.0, 2.0, 3.0, 4.0], "groups must not hold missing values"),
+        ([[0, 0]] * 6, r"groups must be 1-D .* got shape \(6, 2\)"),
+        (["a", None, "b", "c", "d", "e"], "groups contains NaN or other missing values: 1 of 6"),
+        ([0.0, np.nan, 1.0, 2.0, 3.0, 4.0], "groups contains NaN or other missing values: 1 of 6"),
     ],
 )
 def test_groups_are_checked(splitter, groups, message):

@@ -123,7 +123,7 @@ def test_collapsed_batch_gives_the_margin(mining):
 @pytest.mark.parametrize("mining", RULES)
 def test_batch_without_triplets_gives_zero(mining, soft_margin):
     x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    for y in (torch.zeros(6), torch.arange(6)):
+    for y in (torch.zeros(6, dtype=torch.int64), torch.arange(6)):
         value = TripletLoss(mining=mining, soft_margin=soft_margin)(x, y)
         (grad,) = torch.autograd.grad(value, x)
         assert value == 0

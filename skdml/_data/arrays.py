@@ -252,7 +252,7 @@ def _refuse_container(X):
         advice = "the path of the image file in a list, or the array np.asarray(PIL.Image.open(io.BytesIO(X)))[None]"
     elif isinstance(X, Image.Image):
         advice = "an array with one more axis, np.asarray(X)[None]"
-    elif isinstance(X, Mapping):
+    elif isinstance(X, Mapping) and not sparse.issparse(X):  # scipy's matrices of keys are mappings
         advice = "one of its values, such as X['data'], or its columns as a table, pandas.DataFrame(X)"
     elif isinstance(X, DataLoader):
         advice = "the array np.concatenate([np.asarray(batch) for batch, _ in X]) or the paths of the files"

@@ -11,7 +11,7 @@ from .._ambient import neutral
 from .._data.arrays import InputRecord
 from .._network.backbones import load_backbone
 from .._network.copies import copied, tensors_in
-from .._network.networks import Pooling
+from .._network.networks import Pooling, taking_float32
 from .._network.random import seeded
 from .json import type_name
 
@@ -47,7 +47,8 @@ def build(embedder, tensors, sources):
     cpu, meta = torch.device("cpu"), torch.device("meta")
     maker = type(embedder)(**embedder._made_with)
     with seeded(0, cpu):
-        network, backbone = _outline(maker, network_input(embedder, meta))
+        sample = network_input(embedder, meta)
+        network, backbone = _outline(maker, sample)
         with meta:
             loss_outline = maker._make_loss(len(embedder.classes_), network)
         for key, module in (("network_", network), ("criterion_", loss_outline)):
@@ -56,7 +57,7 @@ def build(embedder, tensors, sources):
             network.to_empty(device=cpu)
         else:
             network.head.to_empty(device=cpu)
-            _set_backbone(network, _backbone(maker) if backbone is None else backbone)
+            _set_backbone(network, _backbone(maker, sample) if backbone is None else backbone)
         criterion = maker._make_loss(len(embedder.classes_), network)
     if maker.freeze == "batchnorm":
         network.freeze_batchnorm()
@@ -73,23 +74,26 @@ def _outline(maker, sample):
             return maker._make_network(None, sample), None
     try:
         with sample.device:
-            return maker._make_network(_backbone(maker).to(sample.device), sample), None
+            return maker._make_network(_backbone(maker, sample).to(sample.device), sample), None
     except ImportError:
         raise
     except Exception:  # a backbone that does not take the sample raises again
         with sample.device:
-            network = maker._make_network(_RunOnCPU(_backbone(maker)), sample)
+            network = maker._make_network(_RunOnCPU(_backbone(maker, sample)), sample)
         stand_in = network.backbone[0] if _pools(network) else network.backbone
         _set_backbone(network, stand_in.backbone[0])
         return network, stand_in.backbone[0]
 
 
-def _backbone(maker):
+def _backbone(maker, sample):
     """Return a copy of the embedder's backbone, with arbitrary weights if it is given by name."""
     if isinstance(maker.backbone, str):
         return load_backbone(maker.backbone, None, maker.pooling)[0]
     backbone = copied(maker.backbone)
-    return backbone if any(map(is_lazy, backbone.parameters())) else backbone.cpu()
+    if any(map(is_lazy, backbone.parameters())):
+        return backbone
+    # On the meta device, a batch of another dtype than the parameters passes.
+    return taking_float32(backbone.cpu(), torch.zeros(sample.shape, dtype=sample.dtype, device="cpu"))
 
 
 def _pools(network):
