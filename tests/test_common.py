@@ -186,7 +186,7 @@ def test_transform_is_row_wise(embedder, blobs):
 
 
 def test_planted_bug_backbone_not_copied(embedder, blobs, monkeypatch):
-    monkeypatch.setattr("skdml._network.copies.copy.deepcopy", lambda module, memo: module)
+    monkeypatch.setattr("skdml._network.copies.copy.deepcopy", lambda module, memo=None: module)
     with pytest.raises(AssertionError):
         check_backbone_is_untouched(embedder, *blobs)
 
