@@ -87,7 +87,8 @@ def calibrate_threshold(embedder, X, y, *, strategy="eer", far=1e-3, sample_weig
     """
     parameters = {"strategy": strategy, "far": far}
     check_constraints(PairVerifier(embedder, **parameters), parameters)
-    return _find_threshold(*_count_pairs(_embed(embedder, X), y, sample_weight), strategy, far)
+    different, same = _count_pairs(_embed(embedder, X), y, sample_weight)
+    return _find_threshold(different, same, strategy, far)
 
 
 class PairVerifier(BaseEstimator):

@@ -131,7 +131,9 @@ class FoldEnsembleEmbedder(ClassNamePrefixFeaturesOutMixin, MetaEstimatorMixin, 
         return self
 
     # As with the embedders, scikit-learn's checks of sample_weight ask for more than float32 can give.
-    fit.__signature__ = inspect.Signature(list(inspect.signature(fit).parameters.values())[:3])
+    fit.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        list(inspect.signature(fit).parameters.values())[:3]
+    )
 
     def _check_params(self):
         check_constraints(self, self.get_params(deep=False))
