@@ -1,6 +1,7 @@
 """What is saved comes back to the last bit; what is no saved embedder is refused; exports compute the same."""
 
 import copy
+import datetime
 import errno
 import hashlib
 import inspect
@@ -392,6 +393,11 @@ EXACT = [
     torch.device("cuda:1"),
     torch.optim.RMSprop,
     Path("folder") / "file",
+    b"\0\xff",
+    np.array([b"a", b"bc"]),
+    datetime.date(2024, 2, 29),
+    datetime.datetime(2024, 2, 29, 1, 2, 3, 4),
+    np.array([datetime.date(2024, 1, 1), datetime.date(2023, 1, 1)], dtype=object),
 ]
 
 
@@ -422,7 +428,7 @@ def test_random_state_comes_back():
         {1: 2},
         {"__type__": "tuple"},
         1j,
-        b"a",
+        datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC),
         torch.ones(2),
         np.ones(2, dtype=np.longdouble),
         np.longdouble(1),
@@ -436,6 +442,19 @@ def test_random_state_comes_back():
 def test_values_without_a_form(value):
     with pytest.raises(TypeError, match="has no exact form in JSON"):
         encode(value)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [[datetime.date(2024, 1, 1 + i) for i in range(4)], [b"a", b"b", b"c", b"d"], np.array([b"a", b"bc", b"d", b"e"])],
+)
+def test_classes_that_are_no_numbers_or_strings(blobs, tmp_path, names):
+    X, y = blobs
+    embedder = RAWEmbedder(max_epochs=1).fit(X, [names[c] for c in y] if isinstance(names, list) else names[y])
+    embedder.save(tmp_path / "model")
+    classes = skdml.load(tmp_path / "model").classes_
+    assert classes.dtype == embedder.classes_.dtype
+    assert classes.tolist() == list(names)
 
 
 # ---- what cannot be saved

@@ -3,6 +3,7 @@
 import inspect
 import math
 import reprlib
+from datetime import date, datetime
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,10 @@ def encode(value):
         return _tagged("float", repr(value))
     if kind is tuple:
         return _tagged("tuple", [encode(item) for item in value])
+    if kind is bytes:
+        return _tagged("bytes", value.hex())
+    if kind is date or (kind is datetime and value.tzinfo is None and value.fold == 0):
+        return _tagged(kind.__name__, value.isoformat())
     if isinstance(value, Path):
         return _tagged("Path", str(value))
     if kind is torch.device:
@@ -57,12 +62,13 @@ def _tagged(name, value):
 
 
 def _has_form(dtype):
-    return dtype.kind in "biufUOmM" and np.dtype(dtype.str) == dtype
+    return dtype.kind in "biufSUOmM" and np.dtype(dtype.str) == dtype
 
 
 def _is_padded(dtype, values):
     """Return whether strings take far more memory than their characters."""
-    needed = 4 * max(map(len, values), default=0) if dtype.kind == "U" else dtype.itemsize
+    size = {"S": 1, "U": 4}.get(dtype.kind)  # of a character
+    needed = size * max(map(len, values), default=0) if size else dtype.itemsize
     return needed < dtype.itemsize and len(values) * dtype.itemsize > _PADDING
 
 
@@ -96,6 +102,12 @@ def decode(value):
             return float(content)
         case "tuple" if isinstance(content, list):
             return tuple(content)
+        case "bytes" if isinstance(content, str):
+            return bytes.fromhex(content)
+        case "date" if isinstance(content, str):
+            return date.fromisoformat(content)
+        case "datetime" if isinstance(content, str):
+            return datetime.fromisoformat(content)
         case "Path" if isinstance(content, str):
             return Path(content)
         case "torch.device" if isinstance(content, str):
@@ -123,8 +135,9 @@ def _array(values, dtype, shape):
         or math.prod(shape) != len(values)
     ):
         raise ValueError(f"an array of {len(values)} values has the shape {shortened(shape)}")
-    if dtype.kind == "U":
-        if not all(isinstance(item, str) and 4 * len(item) <= dtype.itemsize for item in values):
+    if dtype.kind in "SU":
+        kind, size = (bytes, 1) if dtype.kind == "S" else (str, 4)
+        if not all(isinstance(item, kind) and size * len(item) <= dtype.itemsize for item in values):
             raise ValueError(f"an array of type {name} holds other values than strings of this length")
         if _is_padded(dtype, values):
             raise ValueError(f"an array of {len(values)} short strings has the type {name}")
