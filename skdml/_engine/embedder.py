@@ -227,21 +227,11 @@ class BaseEmbedder(
             lambda history: self._fitted(task, history, *copied((network, criterion)), goes_on=goes_on),
         )
         training_loss = self._training_loss(criterion)
-        callbacks, last_callbacks = copied_callbacks(self.callbacks)
         net = EmbeddingNet(
             trained,
             training_loss,
             recipe,
-            callbacks=[
-                *([OneCycle()] if lr_schedule == "one_cycle" else []),
-                *([WarmUp(self.warmup_epochs)] if self.warmup_epochs else []),
-                *([Progress(self.verbose)] if self.verbose else []),
-                *callbacks,
-                *epoch_tasks,
-                *([BestWeights(self.n_iter_no_change, valid_set, self.validation_split)] if valid_set else []),
-                *self._find_learned_share(trained, valid_set, goes_on),
-                *last_callbacks,
-            ],
+            callbacks=self._make_callbacks(trained, valid_set, lr_schedule, epoch_tasks, goes_on),
             valid_set=valid_set,
             given=(X, y),
             batch_size=self.batch_size,
@@ -261,6 +251,20 @@ class BaseEmbedder(
         if net.interrupt_ is not None:
             raise net.interrupt_
         return self
+
+    def _make_callbacks(self, network, valid_set, lr_schedule, epoch_tasks, goes_on):
+        """Return the embedder's callbacks and copies of the user's, in the order in which they are called."""
+        callbacks, last_callbacks = copied_callbacks(self.callbacks)
+        return [
+            *([OneCycle()] if lr_schedule == "one_cycle" else []),
+            *([WarmUp(self.warmup_epochs)] if self.warmup_epochs else []),
+            *([Progress(self.verbose)] if self.verbose else []),
+            *callbacks,
+            *epoch_tasks,
+            *([BestWeights(self.n_iter_no_change, valid_set, self.validation_split)] if valid_set else []),
+            *self._find_learned_share(network, valid_set, goes_on),
+            *last_callbacks,
+        ]
 
     def _find_draws(self, network, criterion, numbers):
         """Return ``numbers`` if the training may draw from torch's global generators, otherwise an empty context.
