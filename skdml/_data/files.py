@@ -132,7 +132,7 @@ def is_deep(path):
         with _open(path) as image:
             # Pillow tells the bits of gray images by the mode, and those of colored ones only to the decoder.
             return image.mode.startswith("I") or re.search(r";16[BLN]|\b65535\b", str(image.tile)) is not None
-    except Exception:
+    except (OSError, _Unusable):  # it has been decoded, so the file is gone or another one by now
         return False
 
 

@@ -202,7 +202,7 @@ def load(path, **params) -> "BaseEmbedder":
         embedder = cls(**portable(stored), **params)
         embedder._check_params()
         if embedder.device != "auto":
-            torch.device(embedder.device)  # raises for what is no device; one that is missing here is for later
+            torch.device(embedder.device)  # raises for what is not a device; one that is missing here is for later
         vars(embedder).update(fitted)
         embedder._made_with = embedder.get_params(deep=False) | portable(made_with)
         modules = build(embedder, tensors, {key: path / name for key, name in MODULES.items()})

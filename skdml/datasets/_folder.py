@@ -97,9 +97,8 @@ def _is_image(name):
 def _images(folder):
     """Return the paths of the images in a folder and the folders in it, sorted by folder and then by name."""
     found = []
-    above = {
-        folder: {os.path.realpath(folder)}
-    }  # the folders that a folder lies in; a link to one of them leads in a circle
+    # The folders that a folder lies in: a link to one of them leads in a circle.
+    above = {folder: {os.path.realpath(folder)}}
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
         reached = above.pop(parent)
         inner = {name: os.path.realpath(os.path.join(parent, name)) for name in folders if not name.startswith(".")}

@@ -472,7 +472,7 @@ def mean_average_precision(
     >>> round(mean_average_precision(query, [0], gallery=gallery, gallery_y=[0, 1, 0], metric="euclidean"), 4)
     0.8333
 
-    If the first one shows the same scene, it is no achievement to find it. With groups, only the other one counts, and
+    If the first one shows the same scene, finding it is not an achievement. With groups, only the other one counts, and
     the row of another class is before it.
 
     >>> groups = {"groups": ["scene 1"], "gallery_groups": ["scene 1", "scene 1", "scene 2"]}
