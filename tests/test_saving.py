@@ -1334,9 +1334,12 @@ def test_a_search_of_later_steps_trains_once_per_fold(blobs, tmp_path, monkeypat
 def test_model_card(cls, blobs, tmp_path):
     X, y = blobs
     embedder = fast(cls, n_components=3, normalize=True, early_stopping=True).fit(X, np.array(list("abcd"))[y])
-    embedder.save(tmp_path / "saved", measures={"recall_at_1": 0.25, "map_at_r": np.float32(0.125)})
+    embedder.save(tmp_path / "saved", measures={"recall_at_1": 0.25, "map_at_r": np.float32(0.125)}, license="mit")
     card = (tmp_path / "saved" / "README.md").read_text()
-    assert card.startswith(f"# {cls.__name__}\n\n{cls.__doc__.splitlines()[0].replace(']_', ']')}\n")
+    metadata, _, text = card.removeprefix("---\n").partition("---\n")
+    assert "\nlicense: mit\n" in metadata
+    assert '\n    - type: "recall_at_1"\n      value: 0.250000\n' in metadata
+    assert text.startswith(f"\n# {cls.__name__}\n\n{cls.__doc__.splitlines()[0].replace(']_', ']')}\n")
     assert "was fitted on shape (n, 6)." in card
     assert "3 components, of unit length" in card
     assert "4 classes (a, b, c, d), 2 epochs" in card
@@ -1347,6 +1350,26 @@ def test_model_card(cls, blobs, tmp_path):
     assert "n_components=3" in card
     assert "\n## Paper\n\n- [1] " in card
     assert "Examples" not in card
+
+
+@pytest.mark.parametrize("license", ["MIT license", "mit\ntags: []", "", 3])
+def test_license_is_an_identifier(saved, tmp_path, license):
+    embedder, _ = saved
+    with pytest.raises(ValueError, match="license must be an identifier"):
+        embedder.save(tmp_path / "other", license=license)
+    assert not (tmp_path / "other").exists()
+
+
+def test_download_of_the_hub_loads(saved, tmp_path):
+    """It is a folder of links to files elsewhere, next to what the Hub adds."""
+    embedder, path = saved
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    for file in path.iterdir():
+        (snapshot / file.name).symlink_to(file)
+    (snapshot / ".gitattributes").write_text("*.safetensors filter=lfs")
+    X = np.zeros((2, embedder.n_features_in_), dtype=np.float32)
+    np.testing.assert_array_equal(skdml.load(snapshot).transform(X), embedder.transform(X))
 
 
 def test_measures(saved, tmp_path):

@@ -451,7 +451,7 @@ class BaseEmbedder(
         """
         return float(recall_at_k(self.transform(X), y, 1))
 
-    def save(self, path, *, measures=None) -> None:
+    def save(self, path, *, measures=None, license=None) -> None:
         """Write the fitted embedder to a folder, which `skdml.load` reads.
 
         The folder holds parameters and fitted attributes (params.json), the weights (network.safetensors,
@@ -467,6 +467,8 @@ class BaseEmbedder(
             wherever the process ends.
         measures : dict of str to float or None, default=None
             Numbers for the model card, such as what a :class:`skdml.metrics.RetrievalScorer` returns.
+        license : str or None, default=None
+            License for the model card, as the Hub of Hugging Face names it, such as "mit" or "apache-2.0".
 
         Raises
         ------
@@ -477,9 +479,9 @@ class BaseEmbedder(
             that a fit does not set.
         ValueError
             If the network or the loss was changed by hand, a weight is NaN or infinite, a parameter is invalid, or a
-            module passed as a parameter was replaced after the fit.
+            module passed as a parameter was replaced after the fit; or for a license that is not such a name.
         """
-        folder.save(self, path, measures)
+        folder.save(self, path, measures, license)
 
     @neutral()
     def to_torch(self) -> nn.Module:

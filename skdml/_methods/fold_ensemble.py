@@ -230,7 +230,7 @@ class FoldEnsembleEmbedder(ClassNamePrefixFeaturesOutMixin, MetaEstimatorMixin, 
         """
         return float(recall_at_k(self.transform(X), y, 1))
 
-    def save(self, path, *, measures=None) -> None:
+    def save(self, path, *, measures=None, license=None) -> None:
         """Write the fitted ensemble to a folder, which `skdml.load` reads.
 
         The folder holds a folder of each fitted embedder, as its own ``save`` writes it, the parameters of the ensemble
@@ -243,6 +243,8 @@ class FoldEnsembleEmbedder(ClassNamePrefixFeaturesOutMixin, MetaEstimatorMixin, 
             A folder that is new, empty or that of a saved ensemble, which is then replaced, as a whole or not at all.
         measures : dict of str to float or None, default=None
             Numbers for the model card, such as what a :class:`skdml.metrics.RetrievalScorer` returns.
+        license : str or None, default=None
+            License for the model card, as the Hub of Hugging Face names it, such as "mit" or "apache-2.0".
 
         Raises
         ------
@@ -251,10 +253,10 @@ class FoldEnsembleEmbedder(ClassNamePrefixFeaturesOutMixin, MetaEstimatorMixin, 
         TypeError
             If the estimators are not embedders of skdml, such as a Pipeline, or cannot be stored as data.
         ValueError
-            If an embedder was changed by hand or a parameter is invalid.
+            If an embedder was changed by hand, or a parameter or the license is invalid.
         """
         check_is_fitted(self)
-        ensemble.save(self, path, measures)
+        ensemble.save(self, path, measures, license)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

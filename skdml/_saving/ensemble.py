@@ -8,12 +8,12 @@ import re
 import shutil
 import uuid
 from contextlib import suppress
-from numbers import Real
 from pathlib import Path
 
 from sklearn.base import clone
 
 from . import folder
+from .card import ensemble_card
 from .exports import versions
 from .json import decode, encode, type_name
 
@@ -27,7 +27,7 @@ FITTED = {"_sklearn_output_config"}  # attributes that are not those of the esti
 OF_ESTIMATORS = {"estimator", "estimators_", "_n_features_out", "n_features_in_", "feature_names_in_"}
 
 
-def save(ensemble, path, measures):
+def save(ensemble, path, measures, license):
     """Write the folder; see `FoldEnsembleEmbedder.save`.
 
     The embedders are written to a new folder in it, and then the file that names this folder is replaced: at each
@@ -58,7 +58,7 @@ def save(ensemble, path, measures):
         "passed": passed,
         "fitted": encode(fitted),
     }
-    card = _card(ensemble, passed, measures)
+    card = ensemble_card(ensemble, passed, measures, license)
     path = Path(path).resolve()
     is_new = not path.exists()
     _check_folder(path)
@@ -224,31 +224,3 @@ def _decode_splitter(value):
     if value["splitter"] not in ("ClassKFold", "ClassShuffleSplit"):
         raise ValueError(f"{value['splitter']!r:.100} is not a splitter of skdml")
     return getattr(model_selection, value["splitter"])(**decode(value["params"]))
-
-
-def _card(ensemble, passed, measures):
-    """Return the README.md of a saved ensemble."""
-    measures = dict(measures or {})
-    for name, value in measures.items():
-        if not isinstance(value, Real):
-            raise TypeError(f"measures must map names to numbers; got {value!r} for {name!r}.")
-    kinds = ", ".join(sorted({type(embedder).__name__ for embedder in ensemble.estimators_}))
-    lines = [
-        f"# {NAME}",
-        "",
-        (inspect.getdoc(type(ensemble)) or "").partition("\n")[0].replace("]_", "]"),
-        "",
-        f"- Embedders: {len(ensemble.estimators_)}, of {kinds}; each has a model card in its folder.",
-        f"- Embeddings: {ensemble._n_features_out} components.",
-        f"- Versions: {', '.join(f'{package} {version}' for package, version in versions().items())}.",
-        "",
-        "```python",
-        "import skdml",
-        "",
-        f"ensemble = skdml.load({', '.join(['path', *(f'{key}=...' for key in passed)])})",
-        "Z = ensemble.transform(X)",
-        "```",
-        *(["", "## Measures", ""] if measures else []),
-        *(f"- {measure}: {value:.4g}" for measure, value in measures.items()),
-    ]
-    return "\n".join(lines) + "\n"

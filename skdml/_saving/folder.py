@@ -21,7 +21,8 @@ from .._data.arrays import InputRecord
 from .._data.images import Preprocessing
 from .._network.random import seeded
 from . import ensemble
-from .exports import model_card, versions
+from .card import model_card
+from .exports import versions
 from .files import FILES, FORMAT, read_folder, write_folder
 from .json import decode, encode, shortened, type_name
 from .modules import MODULES, build, changed, describe, freeze, frozen, not_finite
@@ -46,7 +47,7 @@ MALFORMED = (
 NOT_FITTED = {*MODULES, "_input", "_made_with", "_structure", "_skl_callbacks", "_metadata_request"}
 
 
-def save(embedder, path, measures):
+def save(embedder, path, measures, license):
     """Write the folder; see `BaseEmbedder.save`."""
     import skdml
 
@@ -96,7 +97,7 @@ def save(embedder, path, measures):
         "frozen": frozen(embedder),
     }
     contents["params.json"] = json.dumps(about, indent=1, allow_nan=False).encode()
-    card = model_card(embedder, {key: decode(value) for key, value in params.items()}, passed, measures)
+    card = model_card(embedder, {key: decode(value) for key, value in params.items()}, passed, measures, license)
     contents["README.md"] = card.encode(errors="backslashreplace")
     write_folder(Path(path).resolve(), contents)
 
