@@ -1,17 +1,27 @@
 """Resume after a crash: what is resumed equals what was never interrupted, bit for bit."""
 
 import inspect
+import multiprocessing
 import os
+import re
+import signal
 import threading
+import time
 
 import numpy as np
 import pytest
 import torch
-from skorch.callbacks import Callback, Freezer, LRScheduler
+from PIL import Image
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from skorch.callbacks import Callback, Freezer, LoadInitState, LRScheduler, TrainEndCheckpoint
 from torch import nn
 
 import skdml
 from skdml import (
+    FoldEnsembleEmbedder,
     HTLEmbedder,
     MagnetEmbedder,
     RAWEmbedder,
@@ -149,7 +159,7 @@ class Average(Callback):
 @pytest.mark.parametrize(
     "params",
     [
-        {"early_stopping": True, "validation_fraction": 0.3, "max_epochs": 6},
+        {"early_stopping": True, "validation_fraction": 0.3, "max_epochs": 9, "n_iter_no_change": 3},
         {"early_stopping": True, "validation_fraction": 0.3, "backbone": Noisy(), "learned_share": 0.5},
         {"memory_size": 40, "memory_start": 2},
         {"mining": "distance_weighted"},
@@ -181,3 +191,387 @@ def test_all_that_a_training_carries_is_resumed(params, blobs, tmp_path):
         return small(checkpoint=folder, **params)
 
     check_resume(make, X[rows], y[rows], tmp_path, **options)
+
+
+@pytest.mark.parametrize("params", [{}, {"backbone": Noisy(), "early_stopping": True, "validation_fraction": 0.3}])
+def test_a_seed_of_its_own_is_kept(params, blobs, tmp_path):
+    """With ``random_state=None``, the uninterrupted fit is one that begins with the same state of NumPy's generator."""
+    X, y = blobs
+    np.random.seed(0)  # noqa: NPY002
+    whole = small(random_state=None, **params).fit(X, y)
+    np.random.seed(0)  # noqa: NPY002
+    crash(small(random_state=None, checkpoint=tmp_path, **params), X, y)
+    np.random.seed(1)  # noqa: NPY002
+    assert_same(small(random_state=None, checkpoint=tmp_path, **params).fit(X, y), whole)
+    assert_same(small(random_state=None, checkpoint=tmp_path, **params).fit(X, y), whole)
+
+
+def test_a_warm_start_is_resumed(blobs, tmp_path):
+    X, y = blobs
+    rng = np.random.RandomState(0)
+    first, other = (small(cls=SoftTripleEmbedder, warm_start=True, random_state=rng).fit(X, y) for _ in range(2))
+    assert first.n_iter_ == 4
+    state = rng.get_state()
+
+    def again(estimator, folder):
+        fitted = small(cls=SoftTripleEmbedder, warm_start=True, random_state=rng, checkpoint=folder)
+        vars(fitted).update(
+            {k: v for k, v in vars(estimator).items() if k.endswith("_") or k in ("_input", "_made_with")}
+        )
+        rng.set_state(state)
+        return fitted
+
+    whole = again(first, None).fit(X, y)
+    assert whole.n_iter_ == 8
+    crash(again(first, tmp_path), X, y)
+    with pytest.raises(
+        ValueError, match=r"start was the network after 4 epochs, .*, and is the network after 4 epochs"
+    ):
+        again(other, tmp_path).fit(X, y)
+    assert_same(again(first, tmp_path).fit(X, y), whole)
+
+
+def test_files_in_processes_are_resumed(tmp_path):
+    """Augmented batches, decoded in two processes; the files are compared by path, size and time."""
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / f"{i}.png" for i in range(12)]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(path)
+    y = np.repeat(np.arange(3), 4)
+    folder = tmp_path / "state"
+    params = {"resize": 16, "crop_size": 12, "n_jobs": 2, "batch_size": 8, "max_epochs": 3, "augment": "standard"}
+    check_resume(lambda checkpoint: small(checkpoint=checkpoint, **params), paths, y, folder)
+    os.utime(paths[0], ns=(0, 0))
+    with pytest.raises(ValueError, match=r"belongs to another fit: X was 12 files .*, and is 12 files"):
+        small(checkpoint=folder, **params).fit(paths, y)
+
+
+def test_an_augmentation_of_the_user_is_resumed(tmp_path):
+    X = np.random.default_rng(0).integers(0, 256, (24, 6, 6), dtype=np.uint8)
+
+    def noise(x):
+        return x + 0.1 * torch.randn(x.shape)
+
+    check_resume(lambda f: small(checkpoint=f, augment=noise), X, np.repeat(np.arange(4), 6), tmp_path)
+
+
+def test_lists_of_callbacks_are_those_of_the_user(blobs, tmp_path):
+    average = Average()
+    crash(small(checkpoint=tmp_path, callbacks=[average]), *blobs)
+    average = Average()  # as in a new process
+    fitted = small(checkpoint=tmp_path, callbacks=[average]).fit(*blobs)
+    assert average.losses == [epoch["loss"] for epoch in fitted.history_]
+
+
+def test_data_of_callbacks_are_not_stored(blobs, tmp_path):
+    class Keeps(Callback):
+        def __init__(self, X):
+            self.X = X
+
+        def on_train_begin(self, net, X, y, **kwargs):
+            self.X_ = X
+
+    X, y = blobs
+    sizes = []
+    for keeps in (Keeps(None), Keeps(np.zeros((1000, 1000)))):
+        folder = tmp_path / str(len(sizes))
+        crash(small(checkpoint=folder, callbacks=[keeps]), X, y)
+        sizes.append(max(path.stat().st_size for path in folder.iterdir()))
+    assert sizes[1] == sizes[0]
+
+
+# ---- whose folder it is
+
+
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_epochs": 5}, "max_epochs was 4, and is 5"),
+        ({"learning_rate": 1e-4}, "learning_rate was 0.001, and is 0.0001"),
+        ({"cls": SoftTripleEmbedder}, "embedder was skdml._methods.raw.RAWEmbedder, and is skdml.*SoftTriple"),
+        ({"backbone": nn.Linear(6, 6)}, "backbone was None, and is torch.nn.modules.linear.Linear [0-9a-f]{32}"),
+        ({"random_state": np.random.RandomState(0)}, "random_state was 0, and is a RandomState in the state"),
+        ({"callbacks": [Freezer("*", at=9)]}, "callbacks was .*, and is .*Freezer"),
+        ({"n_jobs": 2, "verbose": 2}, None),
+    ],
+)
+def test_other_parameters_are_named(change, message, finished, blobs, tmp_path, capsys):
+    X, y = blobs
+    if finished:
+        small(checkpoint=tmp_path, learning_rate=1e-3).fit(X, y)
+    else:
+        crash(small(checkpoint=tmp_path, learning_rate=1e-3), X, y)
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    changed = small(checkpoint=tmp_path, **{"learning_rate": 1e-3} | change)
+    if message is None:
+        changed.fit(X, y)
+        return
+    with pytest.raises(ValueError, match=f"belongs to another fit: [^;]*{message}.* delete the folder"):
+        changed.fit(X, y)
+    assert not hasattr(changed, "network_")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+
+
+def test_other_data_are_named(blobs, tmp_path, monkeypatch):
+    X, y = blobs
+    weights = np.ones(60)
+    crash(small(checkpoint=tmp_path), X, y, sample_weight=weights)
+    other_X, other_y = X.copy(), y.copy()
+    other_X[7, 3] = np.nextafter(other_X[7, 3], 9)
+    other_y[0] = 3
+    for data, names in (
+        ((other_X, y, weights), ["X"]),
+        ((X, other_y, weights), ["y"]),
+        ((X, y, None), ["sample_weight"]),
+        ((other_X, y + 1, 2 * weights), ["X", "y", "sample_weight"]),
+        ((X[:-1], y[:-1], weights[:-1]), ["X", "y", "sample_weight"]),
+    ):
+        with pytest.raises(ValueError, match="belongs to another fit") as error:
+            small(checkpoint=tmp_path).fit(*data)
+        assert re.findall(r"(\w+) was ", str(error.value)) == names
+    before = checkpoint_module.versions()
+    monkeypatch.setattr(checkpoint_module, "versions", lambda: before | {"torch": "1.0"})
+    with pytest.raises(ValueError, match=f"fit: torch was '?{re.escape(before['torch'])}'?, and is '?1.0"):
+        small(checkpoint=tmp_path).fit(X, y, sample_weight=weights)
+    monkeypatch.undo()
+    small(checkpoint=tmp_path).fit(X.tolist(), y.tolist(), sample_weight=weights)  # the same data in another container
+    assert Watch.n_epochs == 2
+
+
+def test_the_weights_of_modules_are_compared(blobs, tmp_path):
+    torch.manual_seed(0)
+    backbone = nn.Linear(6, 6)
+    crash(small(checkpoint=tmp_path, backbone=backbone), *blobs)
+    with torch.no_grad():
+        backbone.bias[0] += 1
+    with pytest.raises(ValueError, match="fit: backbone was"):
+        small(checkpoint=tmp_path, backbone=backbone).fit(*blobs)
+
+
+def test_searches_are_resumed(blobs, tmp_path):
+    """Each candidate and fold has its state: what was finished is not trained again, and the rest goes on."""
+    X, y = blobs
+    steps = StandardScaler(), small(checkpoint=tmp_path)
+    grid = {"rawembedder__learning_rate": [1e-3, 1e-2]}
+
+    def search(estimator):
+        return GridSearchCV(estimator, grid, cv=2, error_score="raise")
+
+    whole = search(make_pipeline(StandardScaler(), small())).fit(X, y)
+    assert Watch.n_epochs == 5 * 4
+    Watch.n_epochs = 0
+
+    class Fourth(Watch):
+        """Crashes in the third epoch of the fourth fit."""
+
+        def on_epoch_end(self, net, **kwargs):
+            Watch.n_epochs += 1
+            if Watch.n_epochs == 3 * 4 + 3 and not Fourth.done:
+                Fourth.done = True
+                raise Crash
+
+    Fourth.done = False
+    steps[1].set_params(callbacks=[Fourth()])
+    with pytest.raises(Crash):
+        search(make_pipeline(*steps)).fit(X, y)
+    assert len(list(tmp_path.iterdir())) == 4
+    Watch.n_epochs = 0
+    resumed = search(make_pipeline(*steps)).fit(X, y)
+    assert Watch.n_epochs == 2 + 4
+    assert np.array_equal(resumed.cv_results_["mean_test_score"], whole.cv_results_["mean_test_score"])
+    assert_same(resumed.best_estimator_[-1], whole.best_estimator_[-1])
+    assert all(os.listdir(folder) == [RESULT] for folder in tmp_path.iterdir())
+
+    ensemble = FoldEnsembleEmbedder(steps[1], cv=2).fit(X, y)
+    assert len(list(tmp_path.iterdir())) == 5 + 2
+    Watch.n_epochs = 0
+    again = FoldEnsembleEmbedder(steps[1], cv=2).fit(X, y)
+    assert Watch.n_epochs == 0
+    assert np.array_equal(again.transform(X), ensemble.transform(X))
+
+
+def test_a_clone_has_a_subfolder(blobs, tmp_path):
+    X, y = blobs
+    direct = small(checkpoint=tmp_path).fit(X, y)
+    copies = [clone(direct), clone(direct).set_params(max_epochs=2)]
+    for copy in copies:
+        copy.fit(X, y)
+    folders = [path for path in tmp_path.iterdir() if path.is_dir()]
+    assert len(folders) == 2
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [RESULT]
+    assert_same(copies[0], direct)
+    assert vars(clone(small())).keys() == vars(small()).keys()
+
+
+def test_a_saved_embedder_has_no_folder(blobs, tmp_path):
+    fitted = clone(SoftTripleEmbedder(max_epochs=1, checkpoint=tmp_path / "states")).fit(*blobs)
+    fitted.save(tmp_path / "saved")
+    assert str(tmp_path) not in (tmp_path / "saved" / "params.json").read_text()
+    loaded = skdml.load(tmp_path / "saved")
+    assert loaded.checkpoint is None
+    assert np.array_equal(loaded.transform(blobs[0]), fitted.transform(blobs[0]))
+
+
+# ---- how it ends
+
+
+def test_ctrl_c_leaves_the_state(blobs, tmp_path):
+    X, y = blobs
+    whole = small().fit(X, y)
+    stopped = small(checkpoint=tmp_path)
+    crash(stopped, X, y, at=2, error=KeyboardInterrupt)
+    assert stopped.n_iter_ == 2
+    assert os.listdir(tmp_path) == ["state-0.skdml"]
+    assert_same(stopped.fit(X, y), whole)
+    assert Watch.n_epochs == 3
+
+
+def test_an_early_end_is_an_end(blobs, tmp_path):
+    params = {"early_stopping": True, "n_iter_no_change": 1, "validation_fraction": 0.3, "max_epochs": 50}
+    fitted = small(checkpoint=tmp_path, **params).fit(*blobs)
+    assert fitted.n_iter_ < 50
+    assert os.listdir(tmp_path) == [RESULT]
+
+
+def test_a_finished_fit_is_small_and_quick(blobs, tmp_path):
+    fitted = small(checkpoint=tmp_path, memory_size=40, early_stopping=True, validation_fraction=0.3).fit(*blobs)
+    n_bytes = sum(p.nbytes for p in [*fitted.network_.state_dict().values(), *fitted.criterion_.state_dict().values()])
+    assert (tmp_path / RESULT).stat().st_size < n_bytes + 6000
+
+
+def test_the_last_whole_state_counts(blobs, tmp_path):
+    """A state whose writing was cut off, or that the disk has not whole, is not used; the one before it is."""
+    X, y = blobs
+    whole = small().fit(X, y)
+    crash(small(checkpoint=tmp_path), X, y, at=4)
+    files = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(files) == 2
+    newest = max(files, key=checkpoint_module.number_of)
+    content = files[newest]
+    middle = len(content) // 2
+    damaged = [content[:middle], content[:middle] + b"\1\2\3\4" + content[middle + 4 :], content[:-8], b""]
+    for cut in [*damaged, b"\0" * 8 + content[8:]]:
+        for path, whole_content in files.items():
+            path.write_bytes(whole_content)
+        newest.write_bytes(cut)
+        Watch.n_epochs = 0
+        assert_same(small(checkpoint=tmp_path).fit(X, y), whole)
+        assert Watch.n_epochs == 2
+        (tmp_path / RESULT).unlink()
+    for path in files:
+        path.write_bytes(damaged[1])
+    with pytest.warns(UserWarning, match="No state in .* is whole, .* begins anew"):
+        assert_same(small(checkpoint=tmp_path).fit(X, y), whole)
+    (tmp_path / RESULT).write_bytes(damaged[1])
+    with pytest.raises(ValueError, match=f"{RESULT} is damaged. Delete it to train anew"):
+        small(checkpoint=tmp_path).fit(X, y)
+
+
+def test_the_last_flushed_state_is_not_overwritten(blobs, tmp_path, monkeypatch):
+    """The files that a power cut leaves: those whose pages the disk has, here the ones that were flushed."""
+    flushed = []
+
+    def flush(path):
+        flushed.append((path, path.read_bytes()))
+
+    monkeypatch.setattr(checkpoint_module, "FLUSH_EVERY", 0)
+    monkeypatch.setattr(checkpoint_module, "flush", flush)
+
+    class Look(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            assert not flushed or flushed[-1][0].read_bytes() == flushed[-1][1]
+
+    small(checkpoint=tmp_path, callbacks=[Look()]).fit(*blobs)
+    assert len(flushed) == 4
+    assert len({path for path, _ in flushed}) == 2
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_killed_processes_are_resumed(blobs, tmp_path):
+    """kill -9 at random moments after a few epochs more, again and again."""
+
+    def fitted(folder):
+        return small(SoftTripleEmbedder, checkpoint=folder, max_epochs=60, early_stopping=True, n_iter_no_change=99)
+
+    def n_done():
+        return max(checkpoint_module.number_of(tmp_path / name) for name in STATES)
+
+    whole = fitted(None).fit(*blobs)
+    rng = np.random.default_rng()
+    for n_killed in range(5):
+        process = multiprocessing.get_context("fork").Process(target=fitted(tmp_path).fit, args=blobs)
+        process.start()
+        while n_done() < 8 * n_killed + 1:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.05))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    Watch.n_epochs = 0
+    resumed = fitted(tmp_path).fit(*blobs)
+    assert Watch.n_epochs <= 60 - 32
+    assert_same(resumed, whole)
+    assert os.listdir(tmp_path) == [RESULT]
+
+
+@pytest.mark.skipif(checkpoint_module.fcntl is None, reason="needs file locks")
+def test_equal_fits_at_once_are_one_fit(blobs, tmp_path):
+    X, y = blobs
+    fits = [small(checkpoint=tmp_path, max_epochs=10) for _ in range(3)]
+    threads = [threading.Thread(target=fit.fit, args=(X, y)) for fit in fits]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert Watch.n_epochs == 10
+    assert_same(fits[0], fits[1])
+    assert_same(fits[0], fits[2])
+
+
+# ---- what is refused
+
+
+def test_what_cannot_be_resumed_is_refused(blobs, tmp_path):
+    X, y = blobs
+    with pytest.raises(ValueError, match=r"LoadInitState .* Set the parameter checkpoint to a folder"):
+        small(callbacks=[LoadInitState(TrainEndCheckpoint(dirname=str(tmp_path)))]).fit(X, y)
+    with pytest.raises(ValueError, match="checkpoint='state' keeps the state of a fit, but partial_fit has none"):
+        small(checkpoint="state").partial_fit(X, y)
+    with pytest.raises(ValueError, match="checkpoint='' names no folder"):
+        small(checkpoint="").fit(X, y)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"checkpoint='.*file' is a file or lies in one, but must be a folder"):
+        small(checkpoint=tmp_path / "file").fit(X, y)
+
+
+def test_a_state_that_cannot_be_stored_is_an_error(blobs, tmp_path):
+    class Records(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            net.history.record("net", net)
+
+    failed = small(checkpoint=tmp_path, callbacks=[Records()])
+    with pytest.raises(TypeError, match=r"cannot be stored in checkpoint=.*EmbeddingNet has no exact form"):
+        failed.fit(*blobs)
+    assert not hasattr(failed, "network_")
+
+
+def test_a_full_disk_is_an_error_that_can_be_resumed_from(blobs, tmp_path, monkeypatch):
+    X, y = blobs
+    whole = small().fit(X, y)
+    write = checkpoint_module.write_state
+
+    def full(path, number, state):
+        write(path, number, state)
+        if number == 3:
+            with open(path, "r+b") as file:
+                file.truncate(100)
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_module, "write_state", full)
+    failed = small(checkpoint=tmp_path)
+    with pytest.raises(OSError, match=r"No space left on device\. The folder checkpoint=.* cannot be written to"):
+        failed.fit(X, y)
+    assert not hasattr(failed, "network_")
+    monkeypatch.undo()
+    assert_same(failed.fit(X, y), whole)
