@@ -170,6 +170,7 @@ class Average(Callback):
         {"callbacks": [Average()]},
         {"callbacks": [LRScheduler("ReduceLROnPlateau", monitor="train_loss", patience=0, threshold=1)]},
         {"callbacks": [LRScheduler("CosineAnnealingLR", T_max=20, step_every="batch")]},
+        {"callbacks": [LRScheduler("MultiStepLR", milestones=[1, 3])]},
         {"callbacks": [Freezer("head.linear.*", at=2)]},
         {"cls": SmartMiningEmbedder, "max_epochs": 6, "at": 5},
         {"cls": MagnetEmbedder, "at": 2},
@@ -446,6 +447,16 @@ def test_ctrl_c_leaves_the_state(blobs, tmp_path):
     assert os.listdir(tmp_path) == ["state-0.skdml"]
     assert_same(stopped.fit(X, y), whole)
     assert Watch.n_epochs == 3
+
+
+def test_what_a_process_killed_at_the_end_left_is_removed(blobs, tmp_path):
+    crash(small(checkpoint=tmp_path), *blobs)
+    states = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    whole = small(checkpoint=tmp_path).fit(*blobs)
+    for path, content in [*states.items(), (tmp_path / f".{RESULT}-{'0' * 32}", b"half")]:
+        path.write_bytes(content)
+    assert_same(small(checkpoint=tmp_path).fit(*blobs), whole)
+    assert os.listdir(tmp_path) == [RESULT]
 
 
 def test_an_early_end_is_an_end(blobs, tmp_path):

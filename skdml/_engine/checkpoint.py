@@ -155,6 +155,8 @@ class Checkpoint:
             self.lock = os.open(self.folder, os.O_RDONLY)
             with suppress(OSError):
                 fcntl.flock(self.lock, fcntl.LOCK_EX)
+        for path in self.folder.glob(f".{RESULT}-*"):  # left by a process that was killed
+            path.unlink(missing_ok=True)
 
     def _read(self):
         """Return the content of the result or of the newest state, or None."""
@@ -163,6 +165,7 @@ class Checkpoint:
             content = result.read_bytes()
             if not is_whole(content):
                 raise ValueError(f"{result} is damaged. Delete it to train anew.")
+            self._remove_states()  # if the process was killed before it did
             return content
         paths = [self.folder / name for name in STATES]
         numbers = {path: number for path in paths if (number := number_of(path)) >= 0}
@@ -260,6 +263,9 @@ class Checkpoint:
             "criterion": module_state(criterion),
         }
         self._write(replace_state, self.folder / RESULT, len(history), result)
+        self._remove_states()
+
+    def _remove_states(self):
         for name in STATES:
             (self.folder / name).unlink(missing_ok=True)
 

@@ -9,7 +9,7 @@ import os
 import struct
 import uuid
 import zlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
 import numpy as np
 import torch
@@ -134,8 +134,9 @@ def pack(value, tensors):
         return _tagged("array", [value.dtype.str, list(value.shape)])
     if kind is torch.Generator:
         return _tagged("generator", [_place(value), pack(value.get_state(), tensors)])
-    if kind in (dict, OrderedDict):
-        return _tagged("dict", [[pack(key, tensors), pack(item, tensors)] for key, item in value.items()])
+    if kind in (dict, OrderedDict, Counter):
+        pairs = [[pack(key, tensors), pack(item, tensors)] for key, item in value.items()]
+        return _tagged("Counter" if kind is Counter else "dict", pairs)
     if kind.__name__ in _CONTAINERS and kind is _CONTAINERS[kind.__name__]:
         return _tagged(kind.__name__, [pack(item, tensors) for item in value])
     return encode(value)
@@ -176,8 +177,9 @@ def unpack(value, take, device):
         case "generator":
             place, state = content
             return torch.Generator("cpu" if place == "cpu" else device).set_state(unpack(state, take, device))
-        case "dict":
-            return {unpack(key, take, device): unpack(item, take, device) for key, item in content}
+        case "dict" | "Counter" as kind:
+            pairs = {unpack(key, take, device): unpack(item, take, device) for key, item in content}
+            return pairs if kind == "dict" else Counter(pairs)  # the milestones of torch's MultiStepLR
         case "list" | "tuple" | "set" as kind:
             return _CONTAINERS[kind](unpack(item, take, device) for item in content)
     return decode(value)
