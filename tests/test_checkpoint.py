@@ -134,6 +134,24 @@ class Noisy(nn.Module):
         return self.dropout(self.norm(self.linear(x - self.mean))) * (1 + 0.01 * self.n_passes + 1e-4 * sum(self.seen))
 
 
+class Counted(Callback):
+    """Says itself what its state is."""
+
+    def on_train_begin(self, net, **kwargs):
+        self.count = self.other = 0
+
+    def on_epoch_end(self, net, **kwargs):
+        self.count += 1
+        self.other += 1
+        net.history.record("count", self.count)
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, state):
+        self.count = state["count"]
+
+
 class Average(Callback):
     """A moving average of the weights, a list, a scheduler and an object that cannot be stored; it decides on noise."""
 
@@ -167,7 +185,7 @@ class Average(Callback):
         {"backbone": Noisy(), "freeze": "backbone"},
         {"backbone": Noisy(), "freeze": "batchnorm", "precision": "bfloat16"},
         {"optimizer": torch.optim.RMSprop, "lr_schedule": None},
-        {"callbacks": [Average()]},
+        {"callbacks": [Average(), Counted()]},
         {"callbacks": [LRScheduler("ReduceLROnPlateau", monitor="train_loss", patience=0, threshold=1)]},
         {"callbacks": [LRScheduler("CosineAnnealingLR", T_max=20, step_every="batch")]},
         {"callbacks": [LRScheduler("MultiStepLR", milestones=[1, 3])]},
@@ -256,12 +274,18 @@ def test_an_augmentation_of_the_user_is_resumed(tmp_path):
     check_resume(lambda f: small(checkpoint=f, augment=noise), X, np.repeat(np.arange(4), 6), tmp_path)
 
 
-@pytest.mark.parametrize("params", [{}, {"memory_size": 40, "memory_start": 2}])
-def test_generators_that_losses_have_are_resumed(params, blobs, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "params",
+    [{}, {"memory_size": 40, "memory_start": 2}, {"early_stopping": True, "validation_fraction": 0.3}],
+    ids=["plain", "memory", "early stopping"],
+)
+def test_generators_that_losses_have_are_resumed(params, device, blobs, tmp_path, monkeypatch):
     """Without callbacks, the draws of "distance_weighted" come from a generator of the loss's own."""
+    X, y = blobs
 
     def make(folder):
-        return small(mining="distance_weighted", checkpoint=folder, **params).set_params(callbacks=None)
+        fit = small(mining="distance_weighted", checkpoint=folder, **params)
+        return fit.set_params(callbacks=None, device=device)
 
     def write(path, number, state):
         if number == 3:
@@ -269,12 +293,15 @@ def test_generators_that_losses_have_are_resumed(params, blobs, tmp_path, monkey
         write_state(path, number, state)
 
     write_state = checkpoint_module.write_state
-    whole = make(None).fit(*blobs)
+    whole = make(None).fit(X, y)
     monkeypatch.setattr(checkpoint_module, "write_state", write)
     with pytest.raises(Crash):
-        make(tmp_path).fit(*blobs)
+        make(tmp_path).fit(X, y)
     monkeypatch.undo()
-    assert_same(make(tmp_path).fit(*blobs), whole)
+    resumed = make(tmp_path).fit(X, y)
+    if device == "cpu":
+        assert_same(resumed, whole)
+    np.testing.assert_allclose(resumed.transform(X), whole.transform(X), atol=1e-4)
 
 
 def test_lists_of_callbacks_are_those_of_the_user(blobs, tmp_path):

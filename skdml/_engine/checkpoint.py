@@ -300,7 +300,7 @@ def _without_batches(epoch):
 def state_of(thing, data=()):
     """Return what an object carries, as data.
 
-    What has a ``state_dict`` method says it itself. Otherwise these are its attributes that are data, and the state of
+    What has the methods ``state_dict`` and ``load_state_dict`` says it itself. Otherwise these are its attributes that are data, and the state of
     those that have a ``state_dict``, such as torch's schedulers. Other attributes, such as open files, are what the
     object makes of them when the training begins again.
 
@@ -310,7 +310,11 @@ def state_of(thing, data=()):
     data : collection of int
         The ids of values that are left out.
     """
-    return {"state": thing.state_dict()} if hasattr(thing, "state_dict") else _attributes(thing, data)
+    return {"state": thing.state_dict()} if _has_state(thing) else _attributes(thing, data)
+
+
+def _has_state(thing):
+    return hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")
 
 
 def restore(thing, state):
@@ -326,7 +330,7 @@ def _attributes(thing, data=(), skipped=()):
     for name, value in vars(thing).items():
         if id(value) in data or name in skipped or isinstance(value, type):
             continue
-        if hasattr(value, "state_dict") and hasattr(value, "load_state_dict"):
+        if _has_state(value):
             parts[name] = value.state_dict()
         elif can_pack(value):
             plain[name] = value
