@@ -67,6 +67,8 @@ class Checkpoint:
     ----------
     is_finished : bool
         Whether the folder has the result of the fit.
+    n_epochs : int
+        How many epochs an earlier process has trained.
     numbers : seeded
         What the training draws from torch's global generators; to be set before the training.
     """
@@ -193,6 +195,10 @@ class Checkpoint:
     def is_finished(self):
         return self.earlier is not None and "optimizer" not in self.earlier
 
+    @property
+    def n_epochs(self):
+        return 0 if self.earlier is None else len(self.earlier["history"])
+
     def begin(self, net):
         """Note which arrays the callbacks had before the training: these are data, and no state."""
         values = [value for _, callback in _stateful(net) for value in vars(callback).values()]
@@ -300,9 +306,9 @@ def _without_batches(epoch):
 def state_of(thing, data=()):
     """Return what an object carries, as data.
 
-    What has the methods ``state_dict`` and ``load_state_dict`` says it itself. Otherwise these are its attributes that are data, and the state of
-    those that have a ``state_dict``, such as torch's schedulers. Other attributes, such as open files, are what the
-    object makes of them when the training begins again.
+    What has the methods ``state_dict`` and ``load_state_dict`` says it itself. Otherwise these are its attributes that
+    are data, and the state of those that have these methods, such as torch's schedulers. Other attributes, such as open
+    files, are what the object makes of them when the training begins again.
 
     Parameters
     ----------

@@ -260,7 +260,7 @@ class BaseEmbedder(
             draws=self._find_draws(trained, training_loss, numbers),
             checkpoint=checkpoint,
         )
-        net.fit(train_set)
+        net.fit(train_set, epochs=recipe.max_epochs - (0 if checkpoint is None else checkpoint.n_epochs))
         net.check_weights()
         if self._pair_based and net.has_collapsed():  # proxies may draw all classes one way at first
             _warn_of_collapse(trained, train_set, seed, draws)

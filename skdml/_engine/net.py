@@ -199,10 +199,6 @@ class EmbeddingNet(NeuralNet):
                 self.interrupt_ = error
                 raise
 
-    def fit_loop(self, X, y=None, epochs=None, **fit_params):
-        # A training that was resumed has some epochs behind it.
-        return super().fit_loop(X, y, self.max_epochs - len(self.history), **fit_params)
-
     def _look_for_interrupt(self):
         """Set ``interrupt_``, and raise it if there was no whole epoch: the estimator then stays as it is."""
         n_whole = len(epochs(self.history))
