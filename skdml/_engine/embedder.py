@@ -132,9 +132,13 @@ class BaseEmbedder(
         ------
         ValueError
             For a hyperparameter, X, y or sample_weight out of range (the message says what is needed), for a backbone
-            that does not fit X, for files that cannot be used, and when the loss is no longer finite.
+            that does not fit X, for files that cannot be used, for a ``checkpoint`` that belongs to another fit, and
+            when the loss is no longer finite.
         TypeError
-            When the labels are of several types, such as 1 and "1", which have no common order.
+            When the labels are of several types, such as 1 and "1", which have no common order, or ``checkpoint``
+            cannot hold what a callback or module carries.
+        OSError
+            When ``checkpoint`` or ``cache`` cannot be written to.
         RuntimeError
             When a process that decodes files dies.
         KeyboardInterrupt
@@ -183,7 +187,7 @@ class BaseEmbedder(
         Raises
         ------
         ValueError
-            In the same cases as fit, and with ``early_stopping=True``.
+            In the same cases as fit, and with ``early_stopping=True`` or a ``checkpoint``.
         """
         self._check_params()
         if self.early_stopping or self.lr_schedule == "one_cycle":
