@@ -30,13 +30,14 @@ from skdml import (
 )
 from skdml._engine import checkpoint as checkpoint_module
 from skdml._engine.embedder import BaseEmbedder
+from skdml._saving.states import read_state
 
 EMBEDDERS = [
     value
     for name in skdml.__all__
     if inspect.isclass(value := getattr(skdml, name)) and issubclass(value, BaseEmbedder)
 ]
-RESULT, STATES = checkpoint_module.RESULT, set(checkpoint_module.STATES)
+RESULT, STATE = checkpoint_module.RESULT, checkpoint_module.STATE
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:batch_size=.* is larger than the:UserWarning"),
@@ -62,7 +63,8 @@ class Watch(Callback):
 
 
 @pytest.fixture(autouse=True)
-def _watch():
+def _watch(monkeypatch):
+    monkeypatch.setattr(checkpoint_module, "QUICK", np.inf)  # a busy machine writes after each epoch, too
     Watch.at, Watch.error, Watch.n_epochs = None, Crash, 0
 
 
@@ -97,7 +99,7 @@ def check_resume(make, X, y, folder, at=3, **kwargs):
     """Crash, resume, and compare with a fit that was never interrupted and has no folder."""
     whole = make(None).fit(X, y, **kwargs)
     crash(make(folder), X, y, at, **kwargs)
-    assert set(os.listdir(folder)) <= STATES
+    assert os.listdir(folder) == [STATE]
     Watch.n_epochs = 0
     resumed = make(folder).fit(X, y, **kwargs)
     assert Watch.n_epochs == whole.n_iter_ - (at - 1)
@@ -287,10 +289,10 @@ def test_generators_that_losses_have_are_resumed(params, device, blobs, tmp_path
         fit = small(mining="distance_weighted", checkpoint=folder, **params)
         return fit.set_params(callbacks=None, device=device)
 
-    def write(path, number, state):
-        if number == 3:
+    def write(path, state):
+        if len(state.get("history", ())) == 3:
             raise Crash
-        write_state(path, number, state)
+        write_state(path, state)
 
     write_state = checkpoint_module.write_state
     whole = make(None).fit(X, y)
@@ -471,7 +473,7 @@ def test_ctrl_c_leaves_the_state(blobs, tmp_path):
     stopped = small(checkpoint=tmp_path)
     crash(stopped, X, y, at=2, error=KeyboardInterrupt)
     assert stopped.n_iter_ == 2
-    assert os.listdir(tmp_path) == ["state-0.skdml"]
+    assert os.listdir(tmp_path) == [STATE]
     assert_same(stopped.fit(X, y), whole)
     assert Watch.n_epochs == 3
 
@@ -480,7 +482,7 @@ def test_what_a_process_killed_at_the_end_left_is_removed(blobs, tmp_path):
     crash(small(checkpoint=tmp_path), *blobs)
     states = {path: path.read_bytes() for path in tmp_path.iterdir()}
     whole = small(checkpoint=tmp_path).fit(*blobs)
-    for path, content in [*states.items(), (tmp_path / f".{RESULT}-{'0' * 32}", b"half")]:
+    for path, content in [*states.items(), *((tmp_path / f".{name}-{'0' * 32}", b"half") for name in (STATE, RESULT))]:
         path.write_bytes(content)
     assert_same(small(checkpoint=tmp_path).fit(*blobs), whole)
     assert os.listdir(tmp_path) == [RESULT]
@@ -499,51 +501,38 @@ def test_a_finished_fit_is_small_and_quick(blobs, tmp_path):
     assert (tmp_path / RESULT).stat().st_size < n_bytes + 6000
 
 
-def test_the_last_whole_state_counts(blobs, tmp_path):
-    """A state whose writing was cut off, or that the disk has not whole, is not used; the one before it is."""
-    X, y = blobs
-    whole = small().fit(X, y)
-    crash(small(checkpoint=tmp_path), X, y, at=4)
-    files = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    assert len(files) == 2
-    newest = max(files, key=checkpoint_module.number_of)
-    content = files[newest]
-    middle = len(content) // 2
-    damaged = [content[:middle], content[:middle] + b"\1\2\3\4" + content[middle + 4 :], content[:-8], b""]
-    for cut in [*damaged, b"\0" * 8 + content[8:]]:
-        for path, whole_content in files.items():
-            path.write_bytes(whole_content)
-        newest.write_bytes(cut)
-        Watch.n_epochs = 0
-        assert_same(small(checkpoint=tmp_path).fit(X, y), whole)
-        assert Watch.n_epochs == 2
-        (tmp_path / RESULT).unlink()
-    for path in files:
-        path.write_bytes(damaged[1])
-    with pytest.warns(UserWarning, match="No state in .* is whole, .* begins anew"):
-        assert_same(small(checkpoint=tmp_path).fit(X, y), whole)
-    (tmp_path / RESULT).write_bytes(damaged[1])
-    with pytest.raises(ValueError, match=f"{RESULT} is damaged. Delete it to train anew"):
-        small(checkpoint=tmp_path).fit(X, y)
+def test_a_damaged_file_is_named(blobs, tmp_path):
+    crash(small(checkpoint=tmp_path), *blobs)
+    for name in (STATE, RESULT):
+        content = (tmp_path / name).read_bytes()
+        for damaged in (content[: len(content) // 2], b""):
+            (tmp_path / name).write_bytes(damaged)
+            with pytest.raises(ValueError, match=f"{name} is damaged: .*Delete it to train anew"):
+                small(checkpoint=tmp_path).fit(*blobs)
+        (tmp_path / name).write_bytes(content)
+        small(checkpoint=tmp_path).fit(*blobs)
 
 
-def test_the_last_flushed_state_is_not_overwritten(blobs, tmp_path, monkeypatch):
-    """The files that a power cut leaves: those whose pages the disk has, here the ones that were flushed."""
-    flushed = []
+def test_what_takes_long_is_written_less_often(blobs, tmp_path, monkeypatch):
+    """Each write takes a second of a clock that otherwise advances by a second per epoch."""
+    clock = [0.0]
+    written = []
 
-    def flush(path):
-        flushed.append((path, path.read_bytes()))
+    def write(path, state):
+        clock[0] += 1
+        written.append(len(state.get("history", ())))
+        write_state(path, state)
 
-    monkeypatch.setattr(checkpoint_module, "FLUSH_EVERY", 0)
-    monkeypatch.setattr(checkpoint_module, "flush", flush)
-
-    class Look(Callback):
+    class Second(Callback):
         def on_epoch_end(self, net, **kwargs):
-            assert not flushed or flushed[-1][0].read_bytes() == flushed[-1][1]
+            clock[0] += 1
 
-    small(checkpoint=tmp_path, callbacks=[Look()]).fit(*blobs)
-    assert len(flushed) == 4
-    assert len({path for path, _ in flushed}) == 2
+    write_state = checkpoint_module.write_state
+    monkeypatch.setattr(checkpoint_module, "QUICK", 0.05)
+    monkeypatch.setattr(checkpoint_module, "write_state", write)
+    monkeypatch.setattr(checkpoint_module.time, "monotonic", lambda: clock[0])
+    small(checkpoint=tmp_path, max_epochs=100, callbacks=[Second()]).fit(*blobs)
+    assert written == [0, 34, 68, 100]  # the folder, two states and the result
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
@@ -555,7 +544,8 @@ def test_killed_processes_are_resumed(blobs, tmp_path):
         return small(SoftTripleEmbedder, checkpoint=folder, max_epochs=60, early_stopping=True, n_iter_no_change=99)
 
     def n_done():
-        return max(checkpoint_module.number_of(tmp_path / name) for name in STATES)
+        state = read_state(tmp_path / STATE, torch.device("cpu"))
+        return len(state["history"]) if state else 0
 
     whole = fitted(None).fit(*blobs)
     rng = np.random.default_rng()
@@ -620,12 +610,10 @@ def test_a_full_disk_is_an_error_that_can_be_resumed_from(blobs, tmp_path, monke
     whole = small().fit(X, y)
     write = checkpoint_module.write_state
 
-    def full(path, number, state):
-        write(path, number, state)
-        if number == 3:
-            with open(path, "r+b") as file:
-                file.truncate(100)
+    def full(path, state):
+        if len(state.get("history", ())) == 3:
             raise OSError(28, "No space left on device")
+        write(path, state)
 
     monkeypatch.setattr(checkpoint_module, "write_state", full)
     failed = small(checkpoint=tmp_path)

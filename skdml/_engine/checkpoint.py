@@ -9,7 +9,6 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from numbers import Real
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,21 +16,11 @@ from scipy import sparse
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from .._ambient import warn
 from .._data.arrays import Files
 from .._data.cache import made_folder
 from .._saving.exports import versions
 from .._saving.json import type_name
-from .._saving.states import (
-    can_pack,
-    content_of,
-    flush,
-    is_whole,
-    number_of,
-    parse_state,
-    replace_state,
-    write_state,
-)
+from .._saving.states import can_pack, content_of, read_state, write_state
 from .callbacks import BestWeights
 
 try:
@@ -39,9 +28,10 @@ try:
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
-FLUSH_EVERY = 60  # seconds
-RESULT = "result.skdml"
-STATES = ("state-0.skdml", "state-1.skdml", "state-2.skdml")
+RESULT = "result.safetensors"
+STATE = "state.safetensors"
+QUICK = 0.05  # seconds: what is written faster than this is written after each epoch
+SHARE = 0.03  # what takes longer, as often as costs this share of the time
 NOT_COMPARED = {"cache", "checkpoint", "device", "n_jobs", "verbose"}  # parameters that do not change the result
 _OF_MODULES = vars(nn.Module()).keys()
 
@@ -49,10 +39,8 @@ _OF_MODULES = vars(nn.Module()).keys()
 class Checkpoint:
     """The state of one fit in its folder, to be entered as a context, in which no other process has the folder.
 
-    The state is written to three files in turn, in place, since memory for new pages takes longer than to fill it. Of
-    the three, one is the newest whole state, and one the last that was flushed to the disk; the third is written. If
-    the process ends meanwhile, the newest one is left. A power cut leaves the last one on the disk, at most a minute or
-    an epoch old. A checksum tells what is whole.
+    The state is written at the end of an epoch to a new file, which then takes the place of the old one: whenever the
+    process ends, one of them is there, whole. Where writing takes long, some epochs are left out.
 
     The folder of a clone, such as a search makes, is a subfolder named by what the fit is.
 
@@ -91,8 +79,8 @@ class Checkpoint:
             fitted = [_digest_of_module(module) for module in (embedder.network_, embedder.criterion_)]
             self.fit["start"] = f"the network after {embedder.n_iter_} epochs, {_digest(*fitted)}"
         self.earlier = None
-        self.newest = self.flushed = None  # of the files
         self.lock = None
+        self.duration = 0.0  # of writing, in seconds
         self.numbers = None
 
     def __enter__(self):
@@ -134,51 +122,36 @@ class Checkpoint:
             self.folder.mkdir(exist_ok=True)
         self._take()
         self.drawn = {"seed": seed, "rows": (task.train_rows, task.valid_rows)}
-        self.flushed_at = time.monotonic()
-        content = self._read()
-        if content is not None:
-            self.earlier = parse_state(content, torch.device(self.fit["device"]))
+        self.earlier = self._read()
+        if self.earlier is not None:
             self._compare(self.earlier["fit"])
             self.drawn = self.earlier["drawn"]
             train_rows, valid_rows = self.drawn["rows"]
             task = replace(task, train_rows=train_rows, valid_rows=valid_rows)
         else:
-            self._write(Path.touch, self.folder / STATES[0])  # an error now rather than after the first epoch
+            self._write(STATE, {})  # an error now rather than after the first epoch
         return self.drawn["seed"], task
 
     def _take(self):
         """Wait until no other living process has the folder, and take it.
 
         Two fits that are the same may run at once, such as equal candidates of a search: the second one then finds the
-        result of the first. The lock ends with the process. Where the file system has no locks, two such fits may mix
-        their files: the checksums show it.
+        result of the first. The lock ends with the process. Where the file system has no locks, both train, and write
+        the same states.
         """
         if fcntl is not None:
             self.lock = os.open(self.folder, os.O_RDONLY)
             with suppress(OSError):
                 fcntl.flock(self.lock, fcntl.LOCK_EX)
-        for path in self.folder.glob(f".{RESULT}-*"):  # left by a process that was killed
-            path.unlink(missing_ok=True)
 
     def _read(self):
-        """Return the content of the result or of the newest state, or None."""
-        result = self.folder / RESULT
-        if result.exists():
-            content = result.read_bytes()
-            if not is_whole(content):
-                raise ValueError(f"{result} is damaged. Delete it to train anew.")
-            self._remove_states()  # if the process was killed before it did
-            return content
-        paths = [self.folder / name for name in STATES]
-        numbers = {path: number for path in paths if (number := number_of(path)) >= 0}
-        for path in sorted(numbers, key=numbers.__getitem__, reverse=True):
-            content = path.read_bytes()
-            if is_whole(content):
-                self.newest = self.flushed = path
-                return content
-        if numbers:
-            warn(f"No state in {self.folder} is whole, as after a failure of the disk: the training begins anew.")
-        return None
+        """Return the result or the state, or None."""
+        device = torch.device(self.fit["device"])
+        result = read_state(self.folder / RESULT, device)
+        if result is None:
+            return read_state(self.folder / STATE, device) or None
+        self._remove_states()  # if the process was killed before it did
+        return result
 
     def _compare(self, earlier):
         names = [name for name in {**earlier, **self.fit} if earlier.get(name) != self.fit.get(name)]
@@ -223,7 +196,7 @@ class Checkpoint:
             restore(callback, earlier["callbacks"][name])
 
     def write(self, net):
-        """Write the state at the end of an epoch.
+        """Write the state at the end of an epoch, unless this would cost too much time.
 
         Raises
         ------
@@ -232,6 +205,8 @@ class Checkpoint:
         OSError
             If the folder cannot be written to.
         """
+        if self.duration > QUICK and time.monotonic() - self.written_at < self.duration / SHARE:
+            return
         state = {
             "fit": self.fit,
             "drawn": self.drawn,
@@ -245,13 +220,7 @@ class Checkpoint:
             "spreads": net.spreads_,
             "callbacks": {name: state_of(callback, self.data) for name, callback in _stateful(net)},
         }
-        paths = [self.folder / name for name in STATES]
-        path = next(path for path in paths if path not in (self.newest, self.flushed))
-        self._write(write_state, path, len(net.history), state)
-        self.newest = path
-        if time.monotonic() - self.flushed_at > FLUSH_EVERY:
-            flush(path)
-            self.flushed, self.flushed_at = path, time.monotonic()
+        self._write(STATE, state)
 
     def restore_result(self, network, criterion):
         """Put the modules into their state after the fit; return skorch's history."""
@@ -268,17 +237,19 @@ class Checkpoint:
             "network": module_state(network),
             "criterion": module_state(criterion),
         }
-        self._write(replace_state, self.folder / RESULT, len(history), result)
+        self._write(RESULT, result)
         self._remove_states()
 
     def _remove_states(self):
-        for name in STATES:
-            (self.folder / name).unlink(missing_ok=True)
+        """Remove the state, and what processes left that were killed while they wrote."""
+        for path in (self.folder / STATE, *self.folder.glob(f".{STATE}-*"), *self.folder.glob(f".{RESULT}-*")):
+            path.unlink(missing_ok=True)
 
-    def _write(self, write, *args):
+    def _write(self, name, state):
         """Write a state or the result."""
+        start = time.monotonic()
         try:
-            write(*args)
+            write_state(self.folder / name, state)
         except TypeError as error:
             raise TypeError(
                 f"The state of the training cannot be stored in checkpoint={str(self.folder)!r}: {error}. Modules and "
@@ -288,6 +259,8 @@ class Checkpoint:
         except OSError as error:
             message = f"{error.strerror}. The folder checkpoint={str(self.folder)!r} cannot be written to"
             raise OSError(error.errno, message) from error
+        self.written_at = time.monotonic()
+        self.duration = self.written_at - start
 
 
 def _stateful(net):

@@ -112,7 +112,7 @@ class EmbedderParameters:
         share it at the same time. It is created if it does not exist. What has been damaged in it, and files that have
         changed, are decoded again. None: files are decoded each time.
     checkpoint : str, path or None, default=None
-        Folder that keeps the state of the training, written after each epoch. If the process ends before the training
+        Folder that keeps the state of the training, written after epochs. If the process ends before the training
         does, the same fit goes on from there, and a fit that was finished gives its result at once; see
         :ref:`checkpoint`. Clones, such as those of a grid search, have their states in subfolders. None: no state is
         kept.

@@ -1,120 +1,55 @@
-"""Values with tensors as one file, for the states of a training: no code in it, and recognized if it is not whole.
-
-A file begins with a checksum, a number and the length of the JSON that follows; then come the tensors. The checksum is
-written last.
-"""
+"""Values with tensors as one safetensors file, for the states of a training: no code in it, and whole or not there."""
 
 import json
 import os
-import struct
 import uuid
-import zlib
 from collections import Counter, OrderedDict
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from .json import decode, encode
 
-_PREFIX = struct.Struct("<QQQ")  # checksum, number, length of the JSON
 _CONTAINERS = {"list": list, "tuple": tuple, "set": set}
 
 
-def write_state(path, number, value):
-    """Write the value to a file, in place if there is one: its pages are in memory, and to get new ones takes longer.
-
-    Parameters
-    ----------
-    path : Path
-    number : int
-        States are found in the order of their numbers.
-    value : object
-        What `pack` takes.
-    """
-    tensors = []
-    header = json.dumps(pack(value, tensors)).encode()
-    header += b" " * (-len(header) % 8)
-    total, length = 0, _PREFIX.size + len(header)
-    with open(path, "r+b" if path.exists() else "xb") as file:
-        file.write(_PREFIX.pack(0, number, len(header)))
-        file.flush()  # it is not whole from here on
-        file.write(header)
-        for tensor in tensors:
-            content = content_of(tensor)
-            end = len(content) // 8 * 8
-            tail = content[end:].tobytes()
-            tail += b"\0" * (-len(tail) % 8)
-            for part in (content[:end], np.frombuffer(tail, np.uint8)):
-                total += _sum(part)
-                file.write(part)
-            length += end + len(tail)
-        file.truncate()
-        file.flush()
-        file.seek(0)
-        file.write(_PREFIX.pack(_checksum(header, total, length), number, len(header)))
-
-
-def replace_state(path, number, value):
+def write_state(path, value):
     """Write the value to a new file, which takes the place of the old one when the disk has it."""
+    tensors = []
+    packed = json.dumps(pack(value, tensors)).encode()
+    contents = {str(number): content_of(tensor) for number, tensor in enumerate(tensors)}
+    contents["json"] = np.frombuffer(packed, np.uint8)
     temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     try:
-        write_state(temporary, number, value)
-        flush(temporary)
+        with open(temporary, "xb") as file:
+            file.write(save(contents))
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def flush(path):
-    """Wait until the disk has the file."""
-    with open(path, "r+b") as file:
-        os.fsync(file.fileno())
+def read_state(path, device):
+    """Return the value that `write_state` got, with tensors that were not on the CPU on the device, or None.
 
-
-def number_of(path):
-    """Return the number of the state in a file, or -1 if there is none that was written to its end."""
+    Raises
+    ------
+    ValueError
+        If the file is damaged.
+    """
     try:
-        with open(path, "rb") as file:
-            prefix = file.read(_PREFIX.size)
+        contents = load(path.read_bytes())
+        packed = json.loads(contents.pop("json").tobytes())
     except FileNotFoundError:
-        return -1
-    checksum, number, _ = _PREFIX.unpack(prefix) if len(prefix) == _PREFIX.size else (0, 0, 0)
-    return number if checksum else -1
-
-
-def is_whole(content):
-    """Return whether the content of a file is what was written to it."""
-    if len(content) < _PREFIX.size or len(content) % 8:
-        return False
-    checksum, _, length = _PREFIX.unpack_from(content)
-    words = np.frombuffer(content, np.uint8)[_PREFIX.size :]
-    header = words[:length].tobytes()
-    return len(header) == length and checksum == _checksum(header, _sum(words[length:]), len(content))
-
-
-def parse_state(content, device):
-    """Return the value from the content of a file; tensors that were not on the CPU are put on the device."""
-    start = _PREFIX.size + _PREFIX.unpack_from(content)[2]
-    packed = json.loads(content[_PREFIX.size : start])
-    place = start
-
-    def take(n_bytes):
-        nonlocal place
-        taken = np.frombuffer(content, np.uint8, n_bytes, place)
-        place += -(-n_bytes // 8) * 8
-        return taken
-
-    return unpack(packed, take, device)
-
-
-def _sum(content):
-    """Return the sum of the 64-bit words; a CRC-32 takes five times as long, longer than to write the file."""
-    return int(content.view(np.uint64).sum(dtype=np.uint64))
-
-
-def _checksum(header, total, length):
-    return (zlib.crc32(header) * 2**32 + total % 2**64 + length) % (2**64 - 1) + 1  # 0: not whole
+        return None
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error}. Delete it to train anew.") from error
+    numbers = iter(range(len(contents)))
+    return unpack(packed, lambda: contents[str(next(numbers))], device)
 
 
 def pack(value, tensors):
@@ -160,7 +95,7 @@ def can_pack(value):
 
 
 def unpack(value, take, device):
-    """Return the value from `pack`; ``take(n)`` returns the next n bytes of the tensors."""
+    """Return the value from `pack`; ``take()`` returns the bytes of the next tensor."""
     if not isinstance(value, dict):
         return value
     content = value["value"]
@@ -168,11 +103,11 @@ def unpack(value, take, device):
         case "tensor":
             name, shape, place = content
             tensor = torch.empty(shape, dtype=getattr(torch, name))
-            content_of(tensor)[:] = take(tensor.nbytes)
+            content_of(tensor)[:] = take()
             return tensor if place == "cpu" else tensor.to(device)
         case "array":
             array = np.empty(content[1], dtype=content[0])
-            content_of(array)[:] = take(array.nbytes)
+            content_of(array)[:] = take()
             return array
         case "generator":
             place, state = content
