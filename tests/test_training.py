@@ -25,7 +25,6 @@ from skorch.callbacks import (
     EarlyStopping,
     EpochScoring,
     GradientNormClipping,
-    LoadInitState,
     LRScheduler,
 )
 from torch import nn
@@ -252,12 +251,6 @@ def test_options_of_checkpoints(options, blobs, tmp_path):
         assert net.valid_set is None
 
 
-def test_continue_from_a_checkpoint(blobs, tmp_path):
-    checkpoint = Checkpoint(monitor=None, dirname=str(tmp_path))
-    embedder(callbacks=[checkpoint]).fit(*blobs)
-    assert embedder(callbacks=[LoadInitState(checkpoint)]).fit(*blobs).n_iter_ == 8
-
-
 @pytest.mark.parametrize("named", [False, True])
 def test_callbacks_are_copied_and_can_record(blobs, named):
     class Norm(Callback):
@@ -379,17 +372,6 @@ def test_callbacks_of_skorch_work(blobs, tmp_path, make, capsys):
     if (tmp_path / "train_end_params.pt").exists():
         saved = torch.load(tmp_path / "train_end_params.pt")
         assert all(value.equal(saved[name]) for name, value in fitted.network_.state_dict().items())
-
-
-def test_a_checkpoint_is_gone_on_from(blobs, tmp_path):
-    """The history of the earlier training comes along; the schedule is that of this one."""
-    last = skorch_callbacks.TrainEndCheckpoint(dirname=str(tmp_path))
-    first = embedder(callbacks=[last], learning_rate=3e-3).fit(*blobs)
-    look = Recorder(lambda net: net.optimizer_.param_groups[0]["lr"])
-    fitted = embedder(callbacks=[skorch_callbacks.LoadInitState(last), look], learning_rate=3e-3).fit(*blobs)
-    assert [epoch["epoch"] for epoch in fitted.history_] == list(range(1, 9))
-    assert fitted.history_[4]["loss"] < first.history_[0]["loss"]
-    np.testing.assert_array_less(Recorder.seen, 3e-3)
 
 
 def test_a_callback_does_not_replace_the_network(blobs):

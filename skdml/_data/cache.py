@@ -36,7 +36,7 @@ class Cache:
     """
 
     def __init__(self, folder, paths, resize):
-        self.folder = os.fspath(_made(folder))
+        self.folder = os.fspath(made_folder("cache", folder))
         self.paths = paths
         self.names = [_name(path, resize) for path in paths]
         self.states = [_state(path) for path in paths]
@@ -144,20 +144,22 @@ def _checksum(content):
     return crc
 
 
-def _made(folder):
-    """Return the folder as a Path, created if it does not exist."""
-    shown = f"cache={os.fspath(folder)!r}"
+def made_folder(parameter, folder):
+    """Return the folder that a parameter names as a Path, created if it does not exist."""
+    shown = f"{parameter}={os.fspath(folder)!r}"
     if not os.fspath(folder):
-        raise ValueError(f"{shown} names no folder. Set cache to a folder, or to None.")
+        raise ValueError(f"{shown} names no folder. Set {parameter} to a folder, or to None.")
     try:
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise ValueError(f"{shown} is a file or lies in one, but must be a folder. Set cache to a folder.") from error
+        raise ValueError(
+            f"{shown} is a file or lies in one, but must be a folder. Set {parameter} to a folder."
+        ) from error
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror}. The folder {shown} cannot be created") from error
     except ValueError as error:  # a null byte, or a letter that the file system lacks
-        raise ValueError(f"{shown} cannot be the name of a folder: {error}. Set cache to a folder.") from error
+        raise ValueError(f"{shown} cannot be the name of a folder: {error}. Set {parameter} to a folder.") from error
     return path
 
 

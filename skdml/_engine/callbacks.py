@@ -49,6 +49,12 @@ def check_callbacks(callbacks, early_stopping):
     for callback in _instances(callbacks):
         if not isinstance(callback, Callback):
             raise TypeError(f"callbacks must be a list of skorch callbacks or (name, callback); got {callback!r}.")
+        if isinstance(callback, LoadInitState):
+            raise ValueError(
+                "LoadInitState loads weights and the optimizer, but not the schedule, the random numbers and the "
+                "batches of the earlier training. Set the parameter checkpoint to a folder: the same fit then goes on "
+                "where it ended. To train further, use warm_start=True."
+            )
         if isinstance(callback, EpochScoring | BatchScoring):
             raise TypeError(
                 f"{type(callback).__name__} scores predictions, but an embedder does not predict. For a score after "
@@ -97,8 +103,6 @@ def copied_callbacks(callbacks):
         if kind is InputShapeSetter:
             continue
         callback = copy.copy(callback)
-        if isinstance(callback, LoadInitState) and isinstance(callback.checkpoint, TrainEndCheckpoint):
-            callback.checkpoint = copy.copy(callback.checkpoint).initialize()
         # A TrainEndCheckpoint saves the weights that the estimator keeps.
         to = last if issubclass(kind, TrainEndCheckpoint) else first
         to.append(callback if name is None else (name, callback))
@@ -321,7 +325,7 @@ class Progress(Callback):
             shown["validation Recall@1"] = f"{epoch['valid_recall_at_1']:.4f}"
         if self.bar_ is not None:
             self.bar_.set_postfix(shown, refresh=False)
-            self.bar_.update()
+            self.bar_.update(len(net.history) - self.bar_.n)  # some epochs may be behind a training that was resumed
         else:
             text = "  ".join(f"{name} {value}" for name, value in shown.items())
             print(f"epoch {epoch['epoch']}/{net.max_epochs}  {text}  {epoch['dur']:.2f} s")

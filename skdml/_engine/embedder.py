@@ -40,6 +40,7 @@ from .callbacks import (
     flat_input,
     with_callbacks,
 )
+from .checkpoint import Checkpoint
 from .net import EmbeddingNet, Recipe, epochs
 from .parameters import LEARNING_RATE, EmbedderParameters
 from .training import COLLAPSED, Task, embed, hold_out, spread
@@ -131,9 +132,13 @@ class BaseEmbedder(
         ------
         ValueError
             For a hyperparameter, X, y or sample_weight out of range (the message says what is needed), for a backbone
-            that does not fit X, for files that cannot be used, and when the loss is no longer finite.
+            that does not fit X, for files that cannot be used, for a ``checkpoint`` that belongs to another fit, and
+            when the loss is no longer finite.
         TypeError
-            When the labels are of several types, such as 1 and "1", which have no common order.
+            When the labels are of several types, such as 1 and "1", which have no common order, or ``checkpoint``
+            cannot hold what a callback or module carries.
+        OSError
+            When ``checkpoint`` or ``cache`` cannot be written to.
         RuntimeError
             When a process that decodes files dies.
         KeyboardInterrupt
@@ -145,7 +150,11 @@ class BaseEmbedder(
             When all training samples have nearly the same embedding.
         """
         self._check_params()
-        return self._train(X, y, sample_weight, goes_on=self.warm_start and hasattr(self, "network_"))
+        goes_on = self.warm_start and hasattr(self, "network_")
+        if self.checkpoint is None:
+            return self._train(X, y, sample_weight, goes_on=goes_on)
+        with Checkpoint(self, goes_on) as checkpoint:
+            return self._train(X, y, sample_weight, goes_on=goes_on, checkpoint=checkpoint)
 
     # scikit-learn's checks ask of every estimator whose fit shows sample_weight that fits on repeated rows and on
     # weighted ones, in another order, agree to 1e-7. float32 and shuffled batches cannot give that: it is not shown.
@@ -178,7 +187,7 @@ class BaseEmbedder(
         Raises
         ------
         ValueError
-            In the same cases as fit, and with ``early_stopping=True``.
+            In the same cases as fit, and with ``early_stopping=True`` or a ``checkpoint``.
         """
         self._check_params()
         if self.early_stopping or self.lr_schedule == "one_cycle":
@@ -186,10 +195,15 @@ class BaseEmbedder(
                 "partial_fit trains for one epoch at constant learning rates. Set early_stopping=False and "
                 "lr_schedule='auto' or None, or use fit."
             )
+        if self.checkpoint is not None:
+            raise ValueError(
+                f"checkpoint={str(self.checkpoint)!r} keeps the state of a fit, but partial_fit has none: each call is "
+                "one epoch. Set checkpoint=None, and save the embedder with its method save after a call."
+            )
         return self._train(X, y, sample_weight, goes_on=hasattr(self, "network_"), partial=True, more_classes=classes)
 
     @neutral()
-    def _train(self, X, y, sample_weight, *, goes_on, partial=False, more_classes=None):
+    def _train(self, X, y, sample_weight, *, goes_on, partial=False, more_classes=None, checkpoint=None):
         """Read the data, train, and set the fitted attributes last: an exception leaves the estimator as it was."""
         device = self._find_device()
         rng = check_random_state(self.random_state)
@@ -198,6 +212,10 @@ class BaseEmbedder(
             seed += len(self.history_)  # other batches in each partial_fit
         backbone, pixel_scale = (None, None) if goes_on else self._find_backbone(seed, device)
         task = self._read(X, y, sample_weight, rng, goes_on, partial, more_classes, pixel_scale)
+        if checkpoint is not None:
+            drawn, (seed, task) = seed, checkpoint.open(task, seed)
+            if seed != drawn and not goes_on:  # with random_state=None
+                backbone, _ = self._find_backbone(seed, device)
         batches = self._make_batches(task.training_labels)
         data = task.data.place(device)
         numbers = seeded(seed, device)
@@ -205,6 +223,8 @@ class BaseEmbedder(
             data.preprocessing = replace(data.preprocessing, augment=numbers(self.augment))
         with numbers:
             network, criterion = self._copy_modules(task) if goes_on else self._make_modules(task, backbone)
+        if checkpoint is not None and checkpoint.is_finished:
+            return self._restore(task, checkpoint, network, criterion, (X, y, sample_weight), goes_on)
         network = trained = network.to(device)
         draws = numbers if may_draw(network) else NO_DRAWS
         if self.freeze == "batchnorm":
@@ -223,10 +243,12 @@ class BaseEmbedder(
             X,
             y,
             sample_weight,
-            recipe,
+            recipe.max_epochs,
             lambda history: self._fitted(task, history, *copied((network, criterion)), goes_on=goes_on),
         )
         training_loss = self._training_loss(criterion)
+        if checkpoint is not None:
+            checkpoint.numbers = numbers
         net = EmbeddingNet(
             trained,
             training_loss,
@@ -240,16 +262,29 @@ class BaseEmbedder(
             augment_generator=torch.Generator("cpu").manual_seed(seed + 1),
             device=device,
             draws=self._find_draws(trained, training_loss, numbers),
+            checkpoint=checkpoint,
         )
-        net.fit(train_set)
+        net.fit(train_set, epochs=recipe.max_epochs - (0 if checkpoint is None else checkpoint.n_epochs))
         net.check_weights()
         if self._pair_based and net.has_collapsed():  # proxies may draw all classes one way at first
             _warn_of_collapse(trained, train_set, seed, draws)
-        self._set_fitted(self._fitted(task, net.history, network, criterion, goes_on=goes_on))
+        fitted = self._fitted(task, net.history, network, criterion, goes_on=goes_on)
+        if checkpoint is not None and net.interrupt_ is None:
+            checkpoint.finish(net.history, fitted["network_"], fitted["criterion_"])
+        self._set_fitted(fitted)
         for epoch_task in epoch_tasks:
             epoch_task.end()
         if net.interrupt_ is not None:
             raise net.interrupt_
+        return self
+
+    def _restore(self, task, checkpoint, network, criterion, given, goes_on):
+        """Become what the same fit gave that an earlier process has finished."""
+        epoch_tasks = self._begin_epoch_tasks(*given, self.max_epochs, None)
+        history = checkpoint.restore_result(network, criterion)
+        self._set_fitted(self._fitted(task, history, network, criterion, goes_on=goes_on))
+        for epoch_task in epoch_tasks:
+            epoch_task.end()
         return self
 
     def _make_callbacks(self, network, valid_set, lr_schedule, epoch_tasks, goes_on):
@@ -367,11 +402,11 @@ class BaseEmbedder(
             share, valid_set = self.learned_share, None
         return [LearnedShare(share, valid_set)] if share < 1 or valid_set or network.starts_at_input else []
 
-    def _begin_epoch_tasks(self, X, y, sample_weight, recipe, fitted):
+    def _begin_epoch_tasks(self, X, y, sample_weight, max_epochs, fitted):
         """Begin the task of scikit-learn's callbacks, if there are any, and return it in a list."""
         if not hasattr(self, "_init_callback_context"):
             return []
-        context = self._init_callback_context(max_subtasks=recipe.max_epochs)
+        context = self._init_callback_context(max_subtasks=max_epochs)
         metadata = {} if sample_weight is None else {"sample_weight": sample_weight}
         return [EpochTasks(self, context, {"X": X, "y": y, "metadata": metadata}, fitted)]
 
@@ -514,6 +549,12 @@ class BaseEmbedder(
             If onnx or onnxscript is missing.
         """
         exports.to_onnx(self, path)
+
+    def __sklearn_clone__(self):
+        clone = super().__sklearn_clone__()
+        if self.checkpoint is not None:
+            clone._is_clone = True  # clones share the folder: each has its state in a subfolder
+        return clone
 
     def __getstate__(self):
         return modules.compact_state(self, super().__getstate__())

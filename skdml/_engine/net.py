@@ -79,6 +79,8 @@ class EmbeddingNet(NeuralNet):
         Only shown to callbacks.
     draws : context manager
         Entered for whatever may draw from torch's global generators: `seeded` or, if nothing does, `NO_DRAWS`.
+    checkpoint : Checkpoint or None
+        Where the state is found at the beginning, and written after each epoch.
 
     Attributes
     ----------
@@ -105,6 +107,7 @@ class EmbeddingNet(NeuralNet):
         valid_set=None,
         verbose=0,
         draws=NO_DRAWS,
+        checkpoint=None,
     ):
         self.draws = draws
         super().__init__(
@@ -125,6 +128,7 @@ class EmbeddingNet(NeuralNet):
         self.augment_generator = augment_generator
         self.progress_ = 0.0
         self.given = given
+        self.checkpoint = checkpoint
         self.interrupt_ = None
         self.is_ended_ = False
         self.spreads_ = []
@@ -158,7 +162,7 @@ class EmbeddingNet(NeuralNet):
     def __getstate__(self):
         # A pickled checkpoint holds what is trained, but not the data, nor callbacks, which may hold data as well.
         state = {"recipe": replace(self.recipe, batches=None), "callbacks": None, "callbacks_": [], "draws": NO_DRAWS}
-        state |= dict.fromkeys(("given", "valid_set", "generator", "augment_generator", "interrupt_"))
+        state |= dict.fromkeys(("given", "valid_set", "generator", "augment_generator", "checkpoint", "interrupt_"))
         return super().__getstate__() | state
 
     def get_iterator(self, dataset, training=False):
@@ -170,6 +174,8 @@ class EmbeddingNet(NeuralNet):
             self._look_for_interrupt()
         if method_name in ("on_train_begin", "on_train_end"):
             kwargs = dict(zip("Xy", self.given, strict=True))
+        if method_name == "on_train_begin" and self.checkpoint is not None:
+            self.checkpoint.begin(self)
         with self.draws:
             getattr(self, method_name)(self, **kwargs)
             for _, callback in self.callbacks_:
@@ -183,13 +189,19 @@ class EmbeddingNet(NeuralNet):
                     self.interrupt_ = error
                     if method_name != "on_train_end":  # there the others go on: one of them restores the best weights
                         raise
-        if method_name == "on_train_begin":
-            self.n_earlier_epochs_ = len(self.history)  # a callback may load a history
-            self.n_earlier_whole_ = len(epochs(self.history))
+        # Here, what was drawn inside the block is part of the state.
+        if method_name == "on_train_begin" and self.checkpoint is not None:
+            self.checkpoint.resume(self)
+        if method_name == "on_epoch_end" and self.checkpoint is not None:
+            try:
+                self.checkpoint.write(self)
+            except KeyboardInterrupt as error:
+                self.interrupt_ = error
+                raise
 
     def _look_for_interrupt(self):
         """Set ``interrupt_``, and raise it if there was no whole epoch: the estimator then stays as it is."""
-        n_whole = len(epochs(self.history)) - self.n_earlier_whole_
+        n_whole = len(epochs(self.history))
         if self.interrupt_ is None and not self.is_ended_ and n_whole < self.max_epochs:
             self.interrupt_ = KeyboardInterrupt()
         if self.interrupt_ is not None and n_whole == 0:
@@ -217,7 +229,7 @@ class EmbeddingNet(NeuralNet):
             batches = self.recipe.batches(self.generator, lambda: embed(self.module_, iterator, self.device))
         batches = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
         self._set_training(True)
-        epoch = len(self.history) - 1 - self.n_earlier_epochs_
+        epoch = len(self.history) - 1
         total = torch.zeros((), dtype=torch.float32, device=self.device)
         total_weight = 0
         with closing(iterator.batches([index for index, *_ in batches], self.augment_generator)) as inputs:

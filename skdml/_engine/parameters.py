@@ -111,6 +111,11 @@ class EmbedderParameters:
         Folder that keeps the decoded images of files, resized, so that each file is decoded once; several fits may
         share it at the same time. It is created if it does not exist. What has been damaged in it, and files that have
         changed, are decoded again. None: files are decoded each time.
+    checkpoint : str, path or None, default=None
+        Folder that keeps the state of the training, written after epochs. If the process ends before the training
+        does, the same fit goes on from there, and a fit that was finished gives its result at once; see
+        :ref:`checkpoint`. Clones, such as those of a grid search, have their states in subfolders. None: no state is
+        kept.
     n_jobs : int or None, default=None
         Number of processes that decode files. None or 1: only this one; -1: as many as there are cores. A process that
         must not start others, such as a worker of Dask, decodes by itself.
@@ -190,6 +195,7 @@ class EmbedderParameters:
     image_mean: float | tuple[float, ...] | None = None
     image_std: float | tuple[float, ...] | None = None
     cache: str | os.PathLike | None = None
+    checkpoint: str | os.PathLike | None = None
     n_jobs: int | None = None
     on_error: str = "raise"
     early_stopping: bool = False
@@ -228,6 +234,7 @@ class EmbedderParameters:
         "image_mean": [Real, "array-like", None],
         "image_std": [Real, "array-like", None],
         "cache": [str, os.PathLike, None],
+        "checkpoint": [str, os.PathLike, None],
         "n_jobs": [Integral, None],
         "on_error": [StrOptions({"raise", "skip"})],
         "early_stopping": ["boolean"],

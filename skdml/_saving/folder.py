@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .._engine.embedder import BaseEmbedder
 
 FITTED = {"_input", "classes_", "history_", "n_iter_", "n_features_in_", "feature_names_in_", "_sklearn_output_config"}
+ADDED = {"checkpoint"}  # parameters that folders of earlier versions lack
 OPTIONAL = {"feature_names_in_", "_sklearn_output_config"}
 # What a value that no save has written may raise, where it is used.
 MALFORMED = (
@@ -44,7 +45,7 @@ MALFORMED = (
     ValueError,
 )
 # Attributes that are written in another form or recomputed.
-NOT_FITTED = {*MODULES, "_input", "_made_with", "_structure", "_skl_callbacks", "_metadata_request"}
+NOT_FITTED = {*MODULES, "_input", "_made_with", "_structure", "_skl_callbacks", "_metadata_request", "_is_clone"}
 
 
 def save(embedder, path, measures, license):
@@ -103,10 +104,8 @@ def save(embedder, path, measures, license):
 
 
 def portable(params):
-    """Return the parameters without the paths of this machine: no cache, and only the name of a file of weights."""
-    params = dict(params)
-    if "cache" in params:
-        params["cache"] = None
+    """Return the parameters without the paths of this machine: no folders, and only the name of a file of weights."""
+    params = {name: None if name in ("cache", "checkpoint") else value for name, value in params.items()}
     if isinstance(params.get("backbone_weights"), str | os.PathLike):
         params["backbone_weights"] = PureWindowsPath(params["backbone_weights"]).name  # with / and with \\
     return params
@@ -257,7 +256,7 @@ def _check_names(cls, stored, passed, made_with, file):
         raise ValueError(
             f"{file} holds parameters that {cls.__name__} does not have: {', '.join(sorted(unknown)):.200}."
         )
-    if missing := names - stored.keys() - passed.keys():
+    if missing := names - stored.keys() - passed.keys() - ADDED:
         raise ValueError(f"it lacks parameters of {cls.__name__}: {', '.join(sorted(missing))}")
     if twice := stored.keys() & passed.keys():
         raise ValueError(f"it holds {', '.join(sorted(twice))} and says that a file cannot hold this")
