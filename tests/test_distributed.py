@@ -1,0 +1,375 @@
+"""Several processes train one network: two and three of them, on gloo, compared with a single one.
+
+Each function of `CASES` is a fit, or a few, and returns what it has made. It runs here as the only process, and in each
+process of the two groups, which are started once and go through all cases in turn.
+"""
+
+import datetime
+import os
+import pickle
+import time
+import traceback
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from PIL import Image
+from scipy import sparse
+from skorch.callbacks import Callback, Checkpoint, PrintLog
+from torch import nn
+
+import skdml
+from skdml._data import files as files_module
+from skdml._engine import distributed
+from skdml._engine.embedder import BaseEmbedder
+
+GROUPS = (2, 3)
+EMBEDDERS = [
+    cls for name in skdml.__all__ if isinstance(cls := getattr(skdml, name), type) and issubclass(cls, BaseEmbedder)
+]
+CASES = {}
+
+pytestmark = [
+    pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo"),
+    pytest.mark.filterwarnings("ignore:batch_size=.* is larger than the:UserWarning"),
+    pytest.mark.filterwarnings("ignore:No epoch was better"),
+]
+
+
+def case(function):
+    CASES[function.__name__] = function
+    return function
+
+
+def blobs(n_classes=8, n_samples=12):
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.arange(n_classes), n_samples)
+    return rng.normal(size=(len(y), 6)).astype(np.float32) + rng.normal(size=(n_classes, 6)).astype(np.float32)[y], y
+
+
+class Double(nn.Module):
+    """A network in float64; of several levels for HDC."""
+
+    def __init__(self, *, levels=False, seed=0):
+        super().__init__()
+        self.levels = levels
+        generator = torch.Generator().manual_seed(seed)
+        self.first, self.second, self.unused = (nn.Linear(*size).double() for size in ((6, 16), (16, 8), (3, 3)))
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / 3)
+
+    def forward(self, x):
+        hidden = self.first(x.double()).tanh()
+        z = self.second(hidden)
+        return (hidden, z) if self.levels else z
+
+
+def make(cls, **params):
+    backbone = Double(levels=cls is skdml.HDCEmbedder)
+    defaults = {"backbone": backbone, "n_components": None, "batch_size": 30, "max_epochs": 5, "random_state": 0}
+    return cls(**{**defaults, **params})
+
+
+def weights(embedder):
+    """The weights of the network and of the loss, and the history, by name."""
+    parts = {"network": embedder.network_, "criterion": embedder.criterion_}
+    found = {f"{part}.{name}": t.numpy() for part, m in parts.items() for name, t in m.state_dict().items()}
+    history = [{k: v for k, v in epoch.items() if k != "duration"} for epoch in embedder.history_]
+    return found, history
+
+
+def error_of(function):
+    """The error of a function, as its type and message."""
+    try:
+        function()
+    except Exception as error:
+        return type(error).__name__, str(error)
+    return None
+
+
+# ---- cases
+
+
+def every_embedder(**params):
+    X, y = blobs()
+    return {cls.__name__: weights(make(cls, **params).fit(X, y)) for cls in EMBEDDERS}
+
+
+@case
+def five_epochs(rank, folder):
+    return every_embedder()
+
+
+@case
+def one_step(rank, folder):
+    """The weights move by the gradient of a batch that holds all rows."""
+    return every_embedder(
+        optimizer="sgd", learning_rate=1.0, lr_schedule=None, weight_decay=0, max_epochs=1, batch_size=96
+    )
+
+
+@case
+def other_ways(rank, folder):
+    X, y = blobs()
+    few = slice(None, None, 12)  # one of each class
+    found = {
+        "chunks": weights(make(skdml.RecallSurrogateEmbedder, batch_size=60, chunk_size=7).fit(X, y)),
+        "small batches": weights(make(skdml.NormSoftmaxEmbedder, batch_size=2).fit(X[few], y[few])),
+        "batches of one": weights(make(skdml.ProxyNCAEmbedder, batch_size=1, max_epochs=2).fit(X[few], y[few])),
+        "warm-up": weights(make(skdml.SoftTripleEmbedder, warmup_epochs=2).fit(X, y)),
+        "weights of samples": weights(make(skdml.RAWEmbedder).fit(X, y, sample_weight=1 + y % 3)),
+        "memory": weights(make(skdml.ContrastiveEmbedder, memory_size=50, memory_start=2).fit(X, y)),
+        "semihard": weights(make(skdml.TripletEmbedder, mining="semihard").fit(X, y)),
+        "sparse": weights(make(skdml.RAWEmbedder).fit(sparse.csr_matrix(X), y)),
+        "ensemble": [
+            weights(embedder)
+            for embedder in skdml.FoldEnsembleEmbedder(make(skdml.RAWEmbedder, max_epochs=2), cv=2).fit(X, y).estimators_
+        ],
+    }
+    for split in ("samples", "classes"):
+        embedder = make(
+            skdml.RAWEmbedder,
+            early_stopping=True,
+            validation_split=split,
+            validation_fraction=0.3,
+            n_iter_no_change=2,
+            learned_share="auto",
+            max_epochs=8,
+        )
+        found[f"early stopping on {split}"] = weights(embedder.fit(X, y))
+    embedder = make(skdml.SoftTripleEmbedder, max_epochs=2, warm_start=True, lr_schedule=None)
+    found["warm start"] = weights(embedder.fit(X, y).fit(X, y))
+    embedder = make(skdml.SoftTripleEmbedder, lr_schedule=None)
+    embedder.partial_fit(X[y < 6], y[y < 6])
+    found["partial fit"] = weights(embedder.partial_fit(X, y))
+    return found
+
+
+@case
+def in_float32(rank, folder):
+    """What starts at its input, or at features, has a head in float32."""
+    X, y = blobs()
+    backbone = nn.Linear(6, 8)
+    return {
+        "vectors": skdml.RAWEmbedder(max_epochs=3, random_state=0).fit(X, y).transform(X),
+        "components": skdml.RAWEmbedder(max_epochs=3, n_components=4, random_state=0).fit(X, y).transform(X),
+        "frozen": skdml.RAWEmbedder(backbone=backbone, freeze="backbone", max_epochs=3, random_state=0)
+        .fit(X, y)
+        .transform(X),
+        "head": skdml.RAWEmbedder(backbone=backbone, n_components=4, warmup_epochs=1, max_epochs=3, random_state=0)
+        .fit(X, y)
+        .transform(X),
+    }
+
+
+@case
+def batchnorm(rank, folder):
+    """Each process normalizes by its own rows, of which there are two at least."""
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.arange(4), 8)
+    X = rng.integers(0, 100, size=(32, 10, 9), dtype=np.uint8)
+    X[np.arange(32), y, y] = 255
+    fits = [{"batch_size": 16}, {"batch_size": 4}, {"batch_size": 32, "early_stopping": True}]
+    return [weights(skdml.SoftTripleEmbedder(max_epochs=4, random_state=0, **fit).fit(X, y)) for fit in fits]
+
+
+@case
+def image_files(rank, folder):
+    """How often each file is decoded, without and with a cache, and the embeddings."""
+    images = folder / "images"
+    rng = np.random.default_rng(0)
+    if rank == 0:
+        images.mkdir(parents=True)
+        for i in range(24):
+            Image.fromarray(rng.integers(0, 255, size=(12, 12, 3), dtype=np.uint8)).save(images / f"{i}.png")
+    distributed.of_all(None)  # after the first process has written
+    X, y = [images / f"{i}.png" for i in range(24)], np.repeat(np.arange(4), 6)
+    decode, decoded = files_module.decode, []
+
+    def spy(path, resize):
+        decoded.append(os.path.basename(path))
+        return decode(path, resize)
+
+    files_module.decode = spy
+    found = {}
+    try:
+        for name, cache in (("files", None), ("cached files", images / "cache")):
+            embedder = skdml.NormSoftmaxEmbedder(
+                backbone=nn.Flatten(), resize=12, crop_size=8, augment=None, cache=cache, batch_size=8, max_epochs=3,
+                n_components=8, random_state=0,
+            ).fit(X, y)  # fmt: skip
+            found[f"{name}, decoded"] = decoded[:]
+            found[name] = embedder.transform(X)
+            decoded.clear()
+    finally:
+        files_module.decode = decode
+    return found
+
+
+class Draws(nn.Module):
+    """Note what torch's generator gives in the passes of a training."""
+
+    def __init__(self, drawn):
+        super().__init__()
+        self.drawn = drawn
+        self.layer = nn.Linear(6, 4)
+
+    def __deepcopy__(self, memo):
+        copy = Draws(self.drawn)
+        copy.load_state_dict(self.state_dict())
+        return copy
+
+    def forward(self, x):
+        if self.training:
+            self.drawn.append(torch.rand(()).item())
+        return self.layer(x)
+
+
+@case
+def random_numbers(rank, folder):
+    X, y = blobs()
+    of_network, of_loss = [], []
+
+    def loss(embeddings, y):
+        of_loss.append(torch.rand(()).item())
+        return embeddings.square().mean()
+
+    torch.manual_seed(rank)  # a backbone of other weights in each process
+    backbone = Draws(of_network)
+    embedder = skdml.MetricEmbedder(loss=loss, backbone=backbone, max_epochs=2, batch_size=32, random_state=0)
+    fitted = weights(embedder.fit(X, y))
+    np.random.seed(rank)  # noqa: NPY002
+    unseeded = [weights(skdml.RAWEmbedder(max_epochs=1).fit(X, y)) for _ in range(2)]
+    return {"fitted": fitted, "of_network": of_network, "of_loss": of_loss, "unseeded": unseeded}
+
+
+class EndAt(Callback):
+    def __init__(self, epoch, error):
+        self.epoch, self.error = epoch, error
+
+    def on_epoch_end(self, net, **kwargs):
+        if len(net.history) == self.epoch:
+            raise self.error
+
+
+@case
+def callbacks(rank, folder):
+    """The last process ends the training, and the first one writes."""
+    X, y = blobs()
+    found = {}
+    is_last = rank == distributed.n_processes() - 1
+    for name, error in (("planned", skdml._engine.callbacks.EndOfTraining), ("interrupt", KeyboardInterrupt)):
+        ending = [EndAt(2, error)] if is_last else []
+        embedder = make(skdml.SoftTripleEmbedder, callbacks=ending, early_stopping=True, validation_fraction=0.3)
+        try:
+            embedder.fit(X, y)
+            found[f"{name}, raised"] = False
+        except KeyboardInterrupt:
+            found[f"{name}, raised"] = True
+        found[name] = weights(embedder)
+    lines = []
+    writers = [Checkpoint(monitor=None, dirname=folder / f"checkpoint{rank}"), ("log", PrintLog(sink=lines.append))]
+    make(skdml.RAWEmbedder, callbacks=writers, max_epochs=2).fit(X, y)
+    found["written"] = (folder / f"checkpoint{rank}").exists(), len(lines) > 0
+    return found
+
+
+@case
+def errors(rank, folder):
+    """Of a fit where one process, or each, gets something else; and whether a later fit works."""
+    n = distributed.n_processes()
+    X, y = blobs()
+    is_last = rank == n - 1
+    other = np.where(is_last, X + 1e-6 * (np.arange(len(X)) == 50)[:, None], X)
+    embedder = make(skdml.RAWEmbedder, max_epochs=1)
+    missing = y.astype(float)
+    if is_last:
+        missing[3] = np.nan
+    found = {
+        "shard": error_of(lambda: embedder.fit(X[rank::n], y[rank::n])),
+        "shuffled": error_of(lambda: embedder.fit(X[:: -1 if is_last else 1], y)),
+        "one value of X": error_of(lambda: embedder.fit(other, y)),
+        "names of classes": error_of(lambda: embedder.fit(X, y + 100 * is_last)),
+        "y": error_of(lambda: embedder.fit(X, y[::-1] if is_last else y)),
+        "missing": error_of(lambda: embedder.fit(X, missing)),
+        "weights": error_of(lambda: embedder.fit(X, y, sample_weight=1 + is_last * np.arange(len(y)))),
+        "parameter": error_of(lambda: make(skdml.RAWEmbedder, max_epochs=1 + is_last).fit(X, y)),
+        "bad parameter": error_of(lambda: make(skdml.RAWEmbedder, max_epochs=-1 if is_last else 1).fit(X, y)),
+        "class": error_of(lambda: make([skdml.SSTEmbedder, skdml.RAWEmbedder][is_last], max_epochs=1).fit(X, y)),
+    }
+    untouched = not hasattr(embedder, "network_")
+    embedder.fit(X, y)
+    # A score is local: the others do not take part.
+    score = embedder.score(X, y) if rank == 0 else None
+    return {"errors": found, "untouched": untouched, "score": score, "fitted": weights(embedder)}
+
+
+@case
+def gradients(rank, folder):
+    """The sum of those of all processes, and none where there is none in any."""
+    first, second, third, fixed = parameters = [nn.Parameter(torch.zeros(2, 2), requires_grad=i < 3) for i in range(4)]
+    second.data = second.data.double()
+    first.grad = torch.full((2, 2), 1.0 + rank).T
+    if rank == 0:
+        second.grad = torch.arange(4.0, dtype=torch.float64).view(2, 2)
+    distributed.add_up_gradients(parameters)
+    return [None if p.grad is None else p.grad.numpy() for p in (first, second, third, fixed)]
+
+
+# ---- running them
+
+
+def run(rank, n, folder):
+    """Run all cases in one process of a group, or in this one."""
+    found = {}
+    for name, function in CASES.items():
+        start = time.process_time()
+        try:
+            found[name] = function(rank, Path(folder) / f"{name}-{n}")
+        except Exception:
+            found[name] = traceback.format_exc()
+        print(n, rank, name, time.process_time() - start, flush=True)
+    return found
+
+
+def work(rank, n, folder):
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/group{n}",
+        rank=rank,
+        world_size=n,
+        timeout=datetime.timedelta(seconds=100),
+    )
+    (Path(folder) / f"{n}-{rank}").write_bytes(pickle.dumps(run(rank, n, folder)))
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="session")
+def found(tmp_path_factory):
+    """The results of each number of processes, 1 included, as a list of those of each process."""
+    folder = tmp_path_factory.getbasetemp().parent / "distributed"  # the processes of pytest-xdist share it
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        while not (folder / "done").exists():
+            time.sleep(0.1)
+        return pickle.loads((folder / "done").read_bytes())
+    context = torch.multiprocessing.get_context("spawn")
+    jobs = {(n, r): context.Process(target=work, args=(r, n, str(folder))) for n in GROUPS for r in range(n)}
+    for job in jobs.values():
+        job.start()
+    results = {1: [run(0, 1, folder)]}
+    for job in jobs.values():
+        job.join()
+    for n in GROUPS:
+        results[n] = [
+            pickle.loads(path.read_bytes()) if (path := folder / f"{n}-{r}").exists() else {} for r in range(n)
+        ]
+    (folder / "unfinished").write_bytes(pickle.dumps(results))
+    (folder / "unfinished").rename(folder / "done")
+    return results
