@@ -309,7 +309,7 @@ def _float_tensors(network):
 def validate(network, valid_set):
     """Return the `retrieval_scores` of a network on the held-out part; all processes of a group must call."""
     embeddings = embed(network, valid_set, valid_set.data.device, together=True)
-    return of_first(retrieval_scores(embeddings, valid_set.labels(slice(None))))
+    return of_first(retrieval_scores(embeddings, valid_set.labels(slice(None))) if rank() == 0 else None)
 
 
 def flat_input(data_set):

@@ -174,8 +174,8 @@ class EmbeddingNet(NeuralNet):
 
     def __getstate__(self):
         # A pickled checkpoint holds what is trained, but not the data, nor callbacks, which may hold data as well.
-        state = {"recipe": replace(self.recipe, batches=None), "callbacks": None, "callbacks_": [], "draws": NO_DRAWS}
-        state |= {"own_draws": NO_DRAWS}
+        state = {"recipe": replace(self.recipe, batches=None), "callbacks": None, "callbacks_": []}
+        state |= {"draws": NO_DRAWS, "own_draws": NO_DRAWS}
         state |= dict.fromkeys(("given", "valid_set", "generator", "augment_generator", "interrupt_"))
         return super().__getstate__() | state
 
