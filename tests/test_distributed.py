@@ -264,6 +264,27 @@ class EndAt(Callback):
             raise self.error
 
 
+class Observer:
+    """A callback of scikit-learn that stops after two epochs."""
+
+    n_epochs = 0
+
+    def setup(self, estimator, context):
+        pass
+
+    def teardown(self, estimator, context):
+        pass
+
+    def on_fit_task_begin(self, estimator, context):
+        pass
+
+    def on_fit_task_end(self, estimator, context, *, X=None, y=None, fitted_estimator=None):
+        if context.task_name == "epoch":
+            fitted_estimator.score(X, y)
+            self.n_epochs += 1
+        return self.n_epochs == 2
+
+
 @case
 def callbacks(rank, folder):
     """The last process ends the training, and the first one writes."""
@@ -282,6 +303,10 @@ def callbacks(rank, folder):
     lines = []
     writers = [Checkpoint(monitor=None, dirname=folder / f"checkpoint{rank}"), ("log", PrintLog(sink=lines.append))]
     make(skdml.RAWEmbedder, callbacks=writers, max_epochs=2).fit(X, y)
+    if hasattr(skdml.RAWEmbedder, "set_callbacks"):  # scikit-learn 1.9
+        observer = Observer()
+        embedder = make(skdml.RAWEmbedder).set_callbacks(observer).fit(X, y)
+        found["observed"] = observer.n_epochs, embedder.n_iter_
     found["written"] = (folder / f"checkpoint{rank}").exists(), len(lines) > 0
     return found
 
@@ -563,6 +588,33 @@ def test_the_end_in_one_process_is_that_of_all(found, name):
         assert [len(result[name][1]) for result in results] == [2] * n
         assert [result[f"{name}, raised"] for result in results] == [name == "interrupt"] * n
         check_same([result[name] for result in results])
+
+
+@pytest.mark.skipif(not hasattr(skdml.RAWEmbedder, "set_callbacks"), reason="needs scikit-learn 1.9")
+def test_callbacks_of_scikit_learn_are_those_of_the_first_process(found):
+    expected, groups = of_case(found, "callbacks")
+    assert expected["observed"] == (2, 2)
+    for n, results in groups:
+        assert [result["observed"] for result in results] == [(2, 2)] + [(0, 2)] * (n - 1)
+
+
+class InterruptAt(Callback):
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_batch_end(self, net, **kwargs):
+        if len(net.history) == self.epoch:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_an_interrupt_in_an_epoch_of_several_processes_leaves_all_as_it_was(monkeypatch, n):
+    """What follows the last epoch would wait for the others, which are in the middle of theirs."""
+    monkeypatch.setattr("skdml._engine.net.n_processes", lambda: n)
+    embedder = make(skdml.RAWEmbedder, callbacks=[InterruptAt(epoch=2)])
+    with pytest.raises(KeyboardInterrupt):
+        embedder.fit(*blobs())
+    assert hasattr(embedder, "network_") == (n == 1)
 
 
 def test_only_the_first_process_writes(found):
