@@ -41,16 +41,19 @@ class Cache:
         self.names = [_name(path, resize) for path in paths]
         self.states = [_state(path) for path in paths]
         self.sizes = {}  # row -> height and width, for the images that the folder holds
-        for row in range(len(paths)):
-            size = self._read_size(row)
-            if size is not None:
-                self.sizes[row] = size
+        self.look_up()
 
     def __contains__(self, row):
         return row in self.sizes
 
     def __iter__(self):
         return iter(self.sizes)
+
+    def look_up(self):
+        """Find the images in the folder that were not there before: other processes may write to it."""
+        for row in range(len(self.paths)):
+            if row not in self.sizes and (size := self._read_size(row)) is not None:
+                self.sizes[row] = size
 
     def size(self, row):
         """Return the image's height and width."""

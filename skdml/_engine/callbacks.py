@@ -9,17 +9,26 @@ from sklearn.exceptions import ConvergenceWarning
 from skorch.callbacks import (
     BatchScoring,
     Callback,
+    Checkpoint,
     EpochScoring,
     InputShapeSetter,
     LoadInitState,
     LRScheduler,
+    MlflowLogger,
+    NeptuneLogger,
+    PrintLog,
+    ProgressBar,
+    SacredLogger,
+    TensorBoard,
     TrainEndCheckpoint,
+    WandbLogger,
 )
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm.auto import tqdm
 
 from .._ambient import warn
+from .distributed import of_first, rank
 from .training import embed, retrieval_scores
 
 try:
@@ -34,6 +43,17 @@ except ImportError:  # scikit-learn < 1.9 has no callbacks
 
 
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the learned part; early stopping chooses one of them
+WRITERS = (  # callbacks of skorch whose work is not part of the training
+    Checkpoint,
+    TrainEndCheckpoint,
+    PrintLog,
+    ProgressBar,
+    TensorBoard,
+    MlflowLogger,
+    NeptuneLogger,
+    SacredLogger,
+    WandbLogger,
+)
 WARM_UP = 0.15  # share of the one-cycle schedule in which the learning rate rises
 
 
@@ -94,13 +114,14 @@ def copied_callbacks(callbacks):
     """Return copies of the callbacks to call before the embedder's own, and of those to call after them.
 
     What skorch sets on a copy does not outlive the fit; they are shallow, as a callback may hold an open file. An
-    InputShapeSetter is left out, since the network is made for X.
+    InputShapeSetter is left out, since the network is made for X, and what writes is left out of all processes of a
+    group but the first.
     """
     first, last = [], []
     for callback in callbacks or []:
         name, callback = callback if isinstance(callback, tuple) else (None, callback)
         kind = callback if isinstance(callback, type) else type(callback)
-        if kind is InputShapeSetter:
+        if kind is InputShapeSetter or (rank() > 0 and issubclass(kind, WRITERS)):
             continue
         callback = copy.copy(callback)
         # A TrainEndCheckpoint saves the weights that the estimator keeps.
@@ -290,8 +311,9 @@ def _float_tensors(network):
 
 
 def validate(network, valid_set):
-    """Return the `retrieval_scores` of a network on the held-out part."""
-    return retrieval_scores(embed(network, valid_set, valid_set.data.device), valid_set.labels(slice(None)))
+    """Return the `retrieval_scores` of a network on the held-out part; all processes of a group must call."""
+    embeddings = embed(network, valid_set, valid_set.data.device, together=True)
+    return of_first(retrieval_scores(embeddings, valid_set.labels(slice(None))) if rank() == 0 else None)
 
 
 def flat_input(data_set):

@@ -22,6 +22,7 @@ from .._saving.exports import versions
 from .._saving.json import type_name
 from .._saving.states import can_pack, content_of, read_state, write_state
 from .callbacks import BestWeights
+from .distributed import errors_of_all, n_processes, of_all, of_first, rank
 
 try:
     import fcntl
@@ -57,8 +58,9 @@ class Checkpoint:
         Whether the folder has the result of the fit.
     n_epochs : int
         How many epochs an earlier process has trained.
-    numbers : seeded
-        What the training draws from torch's global generators; to be set before the training.
+    numbers, own_numbers : seeded
+        What the training draws from torch's global generators, alike in all processes of a group, and in each its own
+        way; to be set before the training.
     """
 
     def __init__(self, embedder, goes_on):
@@ -69,6 +71,7 @@ class Checkpoint:
             "embedder": type_name(type(embedder)),
             **{name: versions()[name] for name in ("skdml", "torch")},
             "device": embedder._find_device().type,
+            "processes": n_processes(),
             **{
                 name: _text(value)
                 for name, value in embedder.get_params(deep=False).items()
@@ -81,7 +84,7 @@ class Checkpoint:
         self.earlier = None
         self.lock = None
         self.duration = 0.0  # of writing, in seconds
-        self.numbers = None
+        self.numbers = self.own_numbers = None
 
     def __enter__(self):
         return self
@@ -120,16 +123,20 @@ class Checkpoint:
         if self.is_keyed:
             self.folder /= _digest(json.dumps(self.fit, sort_keys=True))
             self.folder.mkdir(exist_ok=True)
-        self._take()
         self.drawn = {"seed": seed, "rows": (task.train_rows, task.valid_rows)}
-        self.earlier = self._read()
+        with errors_of_all():
+            if rank() == 0:
+                self._take()
+                self.earlier = self._read()
+                if self.earlier is None:
+                    self._write(STATE, {})  # an error now rather than after the first epoch
+                else:
+                    self._compare(self.earlier["fit"])
+        self.earlier = of_first(self.earlier)
         if self.earlier is not None:
-            self._compare(self.earlier["fit"])
             self.drawn = self.earlier["drawn"]
             train_rows, valid_rows = self.drawn["rows"]
             task = replace(task, train_rows=train_rows, valid_rows=valid_rows)
-        else:
-            self._write(STATE, {})  # an error now rather than after the first epoch
         return self.drawn["seed"], task
 
     def _take(self):
@@ -188,9 +195,10 @@ class Checkpoint:
         restore_module(net.criterion_, earlier["criterion"])
         net.optimizer_.load_state_dict(earlier["optimizer"])
         restore(net.recipe.batches, earlier["batches"])
-        for generator, state in zip((net.generator, net.augment_generator), earlier["generators"], strict=True):
-            generator.set_state(state)
+        net.generator.set_state(earlier["generator"])
         self.numbers.states = earlier["numbers"]
+        augmentation, self.own_numbers.states = earlier["own"][rank()]
+        net.augment_generator.set_state(augmentation)
         net.spreads_ = earlier["spreads"]
         for name, callback in _stateful(net):
             restore(callback, earlier["callbacks"][name])
@@ -205,6 +213,9 @@ class Checkpoint:
         OSError
             If the folder cannot be written to.
         """
+        own = of_all((net.augment_generator.get_state(), self.own_numbers.states))
+        if rank() > 0:
+            return
         if self.duration > QUICK and time.monotonic() - self.written_at < self.duration / SHARE:
             return
         state = {
@@ -215,8 +226,9 @@ class Checkpoint:
             "criterion": module_state(net.criterion_),
             "optimizer": net.optimizer_.state_dict(),
             "batches": state_of(net.recipe.batches),
-            "generators": [net.generator.get_state(), net.augment_generator.get_state()],
+            "generator": net.generator.get_state(),
             "numbers": self.numbers.states,
+            "own": own,
             "spreads": net.spreads_,
             "callbacks": {name: state_of(callback, self.data) for name, callback in _stateful(net)},
         }
@@ -230,6 +242,8 @@ class Checkpoint:
 
     def finish(self, history, network, criterion):
         """Replace the state by the result: the trained modules and the history."""
+        if rank() > 0:
+            return
         result = {
             "fit": self.fit,
             "drawn": self.drawn,

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import ClassVar, Self
@@ -41,6 +42,16 @@ from .callbacks import (
     with_callbacks,
 )
 from .checkpoint import Checkpoint
+from .distributed import (
+    check_alike,
+    errors_of_all,
+    fill_cache,
+    n_processes,
+    of_first,
+    rank,
+    take_from_first,
+    with_common_batchnorm,
+)
 from .net import EmbeddingNet, Recipe, epochs
 from .parameters import LEARNING_RATE, EmbedderParameters
 from .training import COLLAPSED, Task, embed, hold_out, spread
@@ -149,11 +160,11 @@ class BaseEmbedder(
         ConvergenceWarning
             When all training samples have nearly the same embedding.
         """
-        self._check_params()
-        goes_on = self.warm_start and hasattr(self, "network_")
-        if self.checkpoint is None:
-            return self._train(X, y, sample_weight, goes_on=goes_on)
-        with Checkpoint(self, goes_on) as checkpoint:
+        with errors_of_all():
+            self._check_params()
+            goes_on = self.warm_start and hasattr(self, "network_")
+            checkpoint = None if self.checkpoint is None else Checkpoint(self, goes_on)
+        with checkpoint or nullcontext():
             return self._train(X, y, sample_weight, goes_on=goes_on, checkpoint=checkpoint)
 
     # scikit-learn's checks ask of every estimator whose fit shows sample_weight that fits on repeated rows and on
@@ -189,53 +200,65 @@ class BaseEmbedder(
         ValueError
             In the same cases as fit, and with ``early_stopping=True`` or a ``checkpoint``.
         """
-        self._check_params()
-        if self.early_stopping or self.lr_schedule == "one_cycle":
-            raise ValueError(
-                "partial_fit trains for one epoch at constant learning rates. Set early_stopping=False and "
-                "lr_schedule='auto' or None, or use fit."
-            )
-        if self.checkpoint is not None:
-            raise ValueError(
-                f"checkpoint={str(self.checkpoint)!r} keeps the state of a fit, but partial_fit has none: each call is "
-                "one epoch. Set checkpoint=None, and save the embedder with its method save after a call."
-            )
+        with errors_of_all():
+            self._check_params()
+            if self.early_stopping or self.lr_schedule == "one_cycle":
+                raise ValueError(
+                    "partial_fit trains for one epoch at constant learning rates. Set early_stopping=False and "
+                    "lr_schedule='auto' or None, or use fit."
+                )
+            if self.checkpoint is not None:
+                raise ValueError(
+                    f"checkpoint={str(self.checkpoint)!r} keeps the state of a fit, but partial_fit has none: each "
+                    "call is one epoch. Set checkpoint=None, and save the embedder with its method save after a call."
+                )
         return self._train(X, y, sample_weight, goes_on=hasattr(self, "network_"), partial=True, more_classes=classes)
 
     @neutral()
     def _train(self, X, y, sample_weight, *, goes_on, partial=False, more_classes=None, checkpoint=None):
         """Read the data, train, and set the fitted attributes last: an exception leaves the estimator as it was."""
-        device = self._find_device()
-        rng = check_random_state(self.random_state)
-        seed = int(rng.randint(2**31 - 1))
-        if partial and goes_on:
-            seed += len(self.history_)  # other batches in each partial_fit
-        backbone, pixel_scale = (None, None) if goes_on else self._find_backbone(seed, device)
-        task = self._read(X, y, sample_weight, rng, goes_on, partial, more_classes, pixel_scale)
+        with errors_of_all():
+            device = self._find_device()
+            rng = check_random_state(self.random_state)
+            seed = int(rng.randint(2**31 - 1))
+            if partial and goes_on:
+                seed += len(self.history_)  # other batches in each partial_fit
+            backbone, pixel_scale = (None, None) if goes_on else self._find_backbone(seed, device)
+            task = self._read(X, y, sample_weight, rng, goes_on, partial, more_classes, pixel_scale)
+        check_alike(self, task, n_iter_=self.n_iter_ if goes_on else 0)
+        seed, train_rows, valid_rows = of_first((seed, task.train_rows, task.valid_rows))
+        task = replace(task, train_rows=train_rows, valid_rows=valid_rows)
         if checkpoint is not None:
             drawn, (seed, task) = seed, checkpoint.open(task, seed)
             if seed != drawn and not goes_on:  # with random_state=None
                 backbone, _ = self._find_backbone(seed, device)
         batches = self._make_batches(task.training_labels)
+        fill_cache(task.data)
         data = task.data.place(device)
         numbers = seeded(seed, device)
+        # Those of the network's passes in training: each process of a group passes other rows.
+        own_numbers = numbers if n_processes() == 1 else seeded(seed + 1 + n_processes() + rank(), device)
         if callable(self.augment):
-            data.preprocessing = replace(data.preprocessing, augment=numbers(self.augment))
+            data.preprocessing = replace(data.preprocessing, augment=own_numbers(self.augment))
         with numbers:
             network, criterion = self._copy_modules(task) if goes_on else self._make_modules(task, backbone)
         if checkpoint is not None and checkpoint.is_finished:
             return self._restore(task, checkpoint, network, criterion, (X, y, sample_weight), goes_on)
         network = trained = network.to(device)
+        take_from_first(network)  # a backbone may have been made at random
         draws = numbers if may_draw(network) else NO_DRAWS
         if self.freeze == "batchnorm":
             network.freeze_batchnorm()
         elif self.freeze == "backbone":
-            data = Rows(embed(network.without_head(), data, "cpu", draws).numpy()).place(device)
+            features = embed(network.without_head(), data, "cpu", draws, together=True)
+            data = Rows(features.numpy()).place(device)
             trained = network.without_backbone()
         train_set, valid_set = task.split(data)
         if not goes_on:
             _start_at_features(trained, train_set, seed, draws, of_backbone=self.freeze == "backbone")
         criterion = criterion.to(device)
+        take_from_first(trained, criterion)
+        trained = with_common_batchnorm(trained)
 
         lr_schedule = None if partial else self._find_lr_schedule()
         recipe = self._find_recipe(network, batches, len(train_set), lr_schedule, partial)
@@ -248,7 +271,7 @@ class BaseEmbedder(
         )
         training_loss = self._training_loss(criterion)
         if checkpoint is not None:
-            checkpoint.numbers = numbers
+            checkpoint.numbers, checkpoint.own_numbers = numbers, own_numbers
         net = EmbeddingNet(
             trained,
             training_loss,
@@ -259,9 +282,10 @@ class BaseEmbedder(
             batch_size=self.batch_size,
             verbose=self.verbose,
             generator=torch.Generator(data.index_device).manual_seed(seed),
-            augment_generator=torch.Generator("cpu").manual_seed(seed + 1),
+            augment_generator=torch.Generator("cpu").manual_seed(seed + 1 + rank()),
             device=device,
             draws=self._find_draws(trained, training_loss, numbers),
+            own_draws=own_numbers if n_processes() > 1 and may_draw(trained) else NO_DRAWS,
             checkpoint=checkpoint,
         )
         net.fit(train_set, epochs=recipe.max_epochs - (0 if checkpoint is None else checkpoint.n_epochs))
@@ -293,7 +317,7 @@ class BaseEmbedder(
         return [
             *([OneCycle()] if lr_schedule == "one_cycle" else []),
             *([WarmUp(self.warmup_epochs)] if self.warmup_epochs else []),
-            *([Progress(self.verbose)] if self.verbose else []),
+            *([Progress(self.verbose)] if self.verbose and rank() == 0 else []),
             *callbacks,
             *epoch_tasks,
             *([BestWeights(self.n_iter_no_change, valid_set, self.validation_split)] if valid_set else []),
@@ -404,7 +428,7 @@ class BaseEmbedder(
 
     def _begin_epoch_tasks(self, X, y, sample_weight, max_epochs, fitted):
         """Begin the task of scikit-learn's callbacks, if there are any, and return it in a list."""
-        if not hasattr(self, "_init_callback_context"):
+        if not hasattr(self, "_init_callback_context") or rank() > 0:
             return []
         context = self._init_callback_context(max_subtasks=max_epochs)
         metadata = {} if sample_weight is None else {"sample_weight": sample_weight}
@@ -608,7 +632,7 @@ def _start_at_features(network, train_set, seed, draws, *, of_backbone):
     if head.rescale:
         n_rows = max(min(8192, 2**24 // head.n_features), head.n_components if head.projection is not None else 2)
     sample = train_set.sample(n_rows, seed)
-    features = embed(network.without_head(), sample, "cpu", draws).numpy()
+    features = embed(network.without_head(), sample, "cpu", draws, together=True).numpy()
     weights = sample.weights(slice(None))
     ruling = head.start_at(features, None if weights is None else weights.cpu().numpy(), seed)
     if ruling is not None:

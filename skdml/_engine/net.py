@@ -16,6 +16,17 @@ from skorch.utils import TeeGenerator
 
 from .._network.random import NO_DRAWS, generator_states, set_generator_states
 from .callbacks import EndOfTraining, validate
+from .distributed import (
+    add_up_gradients,
+    batches_of_first,
+    gathered,
+    n_processes,
+    of_all,
+    of_first,
+    own_gradient,
+    own_rows,
+    take_from_first,
+)
 from .training import COLLAPSED, embed, spread
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
@@ -79,6 +90,9 @@ class EmbeddingNet(NeuralNet):
         Only shown to callbacks.
     draws : context manager
         Entered for whatever may draw from torch's global generators: `seeded` or, if nothing does, `NO_DRAWS`.
+    own_draws : context manager
+        Entered inside of ``draws`` for the training passes of the network, where several processes train: each has
+        random numbers of its own there, and all have the same ones elsewhere.
     checkpoint : Checkpoint or None
         Where the state is found at the beginning, and written after each epoch.
 
@@ -107,9 +121,11 @@ class EmbeddingNet(NeuralNet):
         valid_set=None,
         verbose=0,
         draws=NO_DRAWS,
+        own_draws=NO_DRAWS,
         checkpoint=None,
     ):
         self.draws = draws
+        self.own_draws = own_draws
         super().__init__(
             network,
             criterion=criterion,
@@ -131,6 +147,7 @@ class EmbeddingNet(NeuralNet):
         self.checkpoint = checkpoint
         self.interrupt_ = None
         self.is_ended_ = False
+        self.ends_together_ = n_processes() == 1
         self.spreads_ = []
 
     @property
@@ -161,7 +178,8 @@ class EmbeddingNet(NeuralNet):
 
     def __getstate__(self):
         # A pickled checkpoint holds what is trained, but not the data, nor callbacks, which may hold data as well.
-        state = {"recipe": replace(self.recipe, batches=None), "callbacks": None, "callbacks_": [], "draws": NO_DRAWS}
+        state = {"recipe": replace(self.recipe, batches=None), "callbacks": None, "callbacks_": []}
+        state |= {"draws": NO_DRAWS, "own_draws": NO_DRAWS}
         state |= dict.fromkeys(("given", "valid_set", "generator", "augment_generator", "checkpoint", "interrupt_"))
         return super().__getstate__() | state
 
@@ -170,6 +188,7 @@ class EmbeddingNet(NeuralNet):
 
     def notify(self, method_name, **kwargs):
         """Call the callbacks; see whether a KeyboardInterrupt, which skorch swallows, ends the training as planned."""
+        is_common = method_name == "on_epoch_end" and n_processes() > 1
         if method_name == "on_train_end":
             self._look_for_interrupt()
         if method_name in ("on_train_begin", "on_train_end"):
@@ -185,9 +204,12 @@ class EmbeddingNet(NeuralNet):
                     is_end = isinstance(callback, EarlyStopping) and method_name == "on_epoch_end"
                     if is_end or isinstance(error, EndOfTraining):
                         self.is_ended_ = True
-                        raise
+                        if not is_common:
+                            raise
+                        continue
                     self.interrupt_ = error
-                    if method_name != "on_train_end":  # there the others go on: one of them restores the best weights
+                    # There the others go on: one of them restores the best weights, or keeps them.
+                    if method_name != "on_train_end" and not is_common:
                         raise
         # Here, what was drawn inside the block is part of the state.
         if method_name == "on_train_begin" and self.checkpoint is not None:
@@ -198,13 +220,29 @@ class EmbeddingNet(NeuralNet):
             except KeyboardInterrupt as error:
                 self.interrupt_ = error
                 raise
+        if is_common:
+            self._end_together()
+
+    def _end_together(self):
+        """End the training, after the same epoch, in all processes if a callback has ended it in one of them."""
+        is_ended, is_interrupted = map(any, zip(*of_all((self.is_ended_, self.interrupt_ is not None)), strict=True))
+        self.ends_together_ = is_ended or is_interrupted
+        if is_interrupted:
+            self.interrupt_ = self.interrupt_ or KeyboardInterrupt()
+            raise self.interrupt_
+        if is_ended:
+            self.is_ended_ = True
+            raise EndOfTraining
 
     def _look_for_interrupt(self):
-        """Set ``interrupt_``, and raise it if there was no whole epoch: the estimator then stays as it is."""
+        """Set ``interrupt_``, and raise it if there was no whole epoch: the estimator then stays as it is.
+
+        It does so too if this process is the only one of several to end: what is left to do needs all of them.
+        """
         n_whole = len(epochs(self.history))
         if self.interrupt_ is None and not self.is_ended_ and n_whole < self.max_epochs:
             self.interrupt_ = KeyboardInterrupt()
-        if self.interrupt_ is not None and n_whole == 0:
+        if self.interrupt_ is not None and (n_whole == 0 or not self.ends_together_):
             raise self.interrupt_
 
     def set_params(self, **params):
@@ -226,13 +264,16 @@ class EmbeddingNet(NeuralNet):
                 self._record(name, score, larger_is_better=True)
             return
         with self.draws:
-            batches = self.recipe.batches(self.generator, lambda: embed(self.module_, iterator, self.device))
+            batches = self.recipe.batches(
+                self.generator, lambda: embed(self.module_, iterator, self.device, together=True)
+            )
         batches = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
+        batches = batches_of_first(batches, self.generator.device, self.device)
         self._set_training(True)
         epoch = len(self.history) - 1
         total = torch.zeros((), dtype=torch.float32, device=self.device)
         total_weight = 0
-        with closing(iterator.batches([index for index, *_ in batches], self.augment_generator)) as inputs:
+        with closing(iterator.batches([own_rows(index) for index, *_ in batches], self.augment_generator)) as inputs:
             for i, ((index, *others), X) in enumerate(zip(batches, inputs, strict=True)):
                 self.progress_ = (epoch + i / len(batches)) / self.max_epochs
                 batch = X, iterator.labels(index)
@@ -247,9 +288,11 @@ class EmbeddingNet(NeuralNet):
                     self.spreads_ = [spread(step["y_pred"])]
                 self.history.record_batch("train_batch_size", len(index))
                 self.notify("on_batch_end", batch=batch, training=True, **step)
+        # Statistics of BatchNorm, and what another order of additions has changed in the loss.
+        take_from_first(self.criterion_, buffers_of=[self.module_])
         # The only synchronization of the epoch.
         total, total_weight = torch.stack([total, torch.as_tensor(total_weight, device=self.device)]).tolist()
-        loss = total / (total_weight or 1)
+        loss = of_first(total / (total_weight or 1))
         if not math.isfinite(loss):
             raise ValueError(self._diverged(f"The mean loss ({loss})"))
         self._record("train_loss", loss, larger_is_better=False)
@@ -260,7 +303,7 @@ class EmbeddingNet(NeuralNet):
         """Take a step; return the loss and the embeddings as skorch does, but without the graph."""
         X, *targets = batch
         self.optimizer_.zero_grad()
-        if self.recipe.chunk_size is None or len(X) <= self.recipe.chunk_size:
+        if n_processes() == 1 and (self.recipe.chunk_size is None or len(X) <= self.recipe.chunk_size):
             embeddings = self.embed_batch(X)
             loss = self.criterion_(embeddings, *targets, **weights)
             loss.backward()
@@ -292,29 +335,40 @@ class EmbeddingNet(NeuralNet):
     def backward_in_chunks(self, X, targets, **weights):
         """Gradient caching [1]_: like one backward pass, except that layers that mix rows see only a chunk.
 
+        Of several processes, each passes its `own_rows` of the batch, in equally many chunks.
+
         References
         ----------
         .. [1] L. Gao, Y. Zhang, J. Han and J. Callan, "Scaling Deep Contrastive Learning Batch Size under Memory
            Limited Setup", RepL4NLP 2021, arXiv:2101.06983.
         """
         device = X.device
-        size = self.recipe.chunk_size
+        n_rows = len(targets[0])
+        most = -(-n_rows // n_processes())
+        size = self.recipe.chunk_size or most
         # BatchNorm does not take a last chunk of one row.
-        chunks = X.tensor_split(-(-len(X) // size)) if len(X) % size == 1 else X.split(size)
-        states, embeddings = [], []
-        with torch.no_grad():
+        is_even = n_processes() > 1 or len(X) % size == 1
+        chunks = X.tensor_split(-(-most // size)) if is_even else X.split(size)
+        states, own = [], []
+        with self.own_draws, torch.set_grad_enabled(len(chunks) == 1):
             for chunk in chunks:
                 states.append(generator_states(device))
-                embeddings.append(self.embed_batch(chunk))
-        embeddings = torch.cat(embeddings).requires_grad_()
+                own.append(self.embed_batch(chunk))
+        embeddings = gathered(torch.cat(own).detach(), n_rows).requires_grad_()
         loss = self.criterion_(embeddings, *targets, **weights)
         loss.backward()
-        after = generator_states(device)
-        grads = embeddings.grad.split([len(chunk) for chunk in chunks])
-        for chunk, state, grad in zip(chunks, states, grads, strict=True):
-            set_generator_states(state, device)  # the same dropout as before
-            self.module_(chunk).backward(grad)
-        set_generator_states(after, device)
+        grads = own_gradient(embeddings.grad, len(X)).split([len(chunk) for chunk in chunks])
+        if len(chunks) == 1:
+            if own[0].requires_grad:  # not in a warm-up without a head
+                own[0].backward(grads[0])
+        else:
+            with self.own_draws:
+                after = generator_states(device)
+                for chunk, state, grad in zip(chunks, states, grads, strict=True):
+                    set_generator_states(state, device)  # the same dropout as before
+                    self.module_(chunk).backward(grad)
+                set_generator_states(after, device)
+        add_up_gradients(self.module_.parameters())
         return embeddings, loss
 
     def has_collapsed(self):

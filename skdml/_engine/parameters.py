@@ -12,6 +12,7 @@ from torch import nn
 
 from .._constraints import FRACTION, NON_NEGATIVE, POSITIVE, POSITIVE_INT, Interval, StrOptions, check_constraints
 from .callbacks import check_callbacks, has_lr_scheduler
+from .distributed import n_processes
 from .net import OPTIMIZERS
 
 # What learning_rate="auto" stands for over features. WIDTH_MOVE is the best of 0.32, 0.64 and 1.28 on held-out training
@@ -140,7 +141,8 @@ class EmbedderParameters:
         "valid_recall_at_1" and "valid_map_at_r" with ``early_stopping``, and get X, y, losses and embeddings as skorch
         passes them.
     device : str or torch.device, default="auto"
-        Where to train and transform. "auto": "cuda" where there is one, else "mps", else "cpu".
+        Where to train and transform. "auto": "cuda" where there is one, else "mps", else "cpu". Among
+        :ref:`several processes <several_processes>`, each takes the GPU that its environment variable LOCAL_RANK names.
     precision : {"float32", "bfloat16"}, default="float32"
         "bfloat16": autocast of the network up to the normalization. Similarities and losses stay in float32.
     warm_start : bool, default=False
@@ -315,6 +317,8 @@ class EmbedderParameters:
 
     def _find_device(self):
         if self.device == "auto":
+            if torch.cuda.is_available() and n_processes() > 1 and "LOCAL_RANK" in os.environ:
+                return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
             return torch.device(
                 "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
             )

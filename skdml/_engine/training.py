@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from .._data.arrays import Rows
 from .._network.random import NO_DRAWS
 from ..metrics import map_at_r, recall_at_k
+from .distributed import n_processes, of_shares, own_share
 
 COLLAPSED = 1e-2  # the spread below which embeddings are nearly one point
 
@@ -103,10 +104,11 @@ class TrainingSet(Dataset):
 
 
 @torch.no_grad()
-def embed(network, data, device, draws=NO_DRAWS):
+def embed(network, data, device, draws=NO_DRAWS, *, together=False):
     """Return the network's outputs for all of data, float32 (n_samples, D) on ``device``, in eval mode.
 
-    Each pass is in a block of ``draws``, that of `seeded` if it may draw from torch's global generators.
+    Each pass is in a block of ``draws``, that of `seeded` if it may draw from torch's global generators. With
+    ``together``, each process of a group embeds its share of the data; all must call.
 
     Raises
     ------
@@ -115,7 +117,9 @@ def embed(network, data, device, draws=NO_DRAWS):
     """
     network.eval()
     size = min(8192, max(32, 2**18 // math.prod(data.sample_shape)))  # keeps the activations small
-    parts = [slice(start, start + size) for start in range(0, len(data), size)]
+    together = together and n_processes() > 1
+    rows = own_share(len(data)) if together else range(len(data))
+    parts = [slice(start, min(start + size, rows.stop)) for start in range(rows.start, rows.stop, size)]
     outputs = None
     total = 0.0
     with closing(data.batches(parts)) as batches:  # no worker process is left after an error
@@ -123,9 +127,13 @@ def embed(network, data, device, draws=NO_DRAWS):
             with draws:
                 output = network(inputs)
             if outputs is None:
-                outputs = torch.empty(len(data), output.shape[1], dtype=torch.float32, device=device)
-            outputs[part] = output
+                at = output.device if together else device
+                outputs = torch.empty(len(rows), output.shape[1], dtype=torch.float32, device=at)
+            outputs[part.start - rows.start : part.stop - rows.start] = output
             total = total + output.sum()
+    if together:
+        outputs = of_shares(outputs, len(data)).to(device)
+        total = outputs.sum()
     # The sum is cheap, and not finite if an output is not; it may also overflow by itself.
     if not math.isfinite(total) and (n_bad := int((~outputs.isfinite()).any(dim=1).sum())):
         raise ValueError(

@@ -40,6 +40,11 @@ def copied(module):
     return copy.deepcopy(module, {id(tensor): tensor.detach().clone() for tensor in _of_graphs(module)})
 
 
+def sharing_tensors(module):
+    """Return a copy of the module that holds the same tensors."""
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors_in(module)})
+
+
 def without_graphs(module):
     """Return the module, or one that shares all its tensors except for those of graphs, which it has on the CPU."""
     of_graphs = _of_graphs(module)
