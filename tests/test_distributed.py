@@ -390,9 +390,10 @@ def start(folder):
 
 
 @pytest.fixture(scope="session")
-def found(tmp_path_factory):
+def found(tmp_path_factory, worker_id):
     """The results of each number of processes, 1 included, as a list of those of each process."""
-    folder = tmp_path_factory.getbasetemp().parent / "distributed"  # the processes of pytest-xdist share it
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "distributed"  # one for all processes of pytest-xdist
     try:
         folder.mkdir()
     except FileExistsError:
