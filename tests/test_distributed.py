@@ -341,6 +341,38 @@ def errors(rank, folder):
     return {"errors": found, "untouched": untouched, "score": score, "fitted": weights(embedder)}
 
 
+class Crash(Callback):
+    """Raises at the end of an epoch."""
+
+    at = None
+
+    def on_epoch_end(self, net, **kwargs):
+        if len(net.history) == Crash.at:
+            raise ArithmeticError
+
+
+@case
+def resumed(rank, folder):
+    X, y = blobs()
+
+    def fit(checkpoint):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            backbone = nn.Sequential(nn.Linear(6, 8), nn.Dropout())
+        embedder = skdml.RAWEmbedder(
+            backbone=backbone, max_epochs=4, batch_size=24, memory_size=30, memory_start=1, random_state=0
+        )
+        return weights(embedder.set_params(callbacks=[Crash()], checkpoint=checkpoint).fit(X, y))
+
+    found = {"whole": fit(None)}
+    Crash.at = 3
+    found["error"] = error_of(lambda: fit(folder))
+    Crash.at = None
+    found["state"] = os.listdir(folder)
+    found |= {"resumed": fit(folder), "again": fit(folder)}
+    return found | {"result": os.listdir(folder)}
+
+
 @case
 def gradients(rank, folder):
     """The sum of those of all processes, and none where there is none in any."""
@@ -527,6 +559,18 @@ def test_embeddings_in_float32_agree(found, name):
         for result in results:
             np.testing.assert_allclose(result[name], expected[name], atol=1e-5)
             np.testing.assert_array_equal(result[name], results[0][name])
+
+
+def test_a_crash_is_resumed_by_all(found):
+    """Each process goes on with its own random numbers, which the first one has written."""
+    expected, groups = of_case(found, "resumed")
+    for results in ([expected], *(results for _, results in groups)):
+        for result in results:
+            assert result["error"] == ("ArithmeticError", "")
+            assert (result["state"], result["result"]) == (["state.safetensors"], ["result.safetensors"])
+            check_equal(result["resumed"], result["whole"], atol=0)
+            check_equal(result["again"], result["whole"], atol=0)
+        check_same([result["resumed"] for result in results])
 
 
 def test_gradients_are_added_up(found):
