@@ -65,6 +65,9 @@ class TrainingSet(Dataset):
     sample_weight : float32 ndarray of shape (n_samples,) or None
     """
 
+    # What `scores` returns, by the names in skorch's history; the next one decides if two are equal.
+    score_names = {"valid_recall_at_1": "Recall@1", "valid_map_at_r": "MAP@R"}
+
     def __init__(self, data, y, rows=None, sample_weight=None):
         self.data = data
         self.sample_weight = None if sample_weight is None else torch.from_numpy(sample_weight).to(data.index_device)
@@ -86,6 +89,10 @@ class TrainingSet(Dataset):
     def weights(self, index):
         """Return the weights for an index tensor or a slice, or None."""
         return None if self.sample_weight is None else self._of_rows(self.sample_weight, index)
+
+    def scores(self, network):
+        """Return how well a network embeds the rows: what early stopping compares."""
+        return retrieval_scores(embed(network, self, self.data.device), self.labels(slice(None)))
 
     def sample(self, n, seed):
         """Return the set of rows with a nonzero weight, or n of them drawn at random if there are more."""

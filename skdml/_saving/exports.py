@@ -52,14 +52,17 @@ def model_card(embedder, params, passed, measures):
     for name, value in measures.items():
         if not isinstance(value, Real):
             raise TypeError(f"measures must map names to numbers; got {value!r} for {name!r}.")
-    recalls = [epoch["validation_recall_at_1"] for epoch in embedder.history_ if "validation_recall_at_1" in epoch]
-    if recalls:
-        measures = {"Recall@1 of the held-out part of the training data, best epoch": max(recalls), **measures}
+    for key, measure in (("validation_recall_at_1", "Recall@1"), ("validation_accuracy", "Accuracy")):
+        if values := [epoch[key] for epoch in embedder.history_ if key in epoch]:
+            measures = {f"{measure} of the held-out part of the training data, best epoch": max(values), **measures}
     name = type(embedder).__name__
     doc = re.sub(r"\]_", "]", inspect.getdoc(type(embedder)) or "")
     papers = re.search(r"^References\n-+\n(.*?)\n\n", doc + "\n\n", flags=re.MULTILINE | re.DOTALL)
-    n_classes = len(embedder.classes_)
-    labels = ", ".join([*map(str, embedder.classes_[:10]), *["..."] * (n_classes > 10)])
+    training = f"{embedder.n_iter_} epochs"
+    if hasattr(embedder, "classes_"):
+        n_classes = len(embedder.classes_)
+        labels = ", ".join([*map(str, embedder.classes_[:10]), *["..."] * (n_classes > 10)])
+        training = f"{n_classes} classes ({labels}), {training}"
     length = "of unit length" if embedder.normalize else "of any length"
     lines = [
         f"# {name}",
@@ -68,7 +71,7 @@ def model_card(embedder, params, passed, measures):
         "",
         f"- Data: {expected(embedder, embedder._input)}",
         f"- Embeddings: {embedder._n_features_out} components, {length}.",
-        f"- Training: {n_classes} classes ({labels}), {embedder.n_iter_} epochs.",
+        f"- Training: {training}.",
         f"- Versions: {', '.join(f'{package} {version}' for package, version in versions().items())}.",
         "",
         "```python",
