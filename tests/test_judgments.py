@@ -135,7 +135,11 @@ def test_the_losses_are_those_of_classes():
     torch.testing.assert_close(GivenTripletsSSTLoss()(Z, triplets), SSTLoss()(Z, y))
     order = GivenOrderLoss(margin=3.0)
     torch.testing.assert_close(order(Z, triplets), TripletLoss(margin=3.0, mining=None)(Z, y))
-    torch.testing.assert_close(order(Z, triplets[:, [0, 1, 0, 2]]), order(Z, triplets))
+    d = torch.cdist(Z, Z, compute_mode="donot_use_mm_for_euclid_dist").square()
+    torch.testing.assert_close(order(Z, triplets[:1]), d[0, 1] - d[0, 2] + 3)
+    torch.testing.assert_close(order(Z, torch.tensor([[1, 2, 0, 1]])), d[1, 2] - d[0, 1] + 3)
+    symmetric = nn.functional.softplus(d[0, 1] - (d[0, 2] + d[1, 2]) / 2)
+    torch.testing.assert_close(GivenTripletsSSTLoss()(Z, triplets[:1]), symmetric)
 
 
 @pytest.mark.parametrize(
