@@ -154,8 +154,8 @@ class JudgmentsEmbedder(_FitsOnOtherThanSamples, NetworkEmbedder):
     preprocessor : array-like, callable or None, default=None
         What makes samples of what ``fit``, ``transform`` and the other methods get. An array of samples (or a data
         frame, a sparse matrix, a list of paths): they get its row numbers; ``transform`` also takes other samples,
-        except paths. A callable maps an array or list of what they get, each element once, to as many samples; it may be the
-        ``transform`` of a fitted transformer. None: they get the samples themselves.
+        except paths. A callable maps an array or list of what they get, each element once, to as many samples; it may
+        be the ``transform`` of a fitted transformer. None: they get the samples themselves.
     batch_size : int, default=64
         Number of judgments per step; >= 1. A sample that several of them share is embedded once.
     early_stopping : bool, default=False
