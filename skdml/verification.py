@@ -18,6 +18,7 @@ from sklearn.utils import _safe_indexing, column_or_1d, get_tags
 from sklearn.utils.validation import check_is_fitted
 
 from ._constraints import HasMethods, Interval, StrOptions, check_constraints
+from ._data.sides import is_group, split
 from ._data.targets import check_sample_weight
 from .metrics._rows import check_points, normalize_, prepare, similarities, tile_size, tiles
 
@@ -508,95 +509,13 @@ def _count_given_pairs(similarity, same, sample_weight):
 
 def _similarity(embedder, pairs):
     """Return the cosine of the embeddings of each pair as a tensor (P,)."""
-    firsts, seconds = (normalize_(_embed(embedder, side)) for side in _split(pairs))
+    firsts, seconds = (normalize_(_embed(embedder, side)) for side in split(pairs, 2))
     if firsts.shape != seconds.shape:
         raise ValueError(
             f"Each pair must have two samples; got {len(firsts)} first and {len(seconds)} second samples, embedded in "
             f"{firsts.shape[1]} and {seconds.shape[1]} components."
         )
     return (firsts * seconds).sum(1)
-
-
-_NEEDED = (
-    "X must hold pairs, as an array of shape (n_pairs, 2, ...) or as a tuple (firsts, seconds) of all first and all "
-    "second samples, or as a list of (first, second), or as two columns of paths"
-)
-
-
-def _split(X):
-    """Return the first and the second samples of the pairs."""
-    if isinstance(X, tuple) and len(X) == 2:
-        if all(isinstance(side, tuple) and len(side) == 2 for side in X):
-            raise ValueError(
-                "X is a tuple of two tuples of two samples: these could be two pairs, or the first and the second "
-                "samples. Write list(X) for two pairs, or tuple(map(list, X)) for the first and the second samples."
-            )
-        if any(map(_is_one_sample, X)):
-            raise ValueError(
-                "X is a tuple of two samples, but a tuple must hold all first and all second samples. Write one pair "
-                "as [(first, second)]."
-            )
-        return X
-    if not hasattr(X, "shape") and hasattr(X, "__array__"):
-        X = np.asarray(X)
-    shape = tuple(getattr(X, "shape", ()))
-    if sparse.issparse(X) or not (isinstance(X, list | tuple) or shape):
-        raise ValueError(f"{_NEEDED}; got a {type(X).__name__}.")
-    if len(X) == 0:
-        raise ValueError(f"{_NEEDED}; got no pairs.")
-    if len(shape) > 1:
-        if shape[1] != 2:
-            raise ValueError(f"{_NEEDED}; got shape {shape}.")
-        if len(shape) > 2:
-            return X[:, 0], X[:, 1]
-        return tuple(_stack(list(_safe_indexing(X, side, axis=1))) for side in (0, 1))
-    for i, pair in enumerate(X):
-        if not _is_pair(pair):
-            shape = f" of shape {tuple(pair.shape)}" if hasattr(pair, "shape") else ""
-            found = f"{type(pair).__name__}{shape}"
-            raise ValueError(f"{_NEEDED}; got a {type(X).__name__}, whose element {i} is not a pair, but a {found}.")
-    if len(X) == 2 and not any(isinstance(pair, list | tuple) for pair in X):
-        raise ValueError(
-            f"X is a {type(X).__name__} of two {type(next(iter(X))).__name__}s of two rows: these could be two pairs, "
-            "or the first and the second samples. Write list(map(tuple, X)) for two pairs, or tuple(X) for the first "
-            "and the second samples."
-        )
-    return tuple(map(_stack, zip(*X, strict=True)))
-
-
-def _is_pair(value):
-    if isinstance(value, str | bytes | dict) or sparse.issparse(value) or getattr(value, "ndim", 1) == 0:
-        return False
-    return hasattr(value, "__len__") and len(value) == 2
-
-
-def _is_one_sample(side):
-    """Return whether it is a path or a vector, and not several of them."""
-    if isinstance(side, str | bytes | os.PathLike):
-        return True
-    if isinstance(side, list | tuple):
-        return bool(side) and all(isinstance(value, Real) for value in side)
-    return len(getattr(side, "shape", ())) == 1 and isinstance(next(iter(side), None), Real | torch.Tensor)
-
-
-def _stack(samples):
-    """Return the samples as one X: a list of paths, a tensor, a sparse matrix or an array."""
-    if any(isinstance(sample, str | os.PathLike) for sample in samples):
-        return list(samples)
-    if all(isinstance(sample, torch.Tensor) for sample in samples):
-        return torch.stack(list(samples))
-    if all(sparse.issparse(sample) for sample in samples):
-        return sparse.vstack([sample.reshape(1, -1) for sample in samples], format="csr")
-    arrays = [np.asarray(sample) for sample in samples]
-    shapes = sorted({array.shape for array in arrays})
-    if len(shapes) > 1 or not shapes[0]:
-        found = (
-            " and ".join(f"shape {shape}" for shape in shapes[:2])
-            if shapes[-1]
-            else f"single values, such as {samples[0]!r:.50}"
-        )
-        raise ValueError(f"{_NEEDED}, each sample a path or an array of the same shape; got samples of {found}.")
-    return np.stack(arrays)
 
 
 def _are_pairs(X, embedder):
@@ -612,7 +531,7 @@ def _are_pairs(X, embedder):
         sample = next(iter(_safe_indexing(X, 0, axis=1))) if len(shape) == 2 else np.empty(shape[2:], bool)
     else:
         row = next(iter(X))
-        if not _is_pair(row):
+        if not is_group(row, 2):
             return False
         sample = next(iter(row))
     is_path = isinstance(sample, str | os.PathLike)

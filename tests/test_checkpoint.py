@@ -24,6 +24,7 @@ from skdml import (
     FoldEnsembleEmbedder,
     HTLEmbedder,
     MagnetEmbedder,
+    PairsEmbedder,
     RAWEmbedder,
     SmartMiningEmbedder,
     SoftTripleEmbedder,
@@ -225,6 +226,25 @@ def test_a_seed_of_its_own_is_kept(params, blobs, tmp_path):
     np.random.seed(1)  # noqa: NPY002
     assert_same(small(random_state=None, checkpoint=tmp_path, **params).fit(X, y), whole)
     assert_same(small(random_state=None, checkpoint=tmp_path, **params).fit(X, y), whole)
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_judgments_are_resumed(early_stopping, blobs, tmp_path):
+    X, y = blobs
+    pairs = np.random.default_rng(0).integers(len(X), size=(80, 2))
+    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+    same = np.where(y[pairs[:, 0]] == y[pairs[:, 1]], 1, -1)
+
+    def make(folder):
+        return small(PairsEmbedder, checkpoint=folder, early_stopping=early_stopping, validation_fraction=0.3)
+
+    whole = make(None).fit(X[pairs], same)
+    crash(make(tmp_path), X[pairs], same)
+    for fitted in (make(tmp_path).fit(X[pairs], same), make(tmp_path).fit(X[pairs], same)):
+        assert_same(fitted, whole)
+        assert fitted.threshold_ == whole.threshold_
+    with pytest.raises(ValueError, match="belongs to another fit: y was"):
+        make(tmp_path).fit(X[pairs], -same)
 
 
 def test_a_warm_start_is_resumed(blobs, tmp_path):

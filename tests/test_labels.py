@@ -371,5 +371,5 @@ def test_floats_that_may_have_merged_labels_warn():
 
 @pytest.mark.parametrize("shape", [(20, 2, 3), (20, 4, 3)])
 def test_pairs_in_place_of_samples(shape):
-    with pytest.raises(ValueError, match=r"pairs, triplets or quadruplets.*connected_components"):
+    with pytest.raises(ValueError, match=r"pairs, triplets or quadruplets, fit a PairsEmbedder.*class of each"):
         embedder_with().fit(np.zeros(shape), np.ones(20))

@@ -571,9 +571,8 @@ def _check_channels(X):
         advice = "Pass backbone=, or X[:, None] for grayscale images."
         if X.ndim == 3 and X.shape[1] in (2, 3, 4):
             advice += (
-                " If these are pairs, triplets or quadruplets, pass single samples and the class of each: where only "
-                "pairs are known to be of one class, number the groups that they connect "
-                "(scipy.sparse.csgraph.connected_components)."
+                " If these are pairs, triplets or quadruplets, fit a PairsEmbedder, TripletsEmbedder or "
+                "QuadrupletsEmbedder, or pass single samples and the class of each."
             )
         raise ValueError(
             f"X is a float array of shape {X.shape}: without a backbone, skdml takes vectors (n, f), uint8 "

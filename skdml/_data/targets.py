@@ -15,8 +15,8 @@ def read_target(estimator, X, y):
     if y is None:
         raise ValueError(
             f"{type(estimator).__name__} requires y to be passed, but the target y is None. Call fit(X, y) with one "
-            "class label per sample. Where only pairs are known to be of one class, number the groups that they "
-            "connect (scipy.sparse.csgraph.connected_components)."
+            "class label per sample. Where only pairs, triplets or quadruplets are known, use PairsEmbedder, "
+            "TripletsEmbedder or QuadrupletsEmbedder."
         )
     y = read_labels(y)
     check_consistent_length(X, y)

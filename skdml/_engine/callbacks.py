@@ -28,8 +28,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm.auto import tqdm
 
 from .._ambient import warn
-from .distributed import of_first, rank
-from .training import embed, retrieval_scores
+from .distributed import rank
+from .training import retrieval_scores
 
 try:
     from sklearn.callback import CallbackSupportMixin, with_callbacks
@@ -57,15 +57,15 @@ WRITERS = (  # callbacks of skorch whose work is not part of the training
 WARM_UP = 0.15  # share of the one-cycle schedule in which the learning rate rises
 
 
-def check_callbacks(callbacks, early_stopping):
+def check_callbacks(callbacks, early_stopping, score_names):
     """Reject objects that are not skorch callbacks, and callbacks that need predictions or values not recorded.
 
     Raises
     ------
     TypeError, ValueError
     """
-    recorded = ["train_loss", *(["valid_recall_at_1", "valid_map_at_r"] if early_stopping else [])]
-    missing = {"valid_loss", "valid_acc", "valid_recall_at_1", "valid_map_at_r"}.difference(recorded)
+    recorded = ["train_loss", *(score_names if early_stopping else [])]
+    missing = {"valid_loss", "valid_acc", "valid_recall_at_1", "valid_map_at_r", *score_names}.difference(recorded)
     for callback in _instances(callbacks):
         if not isinstance(callback, Callback):
             raise TypeError(f"callbacks must be a list of skorch callbacks or (name, callback); got {callback!r}.")
@@ -84,7 +84,7 @@ def check_callbacks(callbacks, early_stopping):
         if isinstance(monitor, str) and monitor.removesuffix("_best") in missing:
             raise ValueError(
                 f"{type(callback).__name__} monitors {monitor!r}, which is not recorded. Set monitor to one of "
-                f"{recorded} (for Checkpoint, append '_best'). 'valid_recall_at_1' is recorded with "
+                f"{recorded} (for Checkpoint, append '_best'). {next(iter(score_names))!r} is recorded with "
                 "early_stopping=True."
             )
         if isinstance(monitor, str) and _looks_at_batches(callback):
@@ -222,7 +222,7 @@ class BestWeights(Callback):
 
     def on_epoch_end(self, net, **kwargs):
         epoch = len(net.history)
-        scores = net.history[-1, "valid_recall_at_1"], net.history[-1, "valid_map_at_r"]
+        scores = tuple(net.history[-1, name] for name in self.valid_set.score_names)
         # In a tie, trained weights are preferred to the initial ones.
         if scores > self.best_ or (self.best_epoch_ == 0 and scores == self.best_):
             self._keep(net, scores, epoch)
@@ -240,10 +240,11 @@ class BestWeights(Callback):
         if self.split == "classes" and not net.module_.starts_at_input:
             self._compare_with_input()
         if self.best_epoch_ == 0:
+            names = self.valid_set.score_names.values()
+            start = ", ".join(f"{name} {score:.3f}" for name, score in zip(names, self.start_, strict=True))
             warn(
-                f"No epoch was better on the held-out data than the start (Recall@1 {self.start_[0]:.3f}, MAP@R "
-                f"{self.start_[1]:.3f}), so the embedder keeps its initial weights. Lower learning_rate, or hold out "
-                "more data with validation_fraction.",
+                f"No epoch was better on the held-out data than the start ({start}), so the embedder keeps its initial "
+                "weights. Lower learning_rate, or hold out more data with validation_fraction.",
                 ConvergenceWarning,
             )
 
@@ -311,9 +312,8 @@ def _float_tensors(network):
 
 
 def validate(network, valid_set):
-    """Return the `retrieval_scores` of a network on the held-out part; all processes of a group must call."""
-    embeddings = embed(network, valid_set, valid_set.data.device, together=True)
-    return of_first(retrieval_scores(embeddings, valid_set.labels(slice(None))) if rank() == 0 else None)
+    """Return the scores of a network on the held-out part; all processes of a group must call."""
+    return valid_set.scores(network)
 
 
 def flat_input(data_set):
@@ -343,8 +343,9 @@ class Progress(Callback):
     def on_epoch_end(self, net, **kwargs):
         epoch = net.history[-1]
         shown = {"loss": f"{epoch['train_loss']:.4f}"}
-        if "valid_recall_at_1" in epoch:
-            shown["validation Recall@1"] = f"{epoch['valid_recall_at_1']:.4f}"
+        if net.valid_set:
+            name, text = next(iter(net.valid_set.score_names.items()))
+            shown[f"validation {text}"] = f"{epoch[name]:.4f}"
         if self.bar_ is not None:
             self.bar_.set_postfix(shown, refresh=False)
             self.bar_.update(len(net.history) - self.bar_.n)  # some epochs may be behind a training that was resumed

@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from .._ambient import neutral, own_filters, warn
-from .._constraints import POSITIVE, Interval
+from .._constraints import POSITIVE, Interval, StrOptions
 from .._data.arrays import Rows, check_data, is_dispatched
 from .._data.targets import check_classes, check_sample_weight, read_target
 from .._labels import number_labels
@@ -58,14 +58,13 @@ from .training import COLLAPSED, Task, embed, hold_out, spread
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class BaseEmbedder(
+class NetworkEmbedder(
     EmbedderParameters, CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
 ):
-    """Base of the embedders: a network trained so that samples of one class lie close together.
+    """Base of all embedders: a network that is trained, embeds samples, and is saved.
 
-    A subclass is a keyword-only dataclass with the method's hyperparameters as fields, their allowed values in
-    ``_parameter_constraints``, and the class of its loss in ``_loss_class``. It may give its own ``_make_loss`` and
-    ``_make_batches``.
+    A subclass says what it learns from: it has ``fit``, which calls ``_train``, and ``_read``, which returns the
+    checked data as a `Task` or another object with the same attributes.
     """
 
     # scikit-learn's HTML shows what parameters mean where there is a link to a manual; skdml's has no address.
@@ -117,102 +116,14 @@ class BaseEmbedder(
         """Return what training minimizes: the loss, or a module around it that does not outlive the fit."""
         return criterion
 
-    @with_callbacks
-    def fit(self, X, y, sample_weight=None) -> Self:
-        """Train the network.
-
-        Parameters
-        ----------
-        X : {array-like, sparse matrix} of shape (n_samples, n_features), array of images, or sequence of paths
-            Vectors, dense or sparse, or a data frame; uint8 images (n, H, W) or (n, H, W, C), which are scaled to
-            (x - 127) / 128; float images (n, C, H, W), taken as they are; a 1-D array, list or data frame's column of
-            paths of image files (JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000 or AVIF), which become upright RGB
-            images, on white where they are transparent; :func:`skdml.datasets.load_image_folder` gives those of a
-            folder. An array may be a numpy.memmap. Any other float array of three or more axes needs a ``backbone``.
-        y : array-like of shape (n_samples,)
-            Class labels of any kind that sorts, at least two distinct ones; see :ref:`labels`.
-        sample_weight : array-like of shape (n_samples,), float or None, default=None
-            Weight of each sample's term in the loss of a batch, >= 0, not all 0; see :ref:`sample_weight`. None: ones.
-
-        Returns
-        -------
-        self : object
-            The fitted embedder.
-
-        Raises
-        ------
-        ValueError
-            For a hyperparameter, X, y or sample_weight out of range (the message says what is needed), for a backbone
-            that does not fit X, for files that cannot be used, for a ``checkpoint`` that belongs to another fit, and
-            when the loss is no longer finite.
-        TypeError
-            When the labels are of several types, such as 1 and "1", which have no common order, or ``checkpoint``
-            cannot hold what a callback or module carries.
-        OSError
-            When ``checkpoint`` or ``cache`` cannot be written to.
-        RuntimeError
-            When a process that decodes files dies.
-        KeyboardInterrupt
-            After Ctrl-C; the embedder is fitted if there was at least one whole epoch, otherwise as before.
-
-        Warns
-        -----
-        ConvergenceWarning
-            When all training samples have nearly the same embedding.
-        """
+    def _fit(self, X, y, sample_weight):
+        """Train, for a subclass's ``fit``; with a ``checkpoint``, go on with what an earlier process has left."""
         with errors_of_all():
             self._check_params()
             goes_on = self.warm_start and hasattr(self, "network_")
             checkpoint = None if self.checkpoint is None else Checkpoint(self, goes_on)
         with checkpoint or nullcontext():
             return self._train(X, y, sample_weight, goes_on=goes_on, checkpoint=checkpoint)
-
-    # scikit-learn's checks ask of every estimator whose fit shows sample_weight that fits on repeated rows and on
-    # weighted ones, in another order, agree to 1e-7. float32 and shuffled batches cannot give that: it is not shown.
-    fit.__signature__ = inspect.Signature(list(inspect.signature(fit).parameters.values())[:3])
-    __metadata_request__fit = {"sample_weight": None}
-
-    @with_callbacks
-    def partial_fit(self, X, y, classes=None, sample_weight=None) -> Self:
-        """Train the network for one more epoch.
-
-        Proxies and centers of new classes are added to those learned so far. The learning rates are constant; the
-        optimizer and the memory of earlier batches start anew.
-
-        Parameters
-        ----------
-        X : {array-like, sparse matrix} of shape (n_samples, n_features), array of images, or sequence of paths
-            As in fit.
-        y : array-like of shape (n_samples,)
-            Class labels, known ones or new ones.
-        classes : array-like of shape (n_classes,) or None, default=None
-            Classes that will come later, which get proxies now; those of y are added.
-        sample_weight : array-like of shape (n_samples,), float or None, default=None
-            As in fit.
-
-        Returns
-        -------
-        self : object
-            The embedder.
-
-        Raises
-        ------
-        ValueError
-            In the same cases as fit, and with ``early_stopping=True`` or a ``checkpoint``.
-        """
-        with errors_of_all():
-            self._check_params()
-            if self.early_stopping or self.lr_schedule == "one_cycle":
-                raise ValueError(
-                    "partial_fit trains for one epoch at constant learning rates. Set early_stopping=False and "
-                    "lr_schedule='auto' or None, or use fit."
-                )
-            if self.checkpoint is not None:
-                raise ValueError(
-                    f"checkpoint={str(self.checkpoint)!r} keeps the state of a fit, but partial_fit has none: each "
-                    "call is one epoch. Set checkpoint=None, and save the embedder with its method save after a call."
-                )
-        return self._train(X, y, sample_weight, goes_on=hasattr(self, "network_"), partial=True, more_classes=classes)
 
     @neutral()
     def _train(self, X, y, sample_weight, *, goes_on, partial=False, more_classes=None, checkpoint=None):
@@ -351,8 +262,8 @@ class BaseEmbedder(
         with seeded(seed, device):
             return load_backbone(self.backbone, self.backbone_weights, self.pooling)
 
-    def _read(self, X, y, sample_weight, rng, goes_on, partial, more_classes, pixel_scale):
-        """Return the checked data as a `Task`; the estimator stays as it is."""
+    def _read_data(self, X, goes_on, pixel_scale):
+        """Return the checked samples, and the fitted attributes that describe them."""
         seen = self._input if goes_on else None
         data, attributes = check_data(self, X, seen=seen, training=True, pixel_scale=pixel_scale)
         if self.warmup_epochs and self.backbone is None and (seen or attributes["_input"]).kind == "vectors":
@@ -360,38 +271,15 @@ class BaseEmbedder(
                 f"warmup_epochs={self.warmup_epochs} trains only the head at first, but over vectors there is nothing "
                 "else to train. Set warmup_epochs=0."
             )
-        y = read_target(self, X, y)
-        classes, labels = check_classes(self, y, data.kept, goes_on, partial, more_classes)
-        train_rows = valid_rows = None
-        if self.early_stopping:
-            train_rows, valid_rows = hold_out(labels, self.validation_split, self.validation_fraction, rng)
-        with own_filters():
-            weights = check_sample_weight(sample_weight, y, data.kept, train_rows)
-        return Task(data, attributes, classes, labels, weights, train_rows, valid_rows)
+        return data, attributes
 
     def _make_modules(self, task, backbone):
         network = self._make_network(backbone, task.data.batch(slice(0, 2)))
         return network, self._make_loss(len(task.classes), network)
 
     def _copy_modules(self, task):
-        """Return copies of the fitted network and loss, which has grown if there are more classes."""
-        network, criterion = copied((self.network_, self.criterion_))
-        if len(task.classes) > len(self.classes_):
-            criterion = self._grow_loss(criterion, task.classes)
-        return network, criterion
-
-    def _grow_loss(self, criterion, classes):
-        """Return a loss of all the classes that has learned what the one of the known classes has."""
-        grown = self._make_loss(len(classes), self.network_)
-        known = number_labels(classes, self.classes_)[1][1]
-        learned, state = criterion.state_dict(), grown.state_dict()
-        for name, value in state.items():
-            if value.shape == learned[name].shape:
-                state[name] = learned[name]
-            else:  # the first axis is that of the classes
-                value[known] = learned[name]
-        grown.load_state_dict(state)
-        return grown
+        """Return copies of the fitted network and loss, which training goes on from."""
+        return copied((self.network_, self.criterion_))
 
     def _find_recipe(self, network, batches, n_samples, lr_schedule, partial):
         learning_rate = self._find_learning_rate(network, n_samples, lr_schedule)
@@ -492,23 +380,6 @@ class BaseEmbedder(
                 "for fit."
             )
         return Z if is_dispatched(X) else Z.numpy()
-
-    def score(self, X, y) -> float:
-        """Return Recall@1 of the samples among themselves.
-
-        Parameters
-        ----------
-        X : {array-like, sparse matrix} of shape (n_samples, n_features), array of images, or sequence of paths
-            Of the same kind as in fit; the classes need not be those of fit.
-        y : array-like of shape (n_samples,)
-            Class labels.
-
-        Returns
-        -------
-        float in [0, 1]
-            Share of the samples whose nearest other sample is of their class.
-        """
-        return float(recall_at_k(self.transform(X), y, 1))
 
     def save(self, path, *, measures=None, license=None) -> None:
         """Write the fitted embedder to a folder, which `skdml.load` reads.
@@ -656,6 +527,176 @@ def _warn_of_collapse(network, train_set, seed, draws):
             "scale X, with StandardScaler for vectors.",
             ConvergenceWarning,
         )
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class BaseEmbedder(NetworkEmbedder):
+    """Base of the embedders: a network trained so that samples of one class lie close together.
+
+    A subclass is a keyword-only dataclass with the method's hyperparameters as fields, their allowed values in
+    ``_parameter_constraints``, and the class of its loss in ``_loss_class``. It may give its own ``_make_loss`` and
+    ``_make_batches``.
+
+    Parameters
+    ----------
+    validation_split : {"samples", "classes"}, default="samples"
+        What early stopping holds out: samples of all classes, at least two of a class or none; or whole classes, at
+        least two, so that the choice is made for classes that were not trained.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        The class labels, sorted.
+    """
+
+    validation_split: str = "samples"
+
+    _own_fitted = frozenset({"classes_"})
+    _parameter_constraints = {
+        **NetworkEmbedder._parameter_constraints,
+        "validation_split": [StrOptions({"samples", "classes"})],
+    }
+
+    @with_callbacks
+    def fit(self, X, y, sample_weight=None) -> Self:
+        """Train the network.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features), array of images, or sequence of paths
+            Vectors, dense or sparse, or a data frame; uint8 images (n, H, W) or (n, H, W, C), which are scaled to
+            (x - 127) / 128; float images (n, C, H, W), taken as they are; a 1-D array, list or data frame's column of
+            paths of image files (JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000 or AVIF), which become upright RGB
+            images, on white where they are transparent; :func:`skdml.datasets.load_image_folder` gives those of a
+            folder. An array may be a numpy.memmap. Any other float array of three or more axes needs a ``backbone``.
+        y : array-like of shape (n_samples,)
+            Class labels of any kind that sorts, at least two distinct ones; see :ref:`labels`.
+        sample_weight : array-like of shape (n_samples,), float or None, default=None
+            Weight of each sample's term in the loss of a batch, >= 0, not all 0; see :ref:`sample_weight`. None: ones.
+
+        Returns
+        -------
+        self : object
+            The fitted embedder.
+
+        Raises
+        ------
+        ValueError
+            For a hyperparameter, X, y or sample_weight out of range (the message says what is needed), for a backbone
+            that does not fit X, for files that cannot be used, for a ``checkpoint`` that belongs to another fit, and
+            when the loss is no longer finite.
+        TypeError
+            When the labels are of several types, such as 1 and "1", which have no common order, or ``checkpoint``
+            cannot hold what a callback or module carries.
+        OSError
+            When ``checkpoint`` or ``cache`` cannot be written to.
+        RuntimeError
+            When a process that decodes files dies.
+        KeyboardInterrupt
+            After Ctrl-C; the embedder is fitted if there was at least one whole epoch, otherwise as before.
+
+        Warns
+        -----
+        ConvergenceWarning
+            When all training samples have nearly the same embedding.
+        """
+        return self._fit(X, y, sample_weight)
+
+    # scikit-learn's checks ask of every estimator whose fit shows sample_weight that fits on repeated rows and on
+    # weighted ones, in another order, agree to 1e-7. float32 and shuffled batches cannot give that: it is not shown.
+    fit.__signature__ = inspect.Signature(list(inspect.signature(fit).parameters.values())[:3])
+    __metadata_request__fit = {"sample_weight": None}
+
+    @with_callbacks
+    def partial_fit(self, X, y, classes=None, sample_weight=None) -> Self:
+        """Train the network for one more epoch.
+
+        Proxies and centers of new classes are added to those learned so far. The learning rates are constant; the
+        optimizer and the memory of earlier batches start anew.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features), array of images, or sequence of paths
+            As in fit.
+        y : array-like of shape (n_samples,)
+            Class labels, known ones or new ones.
+        classes : array-like of shape (n_classes,) or None, default=None
+            Classes that will come later, which get proxies now; those of y are added.
+        sample_weight : array-like of shape (n_samples,), float or None, default=None
+            As in fit.
+
+        Returns
+        -------
+        self : object
+            The embedder.
+
+        Raises
+        ------
+        ValueError
+            In the same cases as fit, and with ``early_stopping=True`` or a ``checkpoint``.
+        """
+        with errors_of_all():
+            self._check_params()
+            if self.early_stopping or self.lr_schedule == "one_cycle":
+                raise ValueError(
+                    "partial_fit trains for one epoch at constant learning rates. Set early_stopping=False and "
+                    "lr_schedule='auto' or None, or use fit."
+                )
+            if self.checkpoint is not None:
+                raise ValueError(
+                    f"checkpoint={str(self.checkpoint)!r} keeps the state of a fit, but partial_fit has none: each "
+                    "call is one epoch. Set checkpoint=None, and save the embedder with its method save after a call."
+                )
+        return self._train(X, y, sample_weight, goes_on=hasattr(self, "network_"), partial=True, more_classes=classes)
+
+    def _read(self, X, y, sample_weight, rng, goes_on, partial, more_classes, pixel_scale):
+        """Return the checked data as a `Task`; the estimator stays as it is."""
+        data, attributes = self._read_data(X, goes_on, pixel_scale)
+        y = read_target(self, X, y)
+        classes, labels = check_classes(self, y, data.kept, goes_on, partial, more_classes)
+        train_rows = valid_rows = None
+        if self.early_stopping:
+            train_rows, valid_rows = hold_out(labels, self.validation_split, self.validation_fraction, rng)
+        with own_filters():
+            weights = check_sample_weight(sample_weight, y, data.kept, train_rows)
+        return Task(data, attributes, classes, labels, weights, train_rows, valid_rows)
+
+    def _copy_modules(self, task):
+        """Return copies of the fitted network and loss, which has grown if there are more classes."""
+        network, criterion = super()._copy_modules(task)
+        if len(task.classes) > len(self.classes_):
+            criterion = self._grow_loss(criterion, task.classes)
+        return network, criterion
+
+    def _grow_loss(self, criterion, classes):
+        """Return a loss of all the classes that has learned what the one of the known classes has."""
+        grown = self._make_loss(len(classes), self.network_)
+        known = number_labels(classes, self.classes_)[1][1]
+        learned, state = criterion.state_dict(), grown.state_dict()
+        for name, value in state.items():
+            if value.shape == learned[name].shape:
+                state[name] = learned[name]
+            else:  # the first axis is that of the classes
+                value[known] = learned[name]
+        grown.load_state_dict(state)
+        return grown
+
+    def score(self, X, y) -> float:
+        """Return Recall@1 of the samples among themselves.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features), array of images, or sequence of paths
+            Of the same kind as in fit; the classes need not be those of fit.
+        y : array-like of shape (n_samples,)
+            Class labels.
+
+        Returns
+        -------
+        float in [0, 1]
+            Share of the samples whose nearest other sample is of their class.
+        """
+        return float(recall_at_k(self.transform(X), y, 1))
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

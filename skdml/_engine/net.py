@@ -30,7 +30,6 @@ from .distributed import (
 from .training import COLLAPSED, embed, spread
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-VALIDATION_SCORES = ("valid_recall_at_1", "valid_map_at_r")  # in skorch's history
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +259,7 @@ class EmbeddingNet(NeuralNet):
         if not training:
             with self.draws:
                 scores = validate(self.module_, iterator)
-            for name, score in zip(VALIDATION_SCORES, scores, strict=True):
+            for name, score in zip(iterator.score_names, scores, strict=True):
                 self._record(name, score, larger_is_better=True)
             return
         with self.draws:
@@ -413,6 +412,8 @@ def epochs(history):
         "dur": "duration",
         "valid_recall_at_1": "validation_recall_at_1",
         "valid_map_at_r": "validation_map_at_r",
+        "valid_accuracy": "validation_accuracy",
+        "valid_roc_auc": "validation_roc_auc",
     }
     return [
         {names.get(key, key): value for key, value in epoch.items() if key != "batches" and not key.endswith("_best")}

@@ -14,6 +14,7 @@ from .._constraints import FRACTION, NON_NEGATIVE, POSITIVE, POSITIVE_INT, Inter
 from .callbacks import check_callbacks, has_lr_scheduler
 from .distributed import n_processes
 from .net import OPTIMIZERS
+from .training import TrainingSet
 
 # What learning_rate="auto" stands for over features. WIDTH_MOVE is the best of 0.32, 0.64 and 1.28 on held-out training
 # classes of image and text features, in Recall@1 and MAP@R of unseen classes and Recall@1 of new samples together; the
@@ -129,9 +130,6 @@ class EmbedderParameters:
         part, and over vectors and frozen features also a quarter, a half and three quarters of what was learned. A
         warning says where no epoch is better than the start, and on held-out classes where a network that does not
         begin at its input is worse than that input.
-    validation_split : {"samples", "classes"}, default="samples"
-        What early stopping holds out: samples of all classes, at least two of a class or none; or whole classes, at
-        least two, so that the choice is made for classes that were not trained.
     validation_fraction : float, default=0.1
         Share of the samples or of the classes that early stopping holds out; in (0, 1).
     n_iter_no_change : int, default=10
@@ -156,8 +154,6 @@ class EmbedderParameters:
 
     Attributes
     ----------
-    classes_ : ndarray of shape (n_classes,)
-        The class labels, sorted.
     network_ : torch.nn.Module
         Maps a batch to embeddings, normalization included; on the CPU, in eval mode.
     criterion_ : torch.nn.Module
@@ -201,7 +197,6 @@ class EmbedderParameters:
     n_jobs: int | None = None
     on_error: str = "raise"
     early_stopping: bool = False
-    validation_split: str = "samples"
     validation_fraction: float = 0.1
     n_iter_no_change: int = 10
     callbacks: list | None = None
@@ -240,7 +235,6 @@ class EmbedderParameters:
         "n_jobs": [Integral, None],
         "on_error": [StrOptions({"raise", "skip"})],
         "early_stopping": ["boolean"],
-        "validation_split": [StrOptions({"samples", "classes"})],
         "validation_fraction": [FRACTION],
         "n_iter_no_change": [POSITIVE_INT],
         "callbacks": [list, tuple, None],
@@ -250,6 +244,8 @@ class EmbedderParameters:
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
+
+    _score_names = TrainingSet.score_names  # of early stopping
 
     def _check_params(self):
         check_constraints(self, self.get_params(deep=False))
@@ -269,7 +265,7 @@ class EmbedderParameters:
                 f"The 'backbone' parameter of {name} must be a torch.nn.Module, None, 'timm/<name>' or "
                 f"'torchvision/<name>'. Got {self.backbone!r} instead."
             )
-        check_callbacks(self.callbacks, self.early_stopping)
+        check_callbacks(self.callbacks, self.early_stopping, self._score_names)
         self._check_image_params()
         self._check_freeze()
 

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from .._data.arrays import Rows
 from .._network.random import NO_DRAWS
 from ..metrics import map_at_r, recall_at_k
-from .distributed import n_processes, of_shares, own_share
+from .distributed import n_processes, of_first, of_shares, own_share, rank
 
 COLLAPSED = 1e-2  # the spread below which embeddings are nearly one point
 
@@ -66,6 +66,9 @@ class TrainingSet(Dataset):
     sample_weight : float32 ndarray of shape (n_samples,) or None
     """
 
+    # What `scores` returns, by the names in skorch's history; the next one decides if two are equal.
+    score_names = {"valid_recall_at_1": "Recall@1", "valid_map_at_r": "MAP@R"}
+
     def __init__(self, data, y, rows=None, sample_weight=None):
         self.data = data
         self.sample_weight = None if sample_weight is None else torch.from_numpy(sample_weight).to(data.index_device)
@@ -87,6 +90,11 @@ class TrainingSet(Dataset):
     def weights(self, index):
         """Return the weights for an index tensor or a slice, or None."""
         return None if self.sample_weight is None else self._of_rows(self.sample_weight, index)
+
+    def scores(self, network):
+        """Return how well a network embeds the rows: what early stopping compares. All processes of a group call."""
+        embeddings = embed(network, self, self.data.device, together=True)
+        return of_first(retrieval_scores(embeddings, self.labels(slice(None))) if rank() == 0 else None)
 
     def sample(self, n, seed):
         """Return the set of rows with a nonzero weight, or n of them drawn at random if there are more."""

@@ -11,6 +11,7 @@ from .fold_ensemble import FoldEnsembleEmbedder
 from .hdc import HDCEmbedder, HDCLoss
 from .histogram import HistogramEmbedder, HistogramLoss
 from .htl import HTLEmbedder, HTLLoss
+from .judgments import PairsEmbedder, QuadrupletsEmbedder, TripletsEmbedder
 from .large_margin_softmax import LargeMarginSoftmaxEmbedder, LargeMarginSoftmaxLoss
 from .lifted_structure import LiftedStructureEmbedder, LiftedStructureLoss
 from .magnet import MagnetEmbedder, MagnetLoss
@@ -67,12 +68,14 @@ __all__ = [
     "NormSoftmaxLoss",
     "PDDMEmbedder",
     "PDDMLoss",
+    "PairsEmbedder",
     "ProxyAnchorEmbedder",
     "ProxyAnchorLoss",
     "ProxyNCAEmbedder",
     "ProxyNCALoss",
     "QuadrupletEmbedder",
     "QuadrupletLoss",
+    "QuadrupletsEmbedder",
     "RAWEmbedder",
     "RAWLoss",
     "RecallSurrogateEmbedder",
@@ -87,4 +90,5 @@ __all__ = [
     "SupConLoss",
     "TripletEmbedder",
     "TripletLoss",
+    "TripletsEmbedder",
 ]

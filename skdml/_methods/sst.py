@@ -104,9 +104,16 @@ class SSTLoss(PairLoss):
         distance = squared_distances(S)  # (B, M)
         B = len(S)
         target, is_target = _nearest(distance[:, :B].detach(), positive[:, :B], self.n_targets)  # (B, K)
-        z = distance.gather(1, target)[:, :, None] - (distance[:, None, :] + rows_at(distance, target)) / 2  # (B, K, M)
+        terms = symmetric_terms(
+            distance.gather(1, target)[:, :, None], distance[:, None, :], rows_at(distance, target)
+        )  # (B, K, M)
         is_triplet = is_target[:, :, None] & negative[:, None, :]  # (B, K, M)
-        return weighted_mean(torch.where(is_triplet, F.softplus(z), 0), sample_weight, is_triplet)
+        return weighted_mean(torch.where(is_triplet, terms, 0), sample_weight, is_triplet)
+
+
+def symmetric_terms(ap, an, pn):
+    """Return the terms of triplets with the squared distances of anchor, positive and negative from each other."""
+    return F.softplus(ap - (an + pn) / 2)
 
 
 def _nearest(distance, mask, k):

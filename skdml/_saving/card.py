@@ -28,13 +28,16 @@ def model_card(embedder, params, passed, measures, license):
     name = type(embedder).__name__
     is_of_images = len(embedder._input.network_shape) == 3
     metadata = _metadata(name, "image-feature-extraction" if is_of_images else "feature-extraction", measures, license)
-    recalls = [epoch["validation_recall_at_1"] for epoch in embedder.history_ if "validation_recall_at_1" in epoch]
-    if recalls:
-        measures = {"Recall@1 of the held-out part of the training data, best epoch": max(recalls), **measures}
+    for key, measure in (("validation_recall_at_1", "Recall@1"), ("validation_accuracy", "Accuracy")):
+        if values := [epoch[key] for epoch in embedder.history_ if key in epoch]:
+            measures = {f"{measure} of the held-out part of the training data, best epoch": max(values), **measures}
     doc = re.sub(r"\]_", "]", inspect.getdoc(type(embedder)) or "")
     papers = re.search(r"^References\n-+\n(.*?)\n\n", doc + "\n\n", flags=re.MULTILINE | re.DOTALL)
-    n_classes = len(embedder.classes_)
-    labels = ", ".join([*map(str, embedder.classes_[:10]), *["..."] * (n_classes > 10)])
+    training = f"{embedder.n_iter_} epochs"
+    if hasattr(embedder, "classes_"):
+        n_classes = len(embedder.classes_)
+        labels = ", ".join([*map(str, embedder.classes_[:10]), *["..."] * (n_classes > 10)])
+        training = f"{n_classes} classes ({labels}), {training}"
     length = "of unit length" if embedder.normalize else "of any length"
     lines = [
         *metadata,
@@ -44,7 +47,7 @@ def model_card(embedder, params, passed, measures, license):
         "",
         f"- Data: {expected(embedder, embedder._input)}",
         f"- Embeddings: {embedder._n_features_out} components, {length}.",
-        f"- Training: {n_classes} classes ({labels}), {embedder.n_iter_} epochs.",
+        f"- Training: {training}.",
         *_usage("embedder", passed),
         *_listed(measures),
         "",

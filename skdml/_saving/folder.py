@@ -30,7 +30,8 @@ from .modules import MODULES, build, changed, describe, freeze, frozen, not_fini
 if TYPE_CHECKING:
     from .._engine.embedder import BaseEmbedder
 
-FITTED = {"_input", "classes_", "history_", "n_iter_", "n_features_in_", "feature_names_in_", "_sklearn_output_config"}
+# Each class adds its own, `_own_fitted`.
+FITTED = {"_input", "history_", "n_iter_", "n_features_in_", "feature_names_in_", "_sklearn_output_config"}
 ADDED = {"checkpoint"}  # parameters that folders of earlier versions lack
 OPTIONAL = {"feature_names_in_", "_sklearn_output_config"}
 # What a value that no save has written may raise, where it is used.
@@ -62,6 +63,8 @@ def save(embedder, path, measures, license):
     params, passed = {}, {}
     for key, value in portable(embedder.get_params(deep=False)).items():
         try:
+            if key == "preprocessor" and value is not None:
+                raise TypeError("it is code, or samples, which a model is shared without")
             params[key] = encode(value)
         except TypeError:
             passed[key] = type_name(value)
@@ -70,7 +73,7 @@ def save(embedder, path, measures, license):
         if key in params or key in passed or key in NOT_FITTED:
             continue
         try:
-            if key not in FITTED:
+            if key not in FITTED | embedder._own_fitted:
                 raise TypeError("it is not an attribute that a fit sets")
             fitted[key] = encode(value)
         except TypeError as error:
@@ -115,7 +118,7 @@ def _made_with(embedder, params):
     """Return, encoded, the parameters that had other values when the network and the loss were made."""
     made_with = {}
     for key, value in portable(embedder._made_with).items():
-        if value is getattr(embedder, key):
+        if value is getattr(embedder, key) or key == "preprocessor":  # neither network nor loss is made with it
             continue
         try:
             encoded = encode(value)
@@ -193,7 +196,7 @@ def load(path, **params) -> "BaseEmbedder":
             for part in ("params", "made_with", "fitted")
         )
         _check_names(cls, stored, passed, made_with, file)
-        fitted["_input"] = _check_fitted(fitted)
+        fitted["_input"] = _check_fitted(fitted, FITTED | cls._own_fitted)
     _check_passed(path, cls, passed, params)
     _warn_of_versions(path, saved_with)
     tensors = {key: _read_tensors(contents.pop(name), path / name) for key, name in MODULES.items()}
@@ -262,19 +265,21 @@ def _check_names(cls, stored, passed, made_with, file):
         raise ValueError(f"it holds {', '.join(sorted(twice))} and says that a file cannot hold this")
 
 
-def _check_fitted(fitted):
+def _check_fitted(fitted, allowed):
     """Return the `InputRecord`, if the fitted attributes are those that a fit can set."""
-    if unknown := fitted.keys() - FITTED:
+    if unknown := fitted.keys() - allowed:
         raise ValueError(f"{shortened(sorted(unknown))} are not fitted attributes")
-    if missing := FITTED - OPTIONAL - fitted.keys():
+    if missing := allowed - OPTIONAL - fitted.keys():
         raise ValueError(f"it lacks the fitted attributes {', '.join(sorted(missing))}")
-    classes, history = fitted["classes_"], fitted["history_"]
+    classes, threshold, history = fitted.get("classes_"), fitted.get("threshold_"), fitted["history_"]
     n_features, names = fitted["n_features_in_"], fitted.get("feature_names_in_")
     output = fitted.get("_sklearn_output_config", {})
     record = InputRecord(**fitted["_input"])
     is_right = {
         "_input": _is_record(record),
-        "classes_": isinstance(classes, np.ndarray) and classes.ndim == 1 and len(classes) > 0,
+        "classes_": "classes_" not in allowed
+        or (isinstance(classes, np.ndarray) and classes.ndim == 1 and len(classes) > 0),
+        "threshold_": "threshold_" not in allowed or (type(threshold) is float and math.isfinite(threshold)),
         "history_": isinstance(history, list) and all(map(_is_epoch, history)),
         "n_iter_": type(fitted["n_iter_"]) is int and fitted["n_iter_"] == len(history),
         "n_features_in_": _is_size(n_features) and n_features == math.prod(record.shape),

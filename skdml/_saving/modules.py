@@ -46,11 +46,12 @@ def build(embedder, tensors, sources):
     """
     cpu, meta = torch.device("cpu"), torch.device("meta")
     maker = type(embedder)(**embedder._made_with)
+    n_classes = len(getattr(embedder, "classes_", ()))  # 0: it was fitted on judgments
     with seeded(0, cpu):
         sample = network_input(embedder, meta)
         network, backbone = _outline(maker, sample)
         with meta:
-            loss_outline = maker._make_loss(len(embedder.classes_), network)
+            loss_outline = maker._make_loss(n_classes, network)
         for key, module in (("network_", network), ("criterion_", loss_outline)):
             _check_tensors(module, tensors[key], sources[key])
         if maker.backbone is None:  # everything that a default network holds is saved
@@ -58,7 +59,7 @@ def build(embedder, tensors, sources):
         else:
             network.head.to_empty(device=cpu)
             _set_backbone(network, _backbone(maker, sample) if backbone is None else backbone)
-        criterion = maker._make_loss(len(embedder.classes_), network)
+        criterion = maker._make_loss(n_classes, network)
     if maker.freeze == "batchnorm":
         network.freeze_batchnorm()
     built = {"network_": network.eval(), "criterion_": criterion.eval()}
