@@ -40,6 +40,7 @@ from .callbacks import (
     flat_input,
     with_callbacks,
 )
+from .nested import NestedLoss, check_nested
 from .net import EmbeddingNet, Recipe, epochs
 from .parameters import LEARNING_RATE, EmbedderParameters
 from .training import COLLAPSED, Task, embed, hold_out, spread
@@ -95,6 +96,7 @@ class BaseEmbedder(
             normalize=self.normalize,
             precision=self.precision,
             frozen_backbone=self.freeze == "backbone",
+            n_leading=0 if self.nested_components is None else self.nested_components[-1],
         )
 
     def _loss_learning_rate(self):
@@ -103,7 +105,9 @@ class BaseEmbedder(
 
     def _training_loss(self, criterion):
         """Return what training minimizes: the loss, or a module around it that does not outlive the fit."""
-        return criterion
+        if self.nested_components is None:
+            return criterion
+        return NestedLoss(criterion, self.nested_components, self.normalize)
 
     @with_callbacks
     def fit(self, X, y, sample_weight=None) -> Self:
@@ -205,6 +209,8 @@ class BaseEmbedder(
             data.preprocessing = replace(data.preprocessing, augment=numbers(self.augment))
         with numbers:
             network, criterion = self._copy_modules(task) if goes_on else self._make_modules(task, backbone)
+        if self.nested_components is not None:
+            check_nested(self, criterion, network.n_components)
         network = trained = network.to(device)
         draws = numbers if may_draw(network) else NO_DRAWS
         if self.freeze == "batchnorm":
@@ -679,7 +685,8 @@ class PairMixin:
             )
 
     def _training_loss(self, criterion):
-        return CrossBatchMemory(criterion, self.memory_size, self.memory_start) if self.memory_size else criterion
+        loss = super()._training_loss(criterion)
+        return CrossBatchMemory(loss, self.memory_size, self.memory_start) if self.memory_size else loss
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

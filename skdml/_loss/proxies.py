@@ -32,6 +32,11 @@ class ProxyLoss(nn.Module):
         self.n_classes = n_classes
         self.n_components = n_components
 
+    @property
+    def _component_parameters(self):
+        """The names of the parameters whose last axis is that of the components: all proxies."""
+        return [name for name, _ in self.named_parameters()]
+
     @in_float32
     def forward(self, embeddings, y, sample_weight=None):
         """Return the loss of a batch.
