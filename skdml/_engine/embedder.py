@@ -21,6 +21,7 @@ from .._data.targets import check_classes, check_sample_weight, read_target
 from .._labels import number_labels
 from .._loss.memory import CrossBatchMemory
 from .._loss.pairs import PairLoss
+from .._loss.proxies import ProxyLoss
 from .._network.backbones import load_backbone
 from .._network.copies import copied, without_graphs
 from .._network.networks import STRENGTH, ResidualHead, build_network
@@ -43,6 +44,7 @@ from .callbacks import (
 from .nested import NestedLoss, check_nested
 from .net import EmbeddingNet, Recipe, epochs
 from .parameters import LEARNING_RATE, EmbedderParameters
+from .rows import check_sampling, samples_classes
 from .training import COLLAPSED, Task, embed, hold_out, spread
 
 
@@ -211,6 +213,8 @@ class BaseEmbedder(
             network, criterion = self._copy_modules(task) if goes_on else self._make_modules(task, backbone)
         if self.nested_components is not None:
             check_nested(self, criterion, network.n_components)
+        if samples_classes(criterion):
+            check_sampling(self)
         network = trained = network.to(device)
         draws = numbers if may_draw(network) else NO_DRAWS
         if self.freeze == "batchnorm":
@@ -287,7 +291,7 @@ class BaseEmbedder(
         ):
             return numbers
         for module in criterion.modules():
-            if isinstance(module, PairLoss):
+            if isinstance(module, PairLoss | ProxyLoss):
                 module._generator = numbers.generator()
         return NO_DRAWS
 

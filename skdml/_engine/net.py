@@ -16,6 +16,7 @@ from skorch.utils import TeeGenerator
 
 from .._network.random import NO_DRAWS, generator_states, set_generator_states
 from .callbacks import EndOfTraining, validate
+from .rows import ROW_OPTIMIZERS, samples_classes
 from .training import COLLAPSED, embed, spread
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
@@ -107,10 +108,11 @@ class EmbeddingNet(NeuralNet):
         draws=NO_DRAWS,
     ):
         self.draws = draws
+        optimizers = ROW_OPTIMIZERS if samples_classes(criterion) else OPTIMIZERS
         super().__init__(
             network,
             criterion=criterion,
-            optimizer=OPTIMIZERS.get(recipe.optimizer, recipe.optimizer),
+            optimizer=optimizers.get(recipe.optimizer, recipe.optimizer),
             lr=recipe.learning_rate,
             max_epochs=recipe.max_epochs,
             batch_size=batch_size,

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 FITTED = {"_input", "classes_", "history_", "n_iter_", "n_features_in_", "feature_names_in_", "_sklearn_output_config"}
 OPTIONAL = {"feature_names_in_", "_sklearn_output_config"}
 # Parameters that folders written before them lack: with its default, each is what those fits did.
-LATER = {"nested_components"}
+LATER = {"class_sample_rate", "nested_components"}
 # What a value that no save has written may raise, where it is used.
 MALFORMED = (
     ArithmeticError,
