@@ -22,6 +22,7 @@ from .._data.targets import check_classes, check_sample_weight, read_target
 from .._labels import number_labels
 from .._loss.memory import CrossBatchMemory
 from .._loss.pairs import PairLoss
+from .._loss.proxies import ProxyLoss
 from .._network.backbones import load_backbone
 from .._network.copies import copied, without_graphs
 from .._network.networks import STRENGTH, ResidualHead, build_network
@@ -52,8 +53,10 @@ from .distributed import (
     take_from_first,
     with_common_batchnorm,
 )
+from .nested import NestedLoss, check_nested
 from .net import EmbeddingNet, Recipe, epochs
 from .parameters import LEARNING_RATE, EmbedderParameters
+from .rows import check_sampling, samples_classes
 from .training import COLLAPSED, Task, embed, hold_out, spread
 
 
@@ -106,6 +109,7 @@ class NetworkEmbedder(
             normalize=self.normalize,
             precision=self.precision,
             frozen_backbone=self.freeze == "backbone",
+            n_leading=0 if self.nested_components is None else self.nested_components[-1],
         )
 
     def _loss_learning_rate(self):
@@ -114,7 +118,9 @@ class NetworkEmbedder(
 
     def _training_loss(self, criterion):
         """Return what training minimizes: the loss, or a module around it that does not outlive the fit."""
-        return criterion
+        if self.nested_components is None:
+            return criterion
+        return NestedLoss(criterion, self.nested_components, self.normalize)
 
     def _fit(self, X, y, sample_weight):
         """Train, for a subclass's ``fit``; with a ``checkpoint``, go on with what an earlier process has left."""
@@ -153,6 +159,10 @@ class NetworkEmbedder(
             data.preprocessing = replace(data.preprocessing, augment=own_numbers(self.augment))
         with numbers:
             network, criterion = self._copy_modules(task) if goes_on else self._make_modules(task, backbone)
+        if self.nested_components is not None:
+            check_nested(self, criterion, network.n_components)
+        if samples_classes(criterion):
+            check_sampling(self)
         if checkpoint is not None and checkpoint.is_finished:
             return self._restore(task, checkpoint, network, criterion, (X, y, sample_weight), goes_on)
         network = trained = network.to(device)
@@ -251,7 +261,7 @@ class NetworkEmbedder(
         ):
             return numbers
         for module in criterion.modules():
-            if isinstance(module, PairLoss):
+            if isinstance(module, PairLoss | ProxyLoss):
                 module._generator = numbers.generator()
         return NO_DRAWS
 
@@ -787,7 +797,8 @@ class PairMixin:
             )
 
     def _training_loss(self, criterion):
-        return CrossBatchMemory(criterion, self.memory_size, self.memory_start) if self.memory_size else criterion
+        loss = super()._training_loss(criterion)
+        return CrossBatchMemory(loss, self.memory_size, self.memory_start) if self.memory_size else loss
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

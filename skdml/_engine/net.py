@@ -27,6 +27,7 @@ from .distributed import (
     own_rows,
     take_from_first,
 )
+from .rows import ROW_OPTIMIZERS, samples_classes
 from .training import COLLAPSED, embed, spread
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
@@ -125,10 +126,11 @@ class EmbeddingNet(NeuralNet):
     ):
         self.draws = draws
         self.own_draws = own_draws
+        optimizers = ROW_OPTIMIZERS if samples_classes(criterion) else OPTIMIZERS
         super().__init__(
             network,
             criterion=criterion,
-            optimizer=OPTIMIZERS.get(recipe.optimizer, recipe.optimizer),
+            optimizer=optimizers.get(recipe.optimizer, recipe.optimizer),
             lr=recipe.learning_rate,
             max_epochs=recipe.max_epochs,
             batch_size=batch_size,

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from numbers import Integral, Real
 
 import numpy as np
@@ -63,6 +64,12 @@ class EmbedderParameters:
         it. A smaller share helps on unseen classes, a larger one on new samples of the training classes.
     normalize : bool, default=True
         Whether embeddings are scaled to unit length.
+    nested_components : tuple of int or None, default=None
+        Rising sizes, at most ``n_components``, at which the embedding may be cut: ``transform(X)[:, :16]``, scaled to
+        unit length, is then an embedding of its own. The loss is the mean of the losses of the first so many
+        components, scaled to unit length (not with ``normalize=False``), and of all; proxies and centers are cut with
+        them. A start at vectors or features is turned to their principal components. See :ref:`nested`. None: the
+        embedding is trained as a whole.
     max_epochs : int, default=50
         Upper bound on the number of epochs; >= 1.
     batch_size : int, default=64
@@ -177,6 +184,7 @@ class EmbedderParameters:
     hidden_layer_sizes: tuple[int, ...] = (256,)
     learned_share: float | str = "auto"
     normalize: bool = True
+    nested_components: tuple[int, ...] | None = None
     max_epochs: int = 50
     batch_size: int = 64
     learning_rate: float | str = "auto"
@@ -215,6 +223,7 @@ class EmbedderParameters:
         "hidden_layer_sizes": [tuple, list],
         "learned_share": [Interval(Real, 0, 1, closed="both"), StrOptions({"auto"})],
         "normalize": ["boolean"],
+        "nested_components": [tuple, list, None],
         "max_epochs": [POSITIVE_INT],
         "batch_size": [POSITIVE_INT],
         "learning_rate": [POSITIVE, StrOptions({"auto"})],
@@ -254,6 +263,14 @@ class EmbedderParameters:
             raise ValueError(
                 f"The 'hidden_layer_sizes' parameter of {name} must hold integers >= 1. "
                 f"Got {self.hidden_layer_sizes!r} instead."
+            )
+        sizes = self.nested_components
+        if sizes is not None and not (
+            sizes and all(isinstance(m, Integral) and m >= 1 for m in sizes) and all(m < n for m, n in pairwise(sizes))
+        ):
+            raise ValueError(
+                f"The 'nested_components' parameter of {name} must be None or rising integers >= 1, such as (16, 32). "
+                f"Got {sizes!r} instead."
             )
         if isinstance(self.optimizer, type) and not issubclass(self.optimizer, torch.optim.Optimizer):
             raise ValueError(

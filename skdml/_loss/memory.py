@@ -15,7 +15,7 @@ class CrossBatchMemory(nn.Module):
 
     Parameters
     ----------
-    loss : PairLoss
+    loss : PairLoss, or NestedLoss of one
     memory_size : int
         Number of embeddings in the memory, those of the batch included.
     memory_start : int
@@ -60,8 +60,7 @@ class CrossBatchMemory(nn.Module):
             place = torch.arange(self.n_rows - n_kept, self.n_rows, device=y.device) % self.memory_size
             columns = torch.cat([columns, self.embeddings[place]])  # (M, D), the batch first
             columns_y = torch.cat([columns_y, self.y[place]])  # (M,)
-        S = self.loss._similarities(embeddings, columns)  # (B, M)
-        return self.loss._compare(S, y, columns_y, embeddings.shape[1], sample_weight)
+        return self.loss.compare_with(embeddings, y, columns, columns_y, sample_weight)
 
     def _remember(self, embeddings, y):
         if self.embeddings is None:

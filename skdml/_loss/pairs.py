@@ -42,6 +42,7 @@ class PairLoss(nn.Module):
 
     _generator = None  # of the draws of "distance_weighted"; None: torch's global one. An embedder lends its own.
     n_classes = None  # of a loss that learns something for each class, whose labels have a range
+    _component_parameters = ()  # S is all that the loss sees of the components
 
     def __init__(self, mining, mining_margin):
         super().__init__()
@@ -71,6 +72,30 @@ class PairLoss(nn.Module):
         if len(y) == 0:
             return zero_loss(self, embeddings)
         return self._compare(self._similarities(embeddings), y, y, embeddings.shape[1], sample_weight)
+
+    def compare_with(self, embeddings, y, columns, columns_y, sample_weight=None):
+        """Return the loss between a batch and samples, of which the first are the batch itself.
+
+        Parameters
+        ----------
+        embeddings : tensor of shape (B, D)
+            The anchors.
+        y : int tensor of shape (B,)
+            Their classes.
+        columns : tensor of shape (M, D), M >= B
+            What the anchors are compared with.
+        columns_y : int tensor of shape (M,)
+            The classes of the columns.
+        sample_weight : tensor of shape (B,) or None, default=None
+            Weight of each anchor. None: ones.
+
+        Returns
+        -------
+        tensor of shape ()
+            The loss.
+        """
+        S = self._similarities(embeddings, columns)  # (B, M)
+        return self._compare(S, y, columns_y, embeddings.shape[1], sample_weight)
 
     def _compare(self, S, y, columns_y, n_components, sample_weight=None):
         """Return the loss from similarities (B, M), the classes (B,) and (M,) of rows and columns, D and weights."""

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from .._constraints import POSITIVE, POSITIVE_INT, Interval, check_constraints
 from .._docstrings import with_shared_docs
 from .._engine.embedder import ProxyEmbedder
-from .._loss.proxies import ProxyLoss
+from .._loss.proxies import CLASS_SAMPLE_RATE, ProxyLoss, is_own
 from .._loss.terms import rows_at
 from .._network.networks import unit_rows
 
@@ -100,10 +100,11 @@ class ArcFaceLoss(ProxyLoss):
         "n_centers": [POSITIVE_INT],
         "scale": [POSITIVE],
         "margin": [Interval(Real, 0, math.pi, closed="left")],
+        "class_sample_rate": [CLASS_SAMPLE_RATE],
     }
 
-    def __init__(self, n_classes, n_components, *, n_centers=1, scale=32.0, margin=0.5):
-        super().__init__(n_classes, n_components)
+    def __init__(self, n_classes, n_components, *, class_sample_rate=1.0, n_centers=1, scale=32.0, margin=0.5):
+        super().__init__(n_classes, n_components, class_sample_rate)
         self.n_centers = n_centers
         self.scale = scale
         self.margin = margin
@@ -112,13 +113,12 @@ class ArcFaceLoss(ProxyLoss):
         centers = torch.empty(n_classes, n_centers, n_components, dtype=torch.float32)
         self.centers = nn.Parameter(centers.uniform_(-bound, bound))
 
-    def _sample_losses(self, embeddings, y):
-        w = unit_rows(self.centers)  # (C, K, D)
+    def _sample_losses(self, embeddings, y, proxies):
+        w = unit_rows(proxies)  # (C, K, D)
         s, nearest = (embeddings @ w.flatten(0, 1).T).unflatten(1, w.shape[:2]).max(dim=2)  # (B, C)
         own_center = rows_at(w.flatten(0, 1), y * w.shape[1] + nearest.gather(1, y[:, None])[:, 0])  # (B, D)
         own = _psi(embeddings, own_center, self.margin)  # (B,)
-        is_own = self._is_own(y)  # (B, C)
-        logits = self.scale * torch.where(is_own, own[:, None], s)  # (B, C)
+        logits = self.scale * torch.where(is_own(y, len(w)), own[:, None], s)  # (B, C)
         return F.cross_entropy(logits, y, reduction="none")
 
 
@@ -181,6 +181,7 @@ class ArcFaceEmbedder(ProxyEmbedder):
     n_centers: int = 1
     scale: float = 32.0
     margin: float = 0.5
+    class_sample_rate: float = 1.0
     proxy_learning_rate: float = 3e-2
 
     _parameter_constraints = {**ArcFaceLoss._parameter_constraints, **ProxyEmbedder._parameter_constraints}

@@ -136,6 +136,8 @@ class BIERLoss(nn.Module):
         "diversity_weight": [NON_NEGATIVE],
     }
 
+    _component_parameters = None  # it splits the embeddings itself
+
     def __init__(
         self,
         n_components,

@@ -107,6 +107,8 @@ class HDCLoss(nn.Module):
         "level_sizes": [tuple, list, None],
     }
 
+    _component_parameters = None  # it splits the embeddings itself
+
     def __init__(self, *, hard_fractions=(1.0, 0.5, 0.2), margin=1.0, negative_factor=1.0, level_sizes=None):
         super().__init__()
         self.hard_fractions = hard_fractions

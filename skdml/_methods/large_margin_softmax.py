@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from .._constraints import NON_NEGATIVE, POSITIVE_INT, check_constraints
 from .._docstrings import with_shared_docs
 from .._engine.embedder import ProxyEmbedder
-from .._loss.proxies import ProxyLoss
+from .._loss.proxies import ProxyLoss, is_own
 from .._loss.terms import rows_at
 from .._network.networks import unit_rows
 
@@ -124,16 +124,16 @@ class LargeMarginSoftmaxLoss(ProxyLoss):
         self.proxies = nn.Parameter(torch.empty(n_classes, n_components, dtype=torch.float32).uniform_(-bound, bound))
         self.register_buffer("n_steps", torch.zeros((), dtype=torch.int64))
 
-    def _sample_losses(self, embeddings, y):
-        w = rows_at(self.proxies, y)  # (B, D)
+    def _sample_losses(self, embeddings, y, proxies):
+        w = rows_at(proxies, y)  # (B, D)
         cosine = (unit_rows(embeddings) * unit_rows(w)).sum(dim=1)  # (B,)
         length = torch.linalg.vector_norm(embeddings, dim=1) * torch.linalg.vector_norm(w, dim=1)  # (B,)
         annealing = self._annealing(cosine.dtype)
         phi = (annealing * cosine + _psi(cosine, self.margin)) / (annealing + 1)  # (B,)
         if self.training:
             self.n_steps = self.n_steps + 1
-        is_own = self._is_own(y)  # (B, C)
-        logits = torch.where(is_own, (length * phi)[:, None], embeddings @ self.proxies.T)  # (B, C)
+        own = is_own(y, len(proxies))  # (B, C)
+        logits = torch.where(own, (length * phi)[:, None], embeddings @ proxies.T)  # (B, C)
         return F.cross_entropy(logits, y, reduction="none")
 
     def _annealing(self, dtype):

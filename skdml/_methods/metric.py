@@ -109,7 +109,8 @@ class MetricEmbedder(BalancedEmbedder):
         return copied(self.loss) if isinstance(self.loss, nn.Module) else _FunctionLoss(self.loss)
 
     def _training_loss(self, criterion):
-        return criterion if self.miner is None else _MinedLoss(criterion, copied(self.miner))
+        loss = criterion if self.miner is None else _MinedLoss(criterion, copied(self.miner))
+        return super()._training_loss(loss)
 
     def _make_batches(self, y):
         match self.batches:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from .._constraints import POSITIVE, check_constraints
 from .._docstrings import with_shared_docs
 from .._engine.embedder import ProxyEmbedder
-from .._loss.proxies import ProxyLoss
+from .._loss.proxies import CLASS_SAMPLE_RATE, ProxyLoss
 from .._network.networks import unit_rows
 
 
@@ -70,17 +70,21 @@ class NormSoftmaxLoss(ProxyLoss):
     torch.Size([3, 2])
     """
 
-    _parameter_constraints = {**ProxyLoss._parameter_constraints, "scale": [POSITIVE]}
+    _parameter_constraints = {
+        **ProxyLoss._parameter_constraints,
+        "scale": [POSITIVE],
+        "class_sample_rate": [CLASS_SAMPLE_RATE],
+    }
 
-    def __init__(self, n_classes, n_components, *, scale=20.0):
-        super().__init__(n_classes, n_components)
+    def __init__(self, n_classes, n_components, *, class_sample_rate=1.0, scale=20.0):
+        super().__init__(n_classes, n_components, class_sample_rate)
         self.scale = scale
         check_constraints(self, vars(self))
         bound = n_classes**-0.5
         self.proxies = nn.Parameter(torch.empty(n_classes, n_components, dtype=torch.float32).uniform_(-bound, bound))
 
-    def _sample_losses(self, embeddings, y):
-        logits = self.scale * embeddings @ unit_rows(self.proxies).T  # (B, C)
+    def _sample_losses(self, embeddings, y, proxies):
+        logits = self.scale * embeddings @ unit_rows(proxies).T  # (B, C)
         # On CUDA, where check_batch does not look at the labels, torch would ignore those that are -100.
         return F.cross_entropy(logits, y, reduction="none", ignore_index=torch.iinfo(torch.int64).min)
 
@@ -127,6 +131,7 @@ class NormSoftmaxEmbedder(ProxyEmbedder):
     _loss_class = NormSoftmaxLoss
 
     scale: float = 20.0
+    class_sample_rate: float = 1.0
     proxy_learning_rate: float = 3e-2
 
     _parameter_constraints = {**NormSoftmaxLoss._parameter_constraints, **ProxyEmbedder._parameter_constraints}

@@ -107,6 +107,9 @@ class PDDMLoss(nn.Module):
         "n_quadruplets": [POSITIVE_INT, None],
     }
 
+    # The inputs of the layers; for a cut, the others are as if 0.
+    _component_parameters = ("difference_layer.weight", "mean_layer.weight")
+
     def __init__(
         self,
         n_components,

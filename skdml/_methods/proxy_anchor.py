@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from .._constraints import NON_NEGATIVE, POSITIVE, check_constraints
 from .._docstrings import with_shared_docs
 from .._engine.embedder import ProxyEmbedder
-from .._loss.proxies import ProxyLoss
+from .._loss.proxies import CLASS_SAMPLE_RATE, ProxyLoss, is_own
 from .._network.networks import unit_rows
 
 
@@ -81,21 +81,22 @@ class ProxyAnchorLoss(ProxyLoss):
         **ProxyLoss._parameter_constraints,
         "alpha": [POSITIVE],
         "margin": [NON_NEGATIVE],
+        "class_sample_rate": [CLASS_SAMPLE_RATE],
     }
 
-    def __init__(self, n_classes, n_components, *, alpha=32.0, margin=0.1):
-        super().__init__(n_classes, n_components)
+    def __init__(self, n_classes, n_components, *, class_sample_rate=1.0, alpha=32.0, margin=0.1):
+        super().__init__(n_classes, n_components, class_sample_rate)
         self.alpha = alpha
         self.margin = margin
         check_constraints(self, vars(self))
         self.proxies = nn.Parameter(torch.randn(n_classes, n_components, dtype=torch.float32) * (2 / n_classes) ** 0.5)
 
-    def _batch_loss(self, embeddings, y, sample_weight):
-        s = embeddings @ unit_rows(self.proxies).T  # (B, C)
-        is_own = self._is_own(y)  # (B, C)
-        pull = _log1p_sum_exp(-self.alpha * (s - self.margin), is_own, sample_weight)  # (C,), 0 outside the batch
-        push = _log1p_sum_exp(self.alpha * (s + self.margin), ~is_own, sample_weight)  # (C,)
-        counts = is_own if sample_weight is None else is_own & (sample_weight > 0)[:, None]  # (B, C)
+    def _batch_loss(self, embeddings, y, proxies, sample_weight):
+        s = embeddings @ unit_rows(proxies).T  # (B, C)
+        own = is_own(y, len(proxies))  # (B, C)
+        pull = _log1p_sum_exp(-self.alpha * (s - self.margin), own, sample_weight)  # (C,), 0 outside the batch
+        push = _log1p_sum_exp(self.alpha * (s + self.margin), ~own, sample_weight)  # (C,)
+        counts = own if sample_weight is None else own & (sample_weight > 0)[:, None]  # (B, C)
         return pull.sum() / counts.any(dim=0).sum().clamp(min=1) + push.mean()
 
 
@@ -150,6 +151,7 @@ class ProxyAnchorEmbedder(ProxyEmbedder):
 
     alpha: float = 32.0
     margin: float = 0.1
+    class_sample_rate: float = 1.0
     proxy_learning_rate: float = 3e-2
 
     _parameter_constraints = {**ProxyAnchorLoss._parameter_constraints, **ProxyEmbedder._parameter_constraints}

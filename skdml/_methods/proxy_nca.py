@@ -12,7 +12,7 @@ from torch import nn
 from .._constraints import POSITIVE, Interval, check_constraints
 from .._docstrings import with_shared_docs
 from .._engine.embedder import ProxyEmbedder
-from .._loss.proxies import ProxyLoss
+from .._loss.proxies import CLASS_SAMPLE_RATE, ProxyLoss, is_own
 from .._network.networks import unit_rows
 
 
@@ -90,25 +90,35 @@ class ProxyNCALoss(ProxyLoss):
         "scale": [POSITIVE],
         "positive_in_denominator": ["boolean"],
         "label_smoothing": [Interval(Real, 0, 1, closed="left")],
+        "class_sample_rate": [CLASS_SAMPLE_RATE],
     }
 
-    def __init__(self, n_classes, n_components, *, scale=3.0, positive_in_denominator=False, label_smoothing=0.0):
-        super().__init__(n_classes, n_components)
+    def __init__(
+        self,
+        n_classes,
+        n_components,
+        *,
+        class_sample_rate=1.0,
+        scale=3.0,
+        positive_in_denominator=False,
+        label_smoothing=0.0,
+    ):
+        super().__init__(n_classes, n_components, class_sample_rate)
         self.scale = scale
         self.positive_in_denominator = positive_in_denominator
         self.label_smoothing = label_smoothing
         check_constraints(self, vars(self))
         self.proxies = nn.Parameter(torch.randn(n_classes, n_components, dtype=torch.float32) / 8)
 
-    def _sample_losses(self, embeddings, y):
+    def _sample_losses(self, embeddings, y, proxies):
         # -d up to the squared lengths, which cancel.
-        z = 2 * self.scale**2 * embeddings @ unit_rows(self.proxies).T  # (B, C)
-        if self.n_classes == 1:  # no other proxies
+        z = 2 * self.scale**2 * embeddings @ unit_rows(proxies).T  # (B, C)
+        if len(proxies) == 1:  # no other proxies
             return 0 * z[:, 0]
-        is_own = self._is_own(y)  # (B, C)
-        others = self.label_smoothing / (self.n_classes - 1)
-        numerator = torch.where(is_own, (1 - self.label_smoothing) * z, others * z).sum(dim=1)  # (B,)
-        denominator = (z if self.positive_in_denominator else z.masked_fill(is_own, -torch.inf)).logsumexp(dim=1)
+        own = is_own(y, len(proxies))  # (B, C)
+        others = self.label_smoothing / (len(proxies) - 1)
+        numerator = torch.where(own, (1 - self.label_smoothing) * z, others * z).sum(dim=1)  # (B,)
+        denominator = (z if self.positive_in_denominator else z.masked_fill(own, -torch.inf)).logsumexp(dim=1)
         return denominator - numerator
 
 
@@ -163,6 +173,7 @@ class ProxyNCAEmbedder(ProxyEmbedder):
     scale: float = 3.0
     positive_in_denominator: bool = False
     label_smoothing: float = 0.0
+    class_sample_rate: float = 1.0
     proxy_learning_rate: float = 3e-2
 
     _parameter_constraints = {**ProxyNCALoss._parameter_constraints, **ProxyEmbedder._parameter_constraints}

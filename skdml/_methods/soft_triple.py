@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from .._constraints import NON_NEGATIVE, POSITIVE, POSITIVE_INT, check_constraints
 from .._docstrings import with_shared_docs
 from .._engine.embedder import BaseEmbedder
-from .._loss.proxies import ProxyLoss
+from .._loss.proxies import CLASS_SAMPLE_RATE, ProxyLoss, is_own
 from .._loss.terms import LossFunction, own_backward, weighted_mean
 from .._network.networks import unit_rows
 
@@ -100,10 +100,22 @@ class SoftTripleLoss(ProxyLoss):
         "gamma": [POSITIVE],
         "margin": [NON_NEGATIVE],
         "tau": [NON_NEGATIVE],
+        "class_sample_rate": [CLASS_SAMPLE_RATE],
     }
 
-    def __init__(self, n_classes, n_components, *, n_centers=10, scale=20.0, gamma=0.1, margin=0.01, tau=0.2):
-        super().__init__(n_classes, n_components)
+    def __init__(
+        self,
+        n_classes,
+        n_components,
+        *,
+        class_sample_rate=1.0,
+        n_centers=10,
+        scale=20.0,
+        gamma=0.1,
+        margin=0.01,
+        tau=0.2,
+    ):
+        super().__init__(n_classes, n_components, class_sample_rate)
         self.n_centers = n_centers
         self.scale = scale
         self.gamma = gamma
@@ -114,11 +126,11 @@ class SoftTripleLoss(ProxyLoss):
         centers = torch.empty(n_classes, n_centers, n_components, dtype=torch.float32)
         self.centers = nn.Parameter(centers.uniform_(-bound, bound))
 
-    def _batch_loss(self, embeddings, y, sample_weight):
-        s, gram, _ = _Cosines.apply(embeddings, self.centers)  # (B, C, K), (C, K, K)
+    def _batch_loss(self, embeddings, y, proxies, sample_weight):
+        s, gram, _ = _Cosines.apply(embeddings, proxies)  # (B, C, K), (C, K, K)
         similarity = _relaxed_similarity(s, self.gamma)  # (B, C)
-        is_own = self._is_own(y)  # (B, C)
-        logits = self.scale * torch.where(is_own, similarity - self.margin, similarity)  # (B, C)
+        own = is_own(y, len(proxies))  # (B, C)
+        logits = self.scale * torch.where(own, similarity - self.margin, similarity)  # (B, C)
         loss = weighted_mean(F.cross_entropy(logits, y, reduction="none"), sample_weight)
         if self.n_centers > 1 and self.tau > 0:
             loss = loss + self.tau * _half_mean_distance(gram)
@@ -236,6 +248,7 @@ class SoftTripleEmbedder(BaseEmbedder):
     gamma: float = 0.1
     margin: float = 0.01
     tau: float = 0.2
+    class_sample_rate: float = 1.0
     center_learning_rate: float = 3e-3
 
     _parameter_constraints = {

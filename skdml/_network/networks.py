@@ -103,7 +103,8 @@ class ResidualHead(nn.Module):
     .. math:: z = P x + s \, (W x + b + V h(x))
 
     P is the identity, padded with rows of zeros if D > f, or holds the principal components of the features if D < f;
-    it is not trained. The learned part starts at W = 0, b = 0 and V = 0, so that the embedding starts as an isometry of
+    it is not trained. With ``n_leading``, P is a rotation in place of the identity, whose first rows are the principal
+    components. The learned part starts at W = 0, b = 0 and V = 0, so that the embedding starts as an isometry of
     the features. In training, the learned part counts fully (s = 1), and afterwards by ``strength``: with 1/2, the
     weights are the mean of the initial and the trained ones, which works better than either on classes that were not
     trained, as it does when a whole network is fine-tuned [1]_.
@@ -118,13 +119,15 @@ class ResidualHead(nn.Module):
         Weight s of the learned part after training, in [0, 1].
     rescale : bool
         Whether `start_at` scales the features to a mean square of 1, so that z has a length of about 1.
+    n_leading : int, default=0
+        How many of the first components must be principal components even if D >= f.
 
     Attributes
     ----------
     shift, scale : tensor of shape (f,)
         x is ``(features - shift) * scale``.
     projection : tensor of shape (D, f) or None
-        P if D < f.
+        P if it is not the identity.
     strength : tensor of shape ()
 
     References
@@ -132,14 +135,15 @@ class ResidualHead(nn.Module):
     .. [1] M. Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, arXiv:2109.01903.
     """
 
-    def __init__(self, n_features, n_components, hidden_layer_sizes, *, strength, rescale):
+    def __init__(self, n_features, n_components, hidden_layer_sizes, *, strength, rescale, n_leading=0):
         super().__init__()
         self.n_features = n_features
         self.n_components = n_components
         self.rescale = rescale
+        self.n_principal = n_components if n_components < n_features else min(n_leading, n_features)
         self.register_buffer("shift", torch.zeros(n_features, dtype=torch.float32))
         self.register_buffer("scale", torch.ones(n_features, dtype=torch.float32))
-        projection = torch.zeros(n_components, n_features, dtype=torch.float32) if n_components < n_features else None
+        projection = torch.zeros(n_components, n_features, dtype=torch.float32) if self.n_principal else None
         self.register_buffer("projection", projection)
         self.register_buffer("strength", torch.tensor(float(strength), dtype=torch.float32))
         self.linear = _zeros(nn.Linear(n_features, n_components, dtype=torch.float32))
@@ -175,9 +179,12 @@ class ResidualHead(nn.Module):
         if self.projection is not None:
             x = (features.astype(np.float64) - self.shift.cpu().numpy()) * self.scale.cpu().numpy()
             x = x if weights is None else x * np.sqrt(weights)[:, None]
-            n_found = min(self.n_components, *x.shape)
+            n_found = min(self.n_principal, *x.shape)
             components = randomized_svd(x, n_found, n_iter=5, random_state=seed)[2]
             self.projection[:n_found] = torch.from_numpy(components)
+            if self.n_components >= self.n_features:  # the other rows of a rotation, in any order
+                others = np.linalg.qr(components.T, mode="complete")[0][:, n_found:].T
+                self.projection[n_found : self.n_features] = torch.from_numpy(others)
         return ruling
 
     def _set_scale(self, features, weights):
@@ -290,7 +297,7 @@ class Pooling(nn.Module):
 
 
 def build_network(
-    backbone, sample, *, pooling, n_components, hidden_layer_sizes, normalize, precision, frozen_backbone
+    backbone, sample, *, pooling, n_components, hidden_layer_sizes, normalize, precision, frozen_backbone, n_leading=0
 ):
     """Return an EmbeddingNetwork on the sample's device.
 
@@ -309,6 +316,8 @@ def build_network(
     normalize : bool
     precision : {"float32", "bfloat16"}
     frozen_backbone : bool
+    n_leading : int, default=0
+        How many of the first components begin at the principal components of the features.
 
     Raises
     ------
@@ -345,9 +354,11 @@ def build_network(
     elif not starts_at_features:
         head = nn.Linear(n_features, n_components, dtype=torch.float32)
     elif frozen_backbone:
-        head = ResidualHead(n_features, n_components, hidden_layer_sizes, strength=STRENGTH, rescale=True)
+        head = ResidualHead(
+            n_features, n_components, hidden_layer_sizes, strength=STRENGTH, rescale=True, n_leading=n_leading
+        )
     else:
-        head = ResidualHead(n_features, n_components, (), strength=1, rescale=False)
+        head = ResidualHead(n_features, n_components, (), strength=1, rescale=False, n_leading=n_leading)
     network = EmbeddingNetwork(backbone, head, normalize, precision).to(sample.device)
     network.n_components = n_components
     if not any(p.requires_grad for p in network.parameters()):

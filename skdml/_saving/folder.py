@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 # Each class adds its own, `_own_fitted`.
 FITTED = {"_input", "history_", "n_iter_", "n_features_in_", "feature_names_in_", "_sklearn_output_config"}
-ADDED = {"checkpoint"}  # parameters that folders of earlier versions lack
 OPTIONAL = {"feature_names_in_", "_sklearn_output_config"}
+# Parameters that folders written before them lack: with its default, each is what those fits did.
+LATER = {"checkpoint", "class_sample_rate", "nested_components"}
 # What a value that no save has written may raise, where it is used.
 MALFORMED = (
     ArithmeticError,
@@ -259,7 +260,7 @@ def _check_names(cls, stored, passed, made_with, file):
         raise ValueError(
             f"{file} holds parameters that {cls.__name__} does not have: {', '.join(sorted(unknown)):.200}."
         )
-    if missing := names - stored.keys() - passed.keys() - ADDED:
+    if missing := names - LATER - stored.keys() - passed.keys():
         raise ValueError(f"it lacks parameters of {cls.__name__}: {', '.join(sorted(missing))}")
     if twice := stored.keys() & passed.keys():
         raise ValueError(f"it holds {', '.join(sorted(twice))} and says that a file cannot hold this")
