@@ -25,6 +25,8 @@ class ProxyLoss(nn.Module):
         D, the dimension of the embeddings; >= 1.
     """
 
+    _one_class: str | None = "learns proxies of the classes"
+
     _parameter_constraints = {"n_classes": [POSITIVE_INT], "n_components": [POSITIVE_INT]}
 
     def __init__(self, n_classes, n_components):
@@ -50,7 +52,7 @@ class ProxyLoss(nn.Module):
         tensor of shape ()
             The loss; 0 for an empty batch.
         """
-        y = check_batch(embeddings, y, sample_weight, n_classes=self.n_classes)
+        y = check_batch(embeddings, y, sample_weight, n_classes=self.n_classes, loss=self)
         if len(y) == 0:
             return zero_loss(self, embeddings)
         return self._batch_loss(embeddings, y, sample_weight)
