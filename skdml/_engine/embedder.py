@@ -17,8 +17,8 @@ from torch import nn
 from .._ambient import neutral, own_filters, warn
 from .._constraints import POSITIVE, Interval
 from .._data.arrays import Rows, check_data, is_dispatched
-from .._data.targets import check_classes, check_sample_weight, read_target
-from .._labels import number_labels
+from .._data.targets import check_classes, check_indicator, check_sample_weight, read_target
+from .._labels import label_names, number_labels
 from .._loss.memory import CrossBatchMemory
 from .._loss.pairs import PairLoss
 from .._network.backbones import load_backbone
@@ -27,7 +27,7 @@ from .._network.networks import STRENGTH, ResidualHead, build_network
 from .._network.random import NO_DRAWS, may_draw, seeded
 from .._saving import exports, folder, modules
 from ..metrics import recall_at_k
-from .batches import BalancedBatches, ShuffledBatches
+from .batches import BalancedBatches, MultilabelBatches, ShuffledBatches
 from .callbacks import (
     BestWeights,
     CallbackSupportMixin,
@@ -69,6 +69,11 @@ class BaseEmbedder(
     # The class of the loss, where `_make_loss` is that of this class.
     _loss_class: ClassVar[type[nn.Module] | None] = None
 
+    @property
+    def _one_class(self):
+        """Why y must hold one class per sample, as the loss says; None: it may hold several labels."""
+        return getattr(self._loss_class, "_one_class", None)
+
     def _make_loss(self, n_classes, network):
         """Return the loss module for labels 0..n_classes-1 and embeddings of network.n_components.
 
@@ -81,7 +86,7 @@ class BaseEmbedder(
         return self._loss_class(**{name: values[name] for name in names if name in values})
 
     def _make_batches(self, y):
-        """Return the batch rule of ``batches.py`` for labels 0..C-1."""
+        """Return the batch rule of ``batches.py`` for labels 0..C-1, or for the indicator of several labels (n, C)."""
         return ShuffledBatches(y, self.batch_size)
 
     def _make_network(self, backbone, sample):
@@ -301,8 +306,12 @@ class BaseEmbedder(
                 f"warmup_epochs={self.warmup_epochs} trains only the head at first, but over vectors there is nothing "
                 "else to train. Set warmup_epochs=0."
             )
-        y = read_target(self, X, y)
-        classes, labels = check_classes(self, y, data.kept, goes_on, partial, more_classes)
+        given, y = y, read_target(self, X, y)
+        if y.ndim == 2:
+            names = label_names(given, y.shape[1])
+            classes, labels = check_indicator(self, y, names, data.kept, goes_on, more_classes)
+        else:
+            classes, labels = check_classes(self, y, data.kept, goes_on, partial, more_classes)
         train_rows = valid_rows = None
         if self.early_stopping:
             train_rows, valid_rows = hold_out(labels, self.validation_split, self.validation_fraction, rng)
@@ -642,7 +651,8 @@ class BalancedEmbedder(BaseEmbedder):
             )
 
     def _make_batches(self, y):
-        return BalancedBatches(y, self.batch_size, self.samples_per_class)
+        rule = BalancedBatches if y.ndim == 1 else MultilabelBatches
+        return rule(y, self.batch_size, self.samples_per_class)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
