@@ -122,8 +122,9 @@ class BaseEmbedder(
             paths of image files (JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000 or AVIF), which become upright RGB
             images, on white where they are transparent; :func:`skdml.datasets.load_image_folder` gives those of a
             folder. An array may be a numpy.memmap. Any other float array of three or more axes needs a ``backbone``.
-        y : array-like of shape (n_samples,)
-            Class labels of any kind that sorts, at least two distinct ones; see :ref:`labels`.
+        y : array-like of shape (n_samples,) or (n_samples, n_labels)
+            Class labels of any kind that sorts, at least two distinct ones. With most methods over pairs also which of
+            several labels each sample has, 0 and 1, dense or sparse. See :ref:`labels`.
         sample_weight : array-like of shape (n_samples,), float or None, default=None
             Weight of each sample's term in the loss of a batch, >= 0, not all 0; see :ref:`sample_weight`. None: ones.
 
@@ -168,8 +169,8 @@ class BaseEmbedder(
         ----------
         X : {array-like, sparse matrix} of shape (n_samples, n_features), array of images, or sequence of paths
             As in fit.
-        y : array-like of shape (n_samples,)
-            Class labels, known ones or new ones.
+        y : array-like of shape (n_samples,) or (n_samples, n_labels)
+            Class labels, known ones or new ones. With several labels per sample, the same columns in each call.
         classes : array-like of shape (n_classes,) or None, default=None
             Classes that will come later, which get proxies now; those of y are added.
         sample_weight : array-like of shape (n_samples,), float or None, default=None
@@ -450,13 +451,13 @@ class BaseEmbedder(
         ----------
         X : {array-like, sparse matrix} of shape (n_samples, n_features), array of images, or sequence of paths
             Of the same kind as in fit; the classes need not be those of fit.
-        y : array-like of shape (n_samples,)
-            Class labels.
+        y : array-like of shape (n_samples,) or (n_samples, n_labels)
+            Class labels; or which of several labels each sample has, 0 and 1.
 
         Returns
         -------
         float in [0, 1]
-            Share of the samples whose nearest other sample is of their class.
+            Share of the samples whose nearest other sample is of their class, or shares a label with them.
         """
         return float(recall_at_k(self.transform(X), y, 1))
 

@@ -150,7 +150,8 @@ class EmbedderParameters:
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
-        The class labels, sorted.
+        The class labels, sorted. With several labels per sample, those of the columns of y: 0 to n_classes - 1, or the
+        names of the columns of a data frame.
     network_ : torch.nn.Module
         Maps a batch to embeddings, normalization included; on the CPU, in eval mode.
     criterion_ : torch.nn.Module

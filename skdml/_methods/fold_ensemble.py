@@ -222,13 +222,13 @@ class FoldEnsembleEmbedder(ClassNamePrefixFeaturesOutMixin, MetaEstimatorMixin, 
         ----------
         X : array-like, sparse matrix, tensor or sequence of n_samples
             Of the same kind as in fit; the classes need not be those of fit.
-        y : array-like of shape (n_samples,)
-            Class labels.
+        y : array-like of shape (n_samples,) or (n_samples, n_labels)
+            Class labels; or which of several labels each sample has, 0 and 1.
 
         Returns
         -------
         float in [0, 1]
-            Share of the samples whose nearest other sample is of their class.
+            Share of the samples whose nearest other sample is of their class, or shares a label with them.
         """
         return float(recall_at_k(self.transform(X), y, 1))
 

@@ -32,14 +32,15 @@ def retrieval_report(
     ----------
     embeddings : array-like or torch.Tensor of shape (n_queries, n_components)
         Queries, real and finite. A tensor is evaluated on its own device.
-    y : array-like or torch.Tensor of shape (n_queries,)
-        Class of each query: integers, strings or anything else that sorts.
+    y : array-like or torch.Tensor of shape (n_queries,) or (n_queries, n_labels)
+        Class of each query: integers, strings or anything else that sorts. Or which of several labels it has, 0 and 1:
+        then rows that share a label with it are its class.
     k : int or sequence of int, default=(1, 2, 4, 8)
         Numbers of neighbors for Recall@K, >= 1.
     gallery : array-like or torch.Tensor of shape (n_gallery, n_components), default=None
         Rows among which neighbors are searched for. None: the queries, each without its own row.
-    gallery_y : array-like or torch.Tensor of shape (n_gallery,), default=None
-        Class of each row of `gallery`.
+    gallery_y : array-like or torch.Tensor of shape (n_gallery,) or (n_gallery, n_labels), default=None
+        Class of each row of `gallery`, or its labels.
     gallery_index : array-like or torch.Tensor of shape (n_queries,), default=None
         For each query, the row of `gallery` that is the query itself, which is left out; -1 for none.
     groups : array-like or torch.Tensor of shape (n_queries,), default=None
