@@ -477,6 +477,8 @@ def test_measures_of_one_label_each_are_those_of_classes(name):
     assert function(X, Y) == pytest.approx(expected)
     assert function(torch.tensor(X), torch.tensor(Y)) == pytest.approx(expected)
     assert function(X, sparse.csr_array(Y)) == pytest.approx(expected)
+    assert function(X, pd.DataFrame(Y)) == pytest.approx(expected)
+    assert function(X, np.asfortranarray(Y)) == pytest.approx(expected)
     gallery = {"gallery": X[30:], "gallery_y": y[30:]}
     expected = function(X[:30], y[:30], **gallery)
     assert function(X[:30], Y[:30], gallery=X[30:], gallery_y=Y[30:]) == pytest.approx(expected)

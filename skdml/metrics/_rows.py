@@ -360,7 +360,7 @@ def _check_columns(y, gallery_y, labels):
 
 def _number_sets(labels):
     """Return a number for the set of labels of each row (n, L), as an int64 tensor (n,)."""
-    packed = np.packbits(labels, axis=1)
+    packed = np.ascontiguousarray(np.packbits(labels, axis=1))
     rows = packed.view(np.dtype((np.void, packed.shape[1])))[:, 0]  # twenty times faster than unique with an axis
     return torch.from_numpy(np.unique(rows, return_inverse=True)[1])
 
