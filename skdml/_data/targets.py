@@ -64,7 +64,7 @@ def _warn_of_large_batch(estimator, y):
         warn(f"batch_size={estimator.batch_size} is larger than the {len(y)} samples: a batch holds all of them.")
 
 
-def check_indicator(estimator, y, names, kept, goes_on, more_classes):
+def check_indicator(estimator, y, names, kept, goes_on, partial, more_classes):
     """Return the names of the labels as the classes, and the y of the kept rows, bool (n_samples, n_labels)."""
     name = type(estimator).__name__
     if estimator._one_class:
@@ -89,7 +89,7 @@ def check_indicator(estimator, y, names, kept, goes_on, more_classes):
         n_single = np.count_nonzero(y.any(axis=1) & ~y[:, counts > 1].any(axis=1))
         if n_single:
             warn(f"{n_single} of {len(y)} samples have only labels of one sample and serve only as negatives.")
-    if not _has_negatives(y):
+    if not (goes_on and partial) and not _has_negatives(y):
         raise ValueError(
             f"{name} needs samples without a label in common, but any two samples of y share one. Leave out labels "
             "that nearly all samples have."

@@ -310,7 +310,7 @@ class BaseEmbedder(
         given, y = y, read_target(self, X, y)
         if y.ndim == 2:
             names = label_names(given, y.shape[1])
-            classes, labels = check_indicator(self, y, names, data.kept, goes_on, more_classes)
+            classes, labels = check_indicator(self, y, names, data.kept, goes_on, partial, more_classes)
         else:
             classes, labels = check_classes(self, y, data.kept, goes_on, partial, more_classes)
         train_rows = valid_rows = None
