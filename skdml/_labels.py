@@ -5,12 +5,13 @@ from numbers import Integral
 
 import numpy as np
 import torch
+from scipy import sparse
 from sklearn.exceptions import DataConversionWarning
 
 from ._ambient import warn
 
 
-def read_labels(y, name="y"):
+def read_labels(y, name="y", *, instead=None):
     """Return the labels as an array that holds each of them exactly.
 
     Parameters
@@ -19,6 +20,8 @@ def read_labels(y, name="y"):
         One label per sample: integers, booleans, strings, whole floats, dates or other hashable objects that sort.
     name : str
         What errors call it.
+    instead : str or None, default=None
+        What to do with several labels per sample, for the error.
 
     Returns
     -------
@@ -38,33 +41,65 @@ def read_labels(y, name="y"):
     DataConversionWarning
         If the shape is (n_samples, 1).
     """
+    return _read(y, *_as_array(y), name, instead)
+
+
+def read_targets(y, name="y"):
+    """Return what `read_labels` does or, for several labels per sample, the binary indicator.
+
+    Parameters
+    ----------
+    y : array-like, data frame, torch.Tensor or sparse matrix of shape (n_samples,) or (n_samples, n_labels)
+        One label per sample; or, with two columns or more, which of the labels each sample has: booleans, or numbers 0
+        and 1, the multilabel format of scikit-learn.
+    name : str
+        What errors call it.
+
+    Returns
+    -------
+    ndarray of shape (n_samples,) or bool ndarray of shape (n_samples, n_labels)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `read_labels` does, and if a value is missing.
+    """
+    shape = tuple(getattr(y, "shape", ()))
+    if sparse.issparse(y) and len(shape) == 2 and shape[1] > 1:
+        y = sparse.csr_array(y)  # adds up entries of one place
+        if np.isin(y.data, (0, 1)).all():
+            return y.astype(bool).toarray()
     values, is_sequence = _as_array(y)
-    shape = values.shape or tuple(getattr(y, "shape", ()))  # NumPy takes a sparse matrix for a scalar
-    if values.ndim == 2 and shape[1] == 1:
-        warn(
-            f"A column-vector {name} was passed when a 1d array was expected. Pass shape (n_samples,), for example "
-            f"{name}.ravel().",
-            DataConversionWarning,
-        )
-        values = values[:, 0]
-    elif values.ndim != 1:
-        raise ValueError(_wrong_shape(y, shape, name))
+    if values.ndim != 2 or values.shape[1] < 2:
+        return _read(y, values, is_sequence, name)
     if isinstance(values, np.ma.MaskedArray):
-        _check_missing(np.ma.getmaskarray(values), name)
+        _check_missing(np.ma.getmaskarray(values).ravel(), name)
         values = values.data
-    if values.dtype.kind in ("O", "T"):  # T: strings of any length
-        values = _from_objects(values.astype(object), name)
-        if is_sequence and len(values) and type(values[0]) is str and "\0" not in "".join(values):
-            values = values.astype(str)  # as np.asarray does, but it would cut null characters off
-    if values.dtype.kind in "mM":
-        _check_missing(np.isnat(values), name)
-    elif values.dtype.kind == "f":
-        _check_missing(np.isnan(values), name)
-        _check_whole(values, name)
-    elif values.dtype.kind not in "biuUSO":
-        prefix = "Complex data not supported: " if values.dtype.kind == "c" else ""
-        raise ValueError(f"{prefix}{name} holds {values.dtype}, not class labels. Pass integers or strings.")
-    return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))
+    if values.dtype.kind == "O":
+        entries = _objects(int(x) if isinstance(x, bool | np.bool_) else x for x in values.ravel())
+        values = _from_objects(entries, name).reshape(values.shape)
+    if values.dtype.kind == "f":
+        _check_missing(np.isnan(values).ravel(), name)
+    if values.dtype.kind not in "biuf" or not ((values == 0) | (values == 1)).all():
+        raise ValueError(_wrong_shape(y, values.shape, name, None))
+    return values.astype(bool)
+
+
+def label_names(y, n_labels):
+    """Return the names of the columns of a binary indicator: those of a data frame, otherwise 0 to n_labels - 1."""
+    return (
+        read_labels(list(y.columns), "the names of the columns of y") if hasattr(y, "columns") else np.arange(n_labels)
+    )
+
+
+def one_class_message(who, why, shape):
+    """Return the error for several labels per sample where ``who`` needs classes, because it ``why``."""
+    return (
+        f"{who} {why} and takes one class label per sample, y of shape (n_samples,); got shape {tuple(shape)}. "
+        "Several labels per sample (multi-label) are for methods that compare the pairs of a batch, such as RAW, "
+        "triplet, SupCon or contrastive. For one-hot rows, pass y.argmax(axis=1); for rows that are one label "
+        "together, a string of each."
+    )
 
 
 def number_labels(*labels):
@@ -103,6 +138,36 @@ def are_comparable(*labels):
     return len(set().union(*map(_kinds, labels))) <= 1
 
 
+def _read(y, values, is_sequence, name, instead=None):
+    """Return the labels of y, of which `_as_array` made the values."""
+    shape = values.shape or tuple(getattr(y, "shape", ()))  # NumPy takes a sparse matrix for a scalar
+    if values.ndim == 2 and shape[1] == 1:
+        warn(
+            f"A column-vector {name} was passed when a 1d array was expected. Pass shape (n_samples,), for example "
+            f"{name}.ravel().",
+            DataConversionWarning,
+        )
+        values = values[:, 0]
+    elif values.ndim != 1:
+        raise ValueError(_wrong_shape(y, shape, name, instead))
+    if isinstance(values, np.ma.MaskedArray):
+        _check_missing(np.ma.getmaskarray(values), name)
+        values = values.data
+    if values.dtype.kind in ("O", "T"):  # T: strings of any length
+        values = _from_objects(values.astype(object), name)
+        if is_sequence and len(values) and type(values[0]) is str and "\0" not in "".join(values):
+            values = values.astype(str)  # as np.asarray does, but it would cut null characters off
+    if values.dtype.kind in "mM":
+        _check_missing(np.isnat(values), name)
+    elif values.dtype.kind == "f":
+        _check_missing(np.isnan(values), name)
+        _check_whole(values, name)
+    elif values.dtype.kind not in "biuUSO":
+        prefix = "Complex data not supported: " if values.dtype.kind == "c" else ""
+        raise ValueError(f"{prefix}{name} holds {values.dtype}, not class labels. Pass integers or strings.")
+    return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))
+
+
 def _as_array(y):
     """Return y as an array of any shape, and whether it is a sequence of Python objects."""
     if isinstance(y, Sequence) and not isinstance(y, str | bytes | bytearray | memoryview):
@@ -121,12 +186,16 @@ def _as_array(y):
     return np.asanyarray(y) if isinstance(y, np.ma.MaskedArray) else np.asarray(y), False
 
 
-def _wrong_shape(y, shape, name):
+def _wrong_shape(y, shape, name, instead):
     got = f"shape {shape}" if shape else f"a value of type {type(y).__name__}, shape ()"
     advice = " Pass a list or an array." if not shape else ""
     if len(shape) == 2:
+        instead = instead or (
+            "are taken by embedders and losses over pairs and by the measures of retrieval, as two or more columns of "
+            "0 and 1"
+        )
         advice = (
-            f" Several labels per sample (multi-label) are not supported: pass one column, {name}[:, 0]; for one-hot "
+            f" Several labels per sample (multi-label) {instead}. Otherwise pass one column, {name}[:, 0]; for one-hot "
             f"rows, {name}.argmax(axis=1); for rows that are one label together, a string of each."
         )
     return f"{name} must be 1-D and hold one class label per sample, shape (n_samples,); got {got}.{advice}"
@@ -176,7 +245,8 @@ def _from_objects(values, name):
     if several:
         raise ValueError(
             f"{name} must hold one class label per sample, but it holds objects of type {' and '.join(several)}. "
-            "Several labels per sample (multi-label) are not supported: pass one integer or string for each."
+            "Several labels per sample (multi-label) are two or more columns of 0 and 1, where they are taken: pass "
+            f"sklearn.preprocessing.MultiLabelBinarizer().fit_transform({name}), or one integer or string per sample."
         )
     if any(map(_is_missing, different)):
         _check_missing([_is_missing(label) for label in values], name)

@@ -250,7 +250,7 @@ def _encode(X, y):
     """Check y; return the index of each sample's class among the sorted classes, and the number of classes."""
     if y is None:
         raise ValueError("y is missing, but the split is made over its classes. Pass the class of each sample.")
-    y = read_labels(y)
+    y = read_labels(y, instead="cannot be on one side of a split each: use KFold or ShuffleSplit of scikit-learn")
     check_consistent_length(X, y)
     classes, (codes,) = number_labels(y)
     return codes, len(classes)

@@ -454,7 +454,7 @@ def _count_pairs(Z, y, sample_weight=None):
     Each pair counts twice, once in either order. With weights, it counts as much as the product of those of its
     samples.
     """
-    rows, _ = prepare(Z, y)
+    rows, _ = prepare(Z, y, several_labels=False)
     weights = None
     if sample_weight is not None:
         weights = torch.as_tensor(check_sample_weight(sample_weight, rows.classes, None, None), dtype=torch.float64)

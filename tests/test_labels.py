@@ -273,7 +273,6 @@ BAD = {
     "missing": (np.where(CODES == 1, None, CODES), ValueError, "missing values: 4 of 24"),
     "infinite": (np.where(CODES == 1, np.inf, CODES), ValueError, "contains infinity"),
     "continuous": (np.linspace(0, 1, N), ValueError, "continuous, with values such as .* Bin it"),
-    "multi-label": (np.eye(6)[CODES], ValueError, r"one class label per sample.* got shape \(24, 6\). Several.*argmax"),
     "lists": ([[1], [2, 3]] * 12, ValueError, "one class label per sample, but it holds objects of type list. Several"),
     "sets": ([{1}, {2, 3}] * 12, ValueError, "one class label per sample, but it holds objects of type set. Several"),
     "pairs": ([(1, 2)] * N, ValueError, r"one class label per sample.* got shape \(24, 2\)"),
@@ -294,6 +293,12 @@ BAD = {
 def test_bad_labels_are_refused_everywhere(reader, y, error, message):
     with pytest.raises(error, match=message):
         reader(y)
+
+
+@pytest.mark.parametrize("name", sorted(READERS.keys() - {"score", "recall_at_k", "gallery", "pair_weights"}))
+def test_several_labels_are_refused_where_classes_are_needed(name):
+    with pytest.raises(ValueError, match=r"one class label per sample.* got shape \(24, 6\). Several.*argmax"):
+        READERS[name](np.eye(6)[CODES])
 
 
 def test_errors_name_the_argument():

@@ -961,7 +961,7 @@ def test_k_is_checked(k, error, message):
         ({"embeddings": np.array([["a", None]] * 3, dtype=object)}, ValueError, "got ndarray of object"),
         ({"embeddings": sparse.csr_array(np.eye(3))}, ValueError, "dense 2-D array.*got csr_array"),
         ({"y": [0, 0]}, ValueError, "y must hold one label per row, got 2 labels for 3 rows"),
-        ({"y": [[0, 1], [0, 1], [1, 0]]}, ValueError, r"y must be 1-D.*got shape \(3, 2\)"),
+        ({"y": [[0, 1], [0, 2], [1, 0]]}, ValueError, r"y must be 1-D.*got shape \(3, 2\)"),
         ({"y": None}, ValueError, r"y must be 1-D.*got a value of type NoneType"),
         ({"y": [0.0, np.nan, 1.0]}, ValueError, "missing values"),
         ({"y": torch.tensor([0.0, torch.nan, 1.0])}, ValueError, "missing values"),

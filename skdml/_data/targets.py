@@ -6,19 +6,19 @@ import numpy as np
 from sklearn.utils import check_array, check_consistent_length
 
 from .._ambient import warn
-from .._labels import are_comparable, number_labels, read_labels
+from .._labels import are_comparable, number_labels, one_class_message, read_labels, read_targets
 from .arrays import is_dispatched
 
 
 def read_target(estimator, X, y):
-    """Return the labels of y, one per row of X, as `read_labels` does."""
+    """Return the labels of y, one per row of X, or the indicator of several labels, as `read_targets` does."""
     if y is None:
         raise ValueError(
             f"{type(estimator).__name__} requires y to be passed, but the target y is None. Call fit(X, y) with one "
             "class label per sample. Where only pairs, triplets or quadruplets are known, use PairsEmbedder, "
             "TripletsEmbedder or QuadrupletsEmbedder."
         )
-    y = read_labels(y)
+    y = read_targets(y)
     check_consistent_length(X, y)
     return y
 
@@ -55,9 +55,53 @@ def check_classes(estimator, y, kept, goes_on, partial, more_classes):
             raise ValueError(f"{name} pulls samples of one class together, but no class of y has two samples.")
         if n_single:
             warn(f"{n_single} of {len(counts)} classes have one sample and serve only as negatives.")
+    _warn_of_large_batch(estimator, y)
+    return classes, codes
+
+
+def _warn_of_large_batch(estimator, y):
     if estimator.batch_size > len(y):
         warn(f"batch_size={estimator.batch_size} is larger than the {len(y)} samples: a batch holds all of them.")
-    return classes, codes
+
+
+def check_indicator(estimator, y, names, kept, goes_on, partial, more_classes):
+    """Return the names of the labels as the classes, and the y of the kept rows, bool (n_samples, n_labels)."""
+    name = type(estimator).__name__
+    if estimator._one_class:
+        raise ValueError(one_class_message(name, estimator._one_class, y.shape))
+    if more_classes is not None:
+        raise ValueError(
+            f"Got classes= and y of shape {y.shape}. With several labels per sample, the columns of y are the classes, "
+            "and later calls need the same ones: leave classes out, and pass columns of zeros for labels to come."
+        )
+    if goes_on and not np.array_equal(names, estimator.classes_):
+        raise ValueError(
+            f"To go on from the previous fit, the columns of y must be its {len(estimator.classes_)} classes in their "
+            f"order; got {len(names)} columns, {names[:5]}, and the classes {estimator.classes_[:5]}. Pass the same "
+            "columns, or fit anew."
+        )
+    y = y if kept is None else y[kept]
+    counts = y.sum(axis=0)
+    if estimator._pair_based:
+        if counts.max() < 2:
+            raise ValueError(f"{name} pulls samples with a label in common together, but no label has two samples.")
+        # A row of zeros is meant to be a negative; that a label has a single sample may be unknown.
+        n_single = np.count_nonzero(y.any(axis=1) & ~y[:, counts > 1].any(axis=1))
+        if n_single:
+            warn(f"{n_single} of {len(y)} samples have only labels of one sample and serve only as negatives.")
+    if not (goes_on and partial) and not _has_negatives(y):
+        raise ValueError(
+            f"{name} needs samples without a label in common, but any two samples of y share one. Leave out labels "
+            "that nearly all samples have."
+        )
+    _warn_of_large_batch(estimator, y)
+    return names, y
+
+
+def _has_negatives(y):
+    """Return whether two rows of the indicator have no label in common."""
+    y = y.astype(np.float32)
+    return any((rows @ y.T == 0).any() for rows in np.array_split(y, -(-len(y) // 256)))
 
 
 def check_sample_weight(sample_weight, y, kept, train_rows):

@@ -109,6 +109,54 @@ def _fill(n_groups, most, total):
     return filled
 
 
+class MultilabelBatches:
+    """P labels x K samples in each batch, where a sample may have several labels.
+
+    In each epoch every row is drawn for one of its labels, with a probability inverse to the number of samples of the
+    label, so that a rare label keeps most of its rows; rows without a label are drawn as if they shared one. With these
+    labels the batches are those of `BalancedBatches`: they hold every row about once per epoch, and none twice. Where
+    fewer than K rows were drawn for a label of a batch, other rows that have it fill up, so that a batch holds at least
+    K samples of each of its P labels, or all that there are.
+
+    Parameters
+    ----------
+    y : bool ndarray of shape (n_samples, n_labels), each label present
+    batch_size : int
+    samples_per_class : int
+    """
+
+    def __init__(self, y, batch_size, samples_per_class):
+        self.y = np.column_stack([y, ~y.any(axis=1)])  # the last column is that of the rows without a label
+        self.row, self.label = self.y.nonzero()  # by row
+        self.first = np.flatnonzero(np.diff(self.row, prepend=-1))  # of each row
+        self.counts = self.y.sum(axis=0)
+        self.members = np.split(self.row[self.label.argsort(kind="stable")], self.counts.cumsum()[:-1])
+        self.batch_size = batch_size
+        self.samples_per_class = samples_per_class
+        self.n_epochs = torch.zeros(len(y), dtype=torch.int64)  # as in BalancedBatches, of which each epoch has its own
+
+    def __call__(self, generator, embed=None):
+        seed = int(torch.randint(2**31 - 1, (1,), generator=generator, device=generator.device))
+        rng = np.random.default_rng(seed)
+        # The least of exponential waiting times is a draw by their rates.
+        waiting = rng.exponential(size=len(self.label)) * self.counts[self.label]
+        drawn = self.label[np.lexsort((waiting, self.row))[self.first]]
+        rule = BalancedBatches(np.unique(drawn, return_inverse=True)[1], self.batch_size, self.samples_per_class)
+        rule.n_epochs = self.n_epochs
+        return [self._filled(batch, drawn, rule.samples_per_class, rng) for batch in rule(generator)]
+
+    def _filled(self, batch, drawn, K, rng):
+        """Return the batch with other rows of the labels that it was drawn for, where it holds fewer than K."""
+        rows = batch.cpu().numpy()
+        labels = np.unique(drawn[rows])
+        is_short = self.y[np.ix_(rows, labels)].sum(axis=0) < np.minimum(K, self.counts[labels])
+        for label in labels[is_short]:
+            others = np.setdiff1d(self.members[label], rows)
+            n_missing = min(K, self.counts[label]) - (len(self.members[label]) - len(others))
+            rows = np.append(rows, rng.choice(others, max(0, n_missing), replace=False))
+        return torch.from_numpy(rows).to(batch.device)
+
+
 class LocalBatches:
     """Local sampling of SST [1]_: the batches are clusters of the embeddings, recomputed in each epoch.
 

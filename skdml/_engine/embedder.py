@@ -18,8 +18,8 @@ from torch import nn
 from .._ambient import neutral, own_filters, warn
 from .._constraints import POSITIVE, Interval, StrOptions
 from .._data.arrays import Rows, check_data, is_dispatched
-from .._data.targets import check_classes, check_sample_weight, read_target
-from .._labels import number_labels
+from .._data.targets import check_classes, check_indicator, check_sample_weight, read_target
+from .._labels import label_names, number_labels
 from .._loss.memory import CrossBatchMemory
 from .._loss.pairs import PairLoss
 from .._loss.proxies import ProxyLoss
@@ -29,7 +29,7 @@ from .._network.networks import STRENGTH, ResidualHead, build_network
 from .._network.random import NO_DRAWS, may_draw, seeded
 from .._saving import exports, folder, modules
 from ..metrics import recall_at_k
-from .batches import BalancedBatches, ShuffledBatches
+from .batches import BalancedBatches, MultilabelBatches, ShuffledBatches
 from .callbacks import (
     BestWeights,
     CallbackSupportMixin,
@@ -83,6 +83,11 @@ class NetworkEmbedder(
     # The class of the loss, where `_make_loss` is that of this class.
     _loss_class: ClassVar[type[nn.Module] | None] = None
 
+    @property
+    def _one_class(self):
+        """Why y must hold one class per sample, as the loss says; None: it may hold several labels."""
+        return getattr(self._loss_class, "_one_class", None)
+
     def _make_loss(self, n_classes, network):
         """Return the loss module for labels 0..n_classes-1 and embeddings of network.n_components.
 
@@ -95,7 +100,7 @@ class NetworkEmbedder(
         return self._loss_class(**{name: values[name] for name in names if name in values})
 
     def _make_batches(self, y):
-        """Return the batch rule of ``batches.py`` for labels 0..C-1."""
+        """Return the batch rule of ``batches.py`` for labels 0..C-1, or for the indicator of several labels (n, C)."""
         return ShuffledBatches(y, self.batch_size)
 
     def _make_network(self, backbone, sample):
@@ -556,7 +561,8 @@ class BaseEmbedder(NetworkEmbedder):
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
-        The class labels, sorted.
+        The class labels, sorted. With several labels per sample, those of the columns of y: 0 to n_classes - 1, or the
+        names of the columns of a data frame.
     """
 
     validation_split: str = "samples"
@@ -579,8 +585,9 @@ class BaseEmbedder(NetworkEmbedder):
             paths of image files (JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000 or AVIF), which become upright RGB
             images, on white where they are transparent; :func:`skdml.datasets.load_image_folder` gives those of a
             folder. An array may be a numpy.memmap. Any other float array of three or more axes needs a ``backbone``.
-        y : array-like of shape (n_samples,)
-            Class labels of any kind that sorts, at least two distinct ones; see :ref:`labels`.
+        y : array-like of shape (n_samples,) or (n_samples, n_labels)
+            Class labels of any kind that sorts, at least two distinct ones. With most methods over pairs also which of
+            several labels each sample has, 0 and 1, dense or sparse. See :ref:`labels`.
         sample_weight : array-like of shape (n_samples,), float or None, default=None
             Weight of each sample's term in the loss of a batch, >= 0, not all 0; see :ref:`sample_weight`. None: ones.
 
@@ -628,8 +635,8 @@ class BaseEmbedder(NetworkEmbedder):
         ----------
         X : {array-like, sparse matrix} of shape (n_samples, n_features), array of images, or sequence of paths
             As in fit.
-        y : array-like of shape (n_samples,)
-            Class labels, known ones or new ones.
+        y : array-like of shape (n_samples,) or (n_samples, n_labels)
+            Class labels, known ones or new ones. With several labels per sample, the same columns in each call.
         classes : array-like of shape (n_classes,) or None, default=None
             Classes that will come later, which get proxies now; those of y are added.
         sample_weight : array-like of shape (n_samples,), float or None, default=None
@@ -662,8 +669,12 @@ class BaseEmbedder(NetworkEmbedder):
     def _read(self, X, y, sample_weight, rng, goes_on, partial, more_classes, pixel_scale):
         """Return the checked data as a `Task`; the estimator stays as it is."""
         data, attributes = self._read_data(X, goes_on, pixel_scale)
-        y = read_target(self, X, y)
-        classes, labels = check_classes(self, y, data.kept, goes_on, partial, more_classes)
+        given, y = y, read_target(self, X, y)
+        if y.ndim == 2:
+            names = label_names(given, y.shape[1])
+            classes, labels = check_indicator(self, y, names, data.kept, goes_on, partial, more_classes)
+        else:
+            classes, labels = check_classes(self, y, data.kept, goes_on, partial, more_classes)
         train_rows = valid_rows = None
         if self.early_stopping:
             train_rows, valid_rows = hold_out(labels, self.validation_split, self.validation_fraction, rng)
@@ -698,13 +709,13 @@ class BaseEmbedder(NetworkEmbedder):
         ----------
         X : {array-like, sparse matrix} of shape (n_samples, n_features), array of images, or sequence of paths
             Of the same kind as in fit; the classes need not be those of fit.
-        y : array-like of shape (n_samples,)
-            Class labels.
+        y : array-like of shape (n_samples,) or (n_samples, n_labels)
+            Class labels; or which of several labels each sample has, 0 and 1.
 
         Returns
         -------
         float in [0, 1]
-            Share of the samples whose nearest other sample is of their class.
+            Share of the samples whose nearest other sample is of their class, or shares a label with them.
         """
         return float(recall_at_k(self.transform(X), y, 1))
 
@@ -760,7 +771,8 @@ class BalancedEmbedder(BaseEmbedder):
             )
 
     def _make_batches(self, y):
-        return BalancedBatches(y, self.batch_size, self.samples_per_class)
+        rule = BalancedBatches if y.ndim == 1 else MultilabelBatches
+        return rule(y, self.batch_size, self.samples_per_class)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

@@ -14,6 +14,10 @@ from .._network.random import NO_DRAWS
 from ..metrics import map_at_r, recall_at_k
 from .distributed import n_processes, of_first, of_shares, own_share, rank
 
+TOO_FEW_TO_HOLD_OUT = (
+    "early_stopping=True holds out at least two samples of a class and keeps two, but no class has four samples (or "
+    "validation_fraction leaves fewer than two). Set early_stopping=False or give more data."
+)
 COLLAPSED = 1e-2  # the spread below which embeddings are nearly one point
 
 
@@ -28,7 +32,7 @@ class Task:
         The fitted attributes that describe X.
     classes : ndarray of shape (n_classes,)
         Classes of y, and others that are already known or were announced.
-    labels : ndarray of shape (n_samples,), values 0..C-1
+    labels : ndarray of shape (n_samples,), values 0..C-1, or bool ndarray of shape (n_samples, n_classes)
     weights : float32 ndarray of shape (n_samples,) or None
     train_rows, valid_rows : ndarray of int or None
         None: all rows are for training.
@@ -46,6 +50,8 @@ class Task:
     def training_labels(self):
         """The labels of the training rows, renumbered: batch rules count the classes that are present."""
         labels = self.labels if self.train_rows is None else self.labels[self.train_rows]
+        if labels.ndim == 2:
+            return labels[:, labels.any(axis=0)]
         return np.unique(labels, return_inverse=True)[1]
 
     def split(self, data):
@@ -60,7 +66,7 @@ class TrainingSet(Dataset):
     Parameters
     ----------
     data : Rows
-    y : ndarray of shape (n_samples,), values 0..C-1
+    y : ndarray of shape (n_samples,), values 0..C-1, or bool ndarray of shape (n_samples, n_classes)
     rows : ndarray of int or None
         None: all rows.
     sample_weight : float32 ndarray of shape (n_samples,) or None
@@ -168,7 +174,7 @@ def hold_out(y, split, fraction, rng):
 
     Parameters
     ----------
-    y : ndarray of shape (n_samples,), values 0..C-1, each present
+    y : ndarray of shape (n_samples,), values 0..C-1, each present, or bool ndarray of shape (n_samples, n_classes)
     split : {"samples", "classes"}
     fraction : float
     rng : RandomState
@@ -178,7 +184,10 @@ def hold_out(y, split, fraction, rng):
     ValueError
         If there are too few samples or classes for both parts.
     """
-    valid = (_held_out_samples if split == "samples" else _held_out_classes)(y, fraction, rng)
+    if split == "classes":
+        valid = _held_out_classes(y, fraction, rng)
+    else:
+        valid = (_held_out_samples if y.ndim == 1 else _held_out_of_labels)(y, fraction, rng)
     is_valid = np.zeros(len(y), dtype=bool)
     is_valid[valid] = True
     return np.flatnonzero(~is_valid), np.flatnonzero(is_valid)
@@ -204,15 +213,36 @@ def _held_out_samples(y, fraction, rng):
             valid.append(rows[:n])
             n_valid += n
     if not n_valid:
-        raise ValueError(
-            "early_stopping=True holds out at least two samples of a class and keeps two, but no class has four "
-            "samples (or validation_fraction leaves fewer than two). Set early_stopping=False or give more data."
-        )
+        raise ValueError(TOO_FEW_TO_HOLD_OUT)
     return np.concatenate(valid)
+
+
+def _held_out_of_labels(y, fraction, rng):
+    """Return the rows to hold out where samples have several labels: at least two of a label, or none on its account.
+
+    So every held-out row has a match among them. A label that has no two other rows left is passed over.
+    """
+    wanted = max(2, round(fraction * len(y)))
+    is_valid = np.zeros(len(y), dtype=bool)
+    for label in rng.permutation(y.shape[1]):
+        if is_valid.sum() >= wanted:
+            break
+        rows = np.flatnonzero(y[:, label] & ~is_valid)
+        n = max(2, round(fraction * len(rows)))
+        if len(rows) - n >= 2:
+            is_valid[rng.permutation(rows)[:n]] = True
+    if not is_valid.any():
+        raise ValueError(TOO_FEW_TO_HOLD_OUT)
+    return np.flatnonzero(is_valid)
 
 
 def _held_out_classes(y, fraction, rng):
     """Return the rows of the classes to hold out: at least two, of two or more samples each."""
+    if y.ndim == 2:
+        raise ValueError(
+            "validation_split='classes' holds out whole classes, but with several labels per sample, the samples of a "
+            "label belong to others too. Set validation_split='samples'."
+        )
     counts = np.bincount(y)
     large = np.flatnonzero(counts >= 2)
     n = max(2, round(fraction * len(counts)))

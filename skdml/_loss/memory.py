@@ -42,7 +42,7 @@ class CrossBatchMemory(nn.Module):
         self.embeddings = self.y = None
 
     def forward(self, embeddings, y, sample_weight=None):
-        """Return the loss of a batch (B, D) with labels and weights (B,), with itself and with the memory."""
+        """Return the loss of a batch (B, D) with labels (B,) or (B, L) and weights (B,), with itself and the memory."""
         loss = self.loss(embeddings, y, sample_weight)
         if self.n_batches >= self.memory_start and len(y):
             loss = loss + self.memory_loss(embeddings, y, sample_weight)
@@ -59,13 +59,13 @@ class CrossBatchMemory(nn.Module):
         if n_kept:
             place = torch.arange(self.n_rows - n_kept, self.n_rows, device=y.device) % self.memory_size
             columns = torch.cat([columns, self.embeddings[place]])  # (M, D), the batch first
-            columns_y = torch.cat([columns_y, self.y[place]])  # (M,)
+            columns_y = torch.cat([columns_y, self.y[place]])  # (M,) or (M, L)
         return self.loss.compare_with(embeddings, y, columns, columns_y, sample_weight)
 
     def _remember(self, embeddings, y):
         if self.embeddings is None:
             self.embeddings = embeddings.new_empty(self.memory_size, embeddings.shape[1])
-            self.y = y.new_empty(self.memory_size)
+            self.y = y.new_empty(self.memory_size, *y.shape[1:])
         embeddings, y = embeddings[-self.memory_size :], y[-self.memory_size :]
         place = torch.arange(self.n_rows, self.n_rows + len(y), device=y.device) % self.memory_size
         self.embeddings[place] = embeddings

@@ -5,6 +5,7 @@ holds. Column j < B is sample j of the batch, so self pairs lie on the diagonal.
 anchor.
 """
 
+import torch
 from torch import nn
 
 from .._constraints import NON_NEGATIVE, StrOptions
@@ -57,8 +58,8 @@ class PairLoss(nn.Module):
         ----------
         embeddings : tensor of shape (B, D)
             Taken as they are, never normalized here.
-        y : int tensor of shape (B,)
-            The class of each row.
+        y : int tensor of shape (B,) or (B, L)
+            The class of each row; or, 0 and 1, which of L labels it has: rows with one in common are a positive pair.
         sample_weight : tensor of shape (B,) or None, default=None
             Weight of each row's terms as an anchor, >= 0: as if its row of similarities occurred that often, and its
             column once. None: ones.
@@ -68,7 +69,7 @@ class PairLoss(nn.Module):
         tensor of shape ()
             The loss; 0 for an empty batch.
         """
-        y = check_batch(embeddings, y, sample_weight, n_classes=self.n_classes)
+        y = check_batch(embeddings, y, sample_weight, n_classes=self.n_classes, loss=self)
         if len(y) == 0:
             return zero_loss(self, embeddings)
         return self._compare(self._similarities(embeddings), y, y, embeddings.shape[1], sample_weight)
@@ -98,7 +99,10 @@ class PairLoss(nn.Module):
         return self._compare(S, y, columns_y, embeddings.shape[1], sample_weight)
 
     def _compare(self, S, y, columns_y, n_components, sample_weight=None):
-        """Return the loss from similarities (B, M), the classes (B,) and (M,) of rows and columns, D and weights."""
+        """Return the loss from similarities (B, M), the classes (B,) and (M,) of rows and columns, D and weights.
+
+        The classes may also be labels (B, L) and (M, L).
+        """
         selected = self.mine(S.detach(), *pair_masks(y, columns_y), n_components)
         weights = {} if sample_weight is None else {"sample_weight": sample_weight}
         return self.pair_loss(S, *selected, **weights)
@@ -164,11 +168,18 @@ class PairLoss(nn.Module):
 def pair_masks(y, columns_y=None):
     """Return two boolean masks (B, M): pairs from one class, without the self pairs, and pairs from two classes.
 
-    ``columns_y`` are the classes (M,) of the columns, those of the batch first; by default they are y. Self pairs are
-    left out by index. Identifying them by a similarity of 1 would also drop duplicates, and keep the self pairs that
-    rounding puts below 1.
+    ``columns_y`` are the classes (M,) of the columns, those of the batch first; by default they are y. With labels
+    (B, L) and (M, L), 0 and 1, samples with a label in common count as from one class, others as from two.
+
+    Self pairs are left out by index. Identifying them by a similarity of 1 would also drop duplicates, and keep the
+    self pairs that rounding puts below 1.
     """
-    same = y[:, None] == (y if columns_y is None else columns_y)  # (B, M)
+    columns_y = y if columns_y is None else columns_y
+    if y.ndim == 2:
+        same = y.to(torch.float32) @ columns_y.to(torch.float32).T > 0  # (B, M)
+        same.fill_diagonal_(True)  # a row without a label has none in common with itself
+    else:
+        same = y[:, None] == columns_y  # (B, M)
     negative = ~same
     return same.fill_diagonal_(False), negative
 

@@ -35,6 +35,8 @@ class ProxyLoss(nn.Module):
         optimizer given by name.
     """
 
+    _one_class: str | None = "learns proxies of the classes"
+
     _parameter_constraints = {"n_classes": [POSITIVE_INT], "n_components": [POSITIVE_INT]}
 
     _generator = None  # of the draws of classes; None: torch's global one. An embedder lends its own.
@@ -68,7 +70,7 @@ class ProxyLoss(nn.Module):
         tensor of shape ()
             The loss; 0 for an empty batch.
         """
-        y = check_batch(embeddings, y, sample_weight, n_classes=self.n_classes)
+        y = check_batch(embeddings, y, sample_weight, n_classes=self.n_classes, loss=self)
         if len(y) == 0:
             return zero_loss(self, embeddings)
         (proxies,) = self.parameters()

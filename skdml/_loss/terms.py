@@ -13,6 +13,8 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from .._labels import one_class_message
+
 
 def in_float32(forward):
     """Let the forward pass of a loss compute in float32, or in float64 for embeddings in float64.
@@ -71,22 +73,25 @@ class LossFunction(Function):
         return super(Function, cls).apply(*args)
 
 
-def check_batch(embeddings, y, sample_weight=None, *, n_classes=None):
-    """Return the labels as int64 if the batch is one that a loss can take.
+def check_batch(embeddings, y, sample_weight=None, *, n_classes=None, loss=None):
+    """Return the labels as int64, or the indicator of several labels as bool, if a loss can take the batch.
 
     Parameters
     ----------
     embeddings : tensor of shape (B, D)
-    y : tensor of shape (B,)
-        Integers of any width, or booleans. Labels (B, 1) would broadcast to wrong pairs.
+    y : tensor of shape (B,) or (B, L), L > 1
+        Integers of any width, or booleans; which of L labels a row has, 0 and 1. Labels (B, 1) would broadcast to wrong
+        pairs.
     sample_weight : tensor of shape (B,) or None, default=None
     n_classes : int or None, default=None
         Labels must be in [0, n_classes), which is checked on the CPU; elsewhere, each step would wait for the device.
         None: any integers.
+    loss : nn.Module or None, default=None
+        If it has a ``_one_class``, the reason why it takes one class per row, y must be (B,).
 
     Returns
     -------
-    int64 tensor of shape (B,)
+    int64 tensor of shape (B,) or bool tensor of shape (B, L)
 
     Raises
     ------
@@ -99,15 +104,20 @@ def check_batch(embeddings, y, sample_weight=None, *, n_classes=None):
         raise TypeError(f"Got y of type {type(y).__name__}; need a tensor of integers. Pass torch.as_tensor(y).")
     if y.is_floating_point() or y.is_complex():
         raise ValueError(f"Got y of {y.dtype}; need a tensor of integers, the class of each row. Pass y.long().")
-    if embeddings.ndim != 2 or y.shape != embeddings.shape[:1]:
+    has_several = y.ndim == 2 and y.shape[1] > 1
+    if has_several and (reason := getattr(loss, "_one_class", None)):
+        raise ValueError(one_class_message(type(loss).__name__, reason, y.shape))
+    if embeddings.ndim != 2 or (y.shape[:1] if has_several else y.shape) != embeddings.shape[:1]:
         raise ValueError(
             f"Got embeddings of shape {tuple(embeddings.shape)} and y of shape {tuple(y.shape)}; need (B, D) and (B,). "
             "Give one row of embeddings per sample; flatten y with y.flatten()."
         )
-    if sample_weight is not None and sample_weight.shape != y.shape:
+    if sample_weight is not None and sample_weight.shape != y.shape[:1]:
         raise ValueError(
             f"Got sample_weight of shape {tuple(sample_weight.shape)} for {len(y)} rows; need (B,), one weight per row."
         )
+    if has_several:
+        return _check_indicator(y)
     y = y.long()
     if n_classes is not None and len(y) and y.device.type == "cpu":
         low, high = map(int, y.aminmax())
@@ -117,6 +127,18 @@ def check_batch(embeddings, y, sample_weight=None, *, n_classes=None):
                 "classes from 0, and leave out rows without a class: no label is ignored."
             )
     return y
+
+
+def _check_indicator(y):
+    """Return which labels each row has, (B, L), as booleans; the values are checked on the CPU."""
+    if y.dtype == torch.bool:
+        return y
+    if y.device.type == "cpu" and len(y) and not ((y == 0) | (y == 1)).all():
+        raise ValueError(
+            f"Got y of shape {tuple(y.shape)} with values from {y.min()} to {y.max()}; need 0 and 1, which of the "
+            "labels each row has. Pass y of shape (B,) for one class per row."
+        )
+    return y != 0
 
 
 def zero_loss(loss, embeddings):

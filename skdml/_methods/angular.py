@@ -76,6 +76,8 @@ class AngularLoss(PairLoss):
 
     _parameter_constraints = {"angle": [Interval(Real, 0, 90, closed="neither")], **PairLoss._parameter_constraints}
 
+    _one_class = "compares the negatives of an anchor with its positive, which may have a label in common,"
+
     def __init__(self, *, angle=45.0, mining=None, mining_margin=0.1):
         super().__init__(mining, mining_margin)
         self.angle = angle

@@ -172,8 +172,8 @@ class BIERLoss(nn.Module):
         ----------
         embeddings : tensor of shape (B, D)
             Taken as they are, never normalized here.
-        y : int tensor of shape (B,)
-            The class of each row.
+        y : int tensor of shape (B,) or (B, L)
+            The class of each row; or, 0 and 1, which of L labels it has: rows with one in common are a positive pair.
         sample_weight : tensor of shape (B,) or None, default=None
             Weight of each anchor's pairs, and of its row in the adversarial term; >= 0. None: ones.
 

@@ -81,6 +81,8 @@ class ClusteringLoss(nn.Module):
     2.6544
     """
 
+    _one_class = "compares clusters with the classes"
+
     _parameter_constraints = {
         "gamma": [NON_NEGATIVE],
         "max_swap_rounds": [Interval(Integral, 0, None, closed="left")],
@@ -111,7 +113,7 @@ class ClusteringLoss(nn.Module):
         tensor of shape ()
             The loss; 0 for an empty batch.
         """
-        y = check_batch(embeddings, y, sample_weight)
+        y = check_batch(embeddings, y, sample_weight, loss=self)
         w = embeddings.new_ones(len(y)) if sample_weight is None else sample_weight.to(embeddings.dtype)  # (B,)
         if not w.any():
             return zero_loss(self, embeddings)

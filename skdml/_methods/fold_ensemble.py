@@ -15,7 +15,7 @@ from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import _check_method_params, check_is_fitted
 
 from .._constraints import HasMethods, check_constraints
-from .._labels import read_labels
+from .._labels import read_targets
 from .._saving import ensemble
 from ..metrics import recall_at_k
 from ..model_selection import ClassKFold
@@ -84,8 +84,9 @@ class FoldEnsembleEmbedder(ClassNamePrefixFeaturesOutMixin, MetaEstimatorMixin, 
         ----------
         X : array-like, sparse matrix, tensor or sequence of n_samples
             What the estimator takes.
-        y : array-like of shape (n_samples,)
-            Class labels.
+        y : array-like of shape (n_samples,) or (n_samples, n_labels)
+            What the estimator takes: class labels; or several labels per sample, with ``cv=KFold()`` or another
+            splitter that takes them.
         sample_weight : array-like of shape (n_samples,), float or None, default=None
             Weight of each sample, which each estimator gets for its fold; see :ref:`sample_weight`.
         **fit_params : object
@@ -108,7 +109,8 @@ class FoldEnsembleEmbedder(ClassNamePrefixFeaturesOutMixin, MetaEstimatorMixin, 
                 "FoldEnsembleEmbedder requires y to be passed, but the target y is None. Pass fit(X, y) with one "
                 "class label per sample."
             )
-        X, y = indexable(X, read_labels(y))
+        labels = read_targets(y)
+        X, y = indexable(X, labels if labels.ndim == 1 else y)  # the names of the labels are those of a data frame
         check_consistent_length(X, y, None if isinstance(sample_weight, Real) else sample_weight)
         if sample_weight is not None:
             fit_params["sample_weight"] = sample_weight
@@ -220,13 +222,13 @@ class FoldEnsembleEmbedder(ClassNamePrefixFeaturesOutMixin, MetaEstimatorMixin, 
         ----------
         X : array-like, sparse matrix, tensor or sequence of n_samples
             Of the same kind as in fit; the classes need not be those of fit.
-        y : array-like of shape (n_samples,)
-            Class labels.
+        y : array-like of shape (n_samples,) or (n_samples, n_labels)
+            Class labels; or which of several labels each sample has, 0 and 1.
 
         Returns
         -------
         float in [0, 1]
-            Share of the samples whose nearest other sample is of their class.
+            Share of the samples whose nearest other sample is of their class, or shares a label with them.
         """
         return float(recall_at_k(self.transform(X), y, 1))
 

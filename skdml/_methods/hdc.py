@@ -133,8 +133,8 @@ class HDCLoss(nn.Module):
         ----------
         embeddings : tensor of shape (B, D)
             Taken as they are, never normalized here.
-        y : int tensor of shape (B,)
-            The class of each row.
+        y : int tensor of shape (B,) or (B, L)
+            The class of each row; or, 0 and 1, which of L labels it has: rows with one in common are a positive pair.
         sample_weight : tensor of shape (B,) or None, default=None
             Weight of each row, >= 0: a pair has the mean of its two. None: ones.
 

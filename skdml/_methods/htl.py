@@ -88,8 +88,8 @@ class HTLLoss(nn.Module):
         ----------
         embeddings : tensor of shape (B, D)
             Taken as they are, never normalized here.
-        y : int tensor of shape (B,)
-            The class of each row.
+        y : int tensor of shape (B,) or (B, L)
+            The class of each row; or, 0 and 1, which of L labels it has: rows with one in common are a positive pair.
         margins : tensor of shape (B, B) or None, default=None
             Alpha, the margin of each anchor (row) and negative (column), of any sign. Other entries do not count. None:
             ``margin`` for all.
@@ -293,6 +293,7 @@ class HTLEmbedder(BalancedEmbedder):
     """
 
     _loss_class = HTLLoss
+    _one_class = "builds a tree of the classes"
 
     margin: float = 0.1
     n_levels: int = 16

@@ -67,6 +67,8 @@ class MagnetLoss(nn.Module):
     0.6875
     """
 
+    _one_class = "compares clusters of the classes"
+
     _parameter_constraints = {"alpha": [POSITIVE]}
 
     def __init__(self, *, alpha=1.0):
@@ -94,7 +96,7 @@ class MagnetLoss(nn.Module):
         tensor of shape ()
             The loss; 0 for an empty batch.
         """
-        y = check_batch(embeddings, y, sample_weight)
+        y = check_batch(embeddings, y, sample_weight, loss=self)
         if clusters is not None and (clusters.shape != y.shape or clusters.is_floating_point()):
             raise ValueError(
                 f"Got clusters of shape {tuple(clusters.shape)} for {len(y)} rows, of {clusters.dtype}; need (B,) "

@@ -106,6 +106,8 @@ class MarginLoss(PairLoss):
         **PairLoss._parameter_constraints,
     }
 
+    _one_class = "learns a boundary for each class"
+
     _similarities = staticmethod(distance_similarities)
 
     def __init__(

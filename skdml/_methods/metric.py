@@ -28,9 +28,10 @@ class MetricEmbedder(BalancedEmbedder):
     Parameters
     ----------
     loss : torch.nn.Module, callable or None, default=None
-        Maps embeddings (B, D) and classes (B,), numbered from 0 in the order of ``classes_``, to a scalar. It is
-        copied, never changed. None: :class:`skdml.losses.RAWLoss` with its defaults. A loss with a parameter
-        ``sample_weight`` (B,) can be fitted with weights.
+        Maps embeddings (B, D) and classes (B,), numbered from 0 in the order of ``classes_``, to a scalar; with several
+        labels per sample, embeddings and booleans (B, n_labels). It is copied, never changed. None:
+        :class:`skdml.losses.RAWLoss` with its defaults. A loss with a parameter ``sample_weight`` (B,) can be fitted
+        with weights.
     miner : callable or None, default=None
         Maps embeddings and classes to the third argument of the loss: a miner of pytorch-metric-learning. For the
         losses of skdml use their ``mining``.
@@ -84,6 +85,12 @@ class MetricEmbedder(BalancedEmbedder):
     @property
     def _pair_based(self):
         return self.batches != "shuffled"
+
+    @property
+    def _one_class(self):
+        if self.batches == "local":
+            return "keeps the rows of a class together in its batches of clusters (batches='local')"
+        return getattr(self.loss, "_one_class", None)
 
     def _check_batch_size(self):
         if self.batches == "balanced":

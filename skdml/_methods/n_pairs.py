@@ -70,6 +70,8 @@ class NPairsLoss(PairLoss):
 
     _parameter_constraints = {"l2": [NON_NEGATIVE], **PairLoss._parameter_constraints}
 
+    _one_class = "forms one pair of each class"
+
     def __init__(self, *, l2=0.02, mining=None, mining_margin=0.1):
         super().__init__(mining, mining_margin)
         self.l2 = l2

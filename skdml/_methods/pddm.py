@@ -142,8 +142,8 @@ class PDDMLoss(nn.Module):
         ----------
         embeddings : tensor of shape (B, D)
             Taken as they are, never normalized here.
-        y : int tensor of shape (B,)
-            The class of each row.
+        y : int tensor of shape (B,) or (B, L)
+            The class of each row; or, 0 and 1, which of L labels it has: rows with one in common are a positive pair.
         sample_weight : tensor of shape (B,) or None, default=None
             Weight of each row, >= 0: of the two terms at its end of a positive pair, in the mean. None: ones.
 
@@ -157,7 +157,8 @@ class PDDMLoss(nn.Module):
             return zero_loss(self, embeddings)
         positive, negative = pair_masks(y)  # (B, B)
         hardest = self._hardest(embeddings.detach(), negative)  # (B,), k of i and l of j
-        row, column = (positive & negative.any(dim=1, keepdim=True)).triu(diagonal=1).nonzero(as_tuple=True)  # (P,)
+        has_negative = negative.any(dim=1)  # with several labels per row, perhaps at one end of a pair only
+        row, column = (positive & has_negative[:, None] & has_negative).triu(diagonal=1).nonzero(as_tuple=True)  # (P,)
         s, d = self._compare(rows_at(embeddings, row), rows_at(embeddings, column))  # (P,)
         s_negative, d_negative = self._compare(embeddings, rows_at(embeddings, hardest))  # (B,)
 

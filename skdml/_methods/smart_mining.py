@@ -92,8 +92,9 @@ class SmartMiningLoss(nn.Module):
         ----------
         embeddings : tensor of shape (B, D)
             Taken as they are, never normalized here.
-        y : int tensor of shape (B,)
-            The class of each row. Not used where the triplets are given.
+        y : int tensor of shape (B,) or (B, L)
+            The class of each row; or, 0 and 1, which of L labels it has: rows with one in common are a positive pair.
+            Not used where the triplets are given.
         triplets : int tensor of shape (T, 3) or None, default=None
             Rows of the batch: anchor, positive, negative. None: all triplets of the batch.
         sample_weight : tensor of shape (B,) or None, default=None
@@ -360,6 +361,7 @@ class SmartMiningEmbedder(BaseEmbedder):
     """
 
     _loss_class = SmartMiningLoss
+    _one_class = "mines neighbors by class"
 
     margin: float = 0.2
     mean_weight: float = 0.8

@@ -75,6 +75,8 @@ class SSTLoss(PairLoss):
 
     _parameter_constraints = {"n_targets": [POSITIVE_INT], **PairLoss._parameter_constraints}
 
+    _one_class = "compares the negatives of an anchor with its positive, which may have a label in common,"
+
     _similarities = staticmethod(distance_similarities)
 
     def __init__(self, *, n_targets=5, mining=None, mining_margin=0.1):

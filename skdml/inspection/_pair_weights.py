@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from .._ambient import neutral
-from .._labels import number_labels, read_labels
-from .._loss.pairs import PairLoss
+from .._labels import number_labels, read_targets
+from .._loss.pairs import PairLoss, pair_masks
 from .._loss.terms import check_batch
 from ._drawing import COLORS, new_axes
 
@@ -33,8 +33,8 @@ def pair_weights(loss, embeddings, y) -> torch.Tensor | np.ndarray:
         the samples of a batch, with a distance that is a similarity or an LpDistance with p=2 and any power.
     embeddings : tensor or array-like of shape (B, D)
         The batch, with rows of unit length, as the loss expects.
-    y : tensor or array-like of shape (B,)
-        The class of each row.
+    y : tensor or array-like of shape (B,) or (B, n_labels)
+        The class of each row; or, 0 and 1, which of several labels it has, for losses of skdml.
 
     Returns
     -------
@@ -47,7 +47,7 @@ def pair_weights(loss, embeddings, y) -> torch.Tensor | np.ndarray:
     TypeError
         If the loss is not a function of the similarities of pairs, or its distance is not one of those above.
     ValueError
-        If the shapes are not (B, D) and (B,).
+        If the shapes are not (B, D) and (B,), or a loss that needs classes gets several labels per row.
 
     Notes
     -----
@@ -79,10 +79,10 @@ def pair_weights(loss, embeddings, y) -> torch.Tensor | np.ndarray:
     x = embeddings.detach() if is_tensor else torch.from_numpy(np.array(embeddings, order="C"))
     x = x if x.is_floating_point() else x.double()
     if not isinstance(y, torch.Tensor) or y.is_floating_point():
-        y = read_labels(y)
+        y = read_targets(y)
         y = torch.from_numpy(y.astype(np.int64) if y.dtype.kind in "iub" else number_labels(y)[1][0])
     n_classes = loss.n_classes if isinstance(loss, PairLoss) else None
-    y = check_batch(x, y.to(x.device), n_classes=n_classes)
+    y = check_batch(x, y.to(x.device), n_classes=n_classes, loss=loss)
     if isinstance(loss, PairLoss):
         gradient = _gradient(loss, x, y)
     elif hasattr(loss, "distance"):
@@ -92,7 +92,7 @@ def pair_weights(loss, embeddings, y) -> torch.Tensor | np.ndarray:
             f"{type(loss).__name__} is not a function of the similarities of pairs, so pairs have no weights. Pass a "
             "loss over pairs from skdml.losses, such as RAWLoss(), or one of pytorch-metric-learning with a distance."
         )
-    weights = len(y) * torch.where(y[:, None] == y, -gradient, gradient)
+    weights = len(y) * torch.where(pair_masks(y)[0], -gradient, gradient)
     weights = weights.fill_diagonal_(0) + 0.0  # no -0.0
     return weights if is_tensor else weights.numpy()
 

@@ -81,8 +81,8 @@ class RecallCurveDisplay:
             Estimator to score.
         X : array-like of shape (n_samples, ...)
             The queries, anything that ``estimator.transform`` takes.
-        y : array-like of shape (n_samples,)
-            Class of each sample.
+        y : array-like of shape (n_samples,) or (n_samples, n_labels)
+            Class of each sample, or its labels, 0 and 1.
         k : sequence of int, default=(1, 2, 4, 8, 16, 32)
             The numbers of neighbors, >= 1.
         gallery : array-like of shape (n_gallery, ...) or None, default=None
@@ -147,8 +147,8 @@ class RecallCurveDisplay:
         ----------
         embeddings : array-like or torch.Tensor of shape (n_samples, n_components)
             The queries.
-        y : array-like or torch.Tensor of shape (n_samples,)
-            Class of each row.
+        y : array-like or torch.Tensor of shape (n_samples,) or (n_samples, n_labels)
+            Class of each row, or its labels, 0 and 1.
         k : sequence of int, default=(1, 2, 4, 8, 16, 32)
             The numbers of neighbors, >= 1.
         gallery : array-like or torch.Tensor of shape (n_gallery, n_components) or None, default=None

@@ -76,7 +76,7 @@ def nmi_score(embeddings, y, *, metric="cosine", random_state=0, device=None) ->
     >>> nmi_score(points, [0, 1, 0, 1], metric="euclidean")
     0.0
     """
-    queries, _ = prepare(embeddings, y, metric=metric, device=device)
+    queries, _ = prepare(embeddings, y, metric=metric, device=device, several_labels=False)
     return Clustering(queries, random_state).nmi()
 
 
@@ -144,7 +144,7 @@ def ami_score(embeddings, y, *, metric="cosine", random_state=0, device=None) ->
     >>> round(ami_score(points, [0, 1, 0, 1], metric="euclidean"), 6)
     -0.5
     """
-    queries, _ = prepare(embeddings, y, metric=metric, device=device)
+    queries, _ = prepare(embeddings, y, metric=metric, device=device, several_labels=False)
     return Clustering(queries, random_state).ami()
 
 
@@ -210,7 +210,7 @@ def pairwise_f1_score(embeddings, y, *, metric="cosine", random_state=0, device=
     >>> round(pairwise_f1_score([[0.0], [1.0], [2.0], [9.0]], [0, 0, 1, 1], metric="euclidean"), 6)
     0.4
     """
-    queries, _ = prepare(embeddings, y, metric=metric, device=device)
+    queries, _ = prepare(embeddings, y, metric=metric, device=device, several_labels=False)
     return Clustering(queries, random_state).pairwise_f1()
 
 

@@ -70,7 +70,7 @@ def intra_inter_ratio(embeddings, y, *, metric="cosine", device=None) -> float:
     >>> round(intra_inter_ratio([[0.0], [1.0], [6.0], [9.0]], [0, 0, 1, 1], metric="euclidean"), 4)
     0.2857
     """
-    rows, _ = prepare(embeddings, y, metric=metric, device=device)
+    rows, _ = prepare(embeddings, y, metric=metric, device=device, several_labels=False)
     sizes = torch.bincount(rows.classes)
     if len(sizes) < 2 or sizes.max() < 2:
         raise ValueError(

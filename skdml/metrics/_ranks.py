@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ._rows import below_ties, block_size, leave_out, similarities
+from ._rows import below_ties, block_size, leave_out, matches, similarities
 
 
 @dataclass
@@ -71,6 +71,9 @@ def _blocks(queries, gallery):
 
 def _nearest_that_match(queries, gallery, q, k, buffer):
     """Return which of the k nearest rows of each of the queries `q` are of its class (Q, K), from near to far."""
+    if queries.labels is not None:
+        S, is_match = _ranking_of_labels(queries, gallery, q, buffer)
+        return is_match.gather(1, _largest(S, k))
     S, first, end = _ranking(queries, gallery, q, buffer)
     column = _largest(S, k)
     return (column >= first[:, None]) & (column < end[:, None])
@@ -78,12 +81,16 @@ def _nearest_that_match(queries, gallery, q, k, buffer):
 
 def _others_before_matches(queries, gallery, q, r, buffer):
     """Return how many rows of other classes come before each of the first r matches of the queries `q` (Q, R)."""
-    S, first, end = _ranking(queries, gallery, q, buffer)
-    g = slice(int(first[0]), int(end[-1]))
-    is_of_class = queries.classes[q, None] == gallery.classes[g]
-    matches = _sort_(S[:, g].masked_fill(~is_of_class, -torch.inf)).flip(1)[:, :r].contiguous()
-    S[:, g].masked_fill_(is_of_class, -torch.inf)
-    return len(gallery) - torch.searchsorted(_sort_(S), matches, right=True)
+    if queries.labels is not None:
+        S, is_match = _ranking_of_labels(queries, gallery, q, buffer)
+        g = slice(0, len(gallery))
+    else:
+        S, first, end = _ranking(queries, gallery, q, buffer)
+        g = slice(int(first[0]), int(end[-1]))
+        is_match = matches(queries, gallery, q, g)
+    of_matches = _sort_(S[:, g].masked_fill(~is_match, -torch.inf)).flip(1)[:, :r].contiguous()
+    S[:, g].masked_fill_(is_match, -torch.inf)
+    return len(gallery) - torch.searchsorted(_sort_(S), of_matches, right=True)
 
 
 def _ranking(queries, gallery, q, buffer):
@@ -100,6 +107,16 @@ def _ranking(queries, gallery, q, buffer):
     S[:, g] = torch.where(is_of_class, below_ties(S[:, g], rows), S[:, g])
     leave_out(S, queries, gallery, q, slice(0, len(gallery)))
     return S, first, end
+
+
+def _ranking_of_labels(queries, gallery, q, buffer):
+    """Return the similarities as `_ranking` does, and which rows share a label with each of the queries `q` (Q, G)."""
+    g = slice(0, len(gallery))
+    rows, is_match = queries[q], matches(queries, gallery, q, g)
+    S = similarities(rows, gallery, buffer)
+    S[:] = torch.where(is_match, below_ties(S, rows), S)
+    leave_out(S, queries, gallery, q, g)
+    return S, is_match
 
 
 def _sort_(S):

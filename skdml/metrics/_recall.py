@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from ._rows import below_ties, leave_out, similarities, tile_size, tiles
+from ._rows import below_ties, differs, leave_out, matches, similarities, tile_size, tiles
 
 
 @torch.no_grad()
@@ -16,8 +16,8 @@ def nearer_than_best_match(queries, gallery):
 
     Queries and gallery are sorted by class, so that rows of one class meet in few tiles, near the diagonal. A first
     pass over these finds the best matches, with small tiles so that they hold few other rows; a second pass over all
-    tiles counts. Without a separate gallery, a tile serves both its rows and its columns, and tiles below the diagonal
-    are not needed.
+    tiles counts. With several labels per row, both passes take all tiles. Without a separate gallery, a tile serves
+    both its rows and its columns, and tiles below the diagonal are not needed.
     """
     symmetric = queries is gallery
     new = queries.points.new_empty
@@ -30,7 +30,7 @@ def nearer_than_best_match(queries, gallery):
     for q, g, may_match, _ in tiles(queries, gallery, math.ceil(size / 4)):
         if may_match:
             S = similarities(queries[q], gallery[g], buffer)
-            S.masked_fill_(queries.classes[q, None] != gallery.classes[g], -torch.inf)
+            S.masked_fill_(differs(queries, gallery, q, g), -torch.inf)
             leave_out(S, queries, gallery, q, g)
             if symmetric and q != g:
                 best[g] = torch.maximum(best[g], S.amax(0))
@@ -41,7 +41,7 @@ def nearer_than_best_match(queries, gallery):
         if may_differ:
             S = similarities(queries[q], gallery[g], buffer)
             if may_match:
-                S.masked_fill_(queries.classes[q, None] == gallery.classes[g], -torch.inf)
+                S.masked_fill_(matches(queries, gallery, q, g), -torch.inf)
             if queries.own is not None:  # a query's own row may be of another class
                 leave_out(S, queries, gallery, q, g)
             is_nearer = flags[: S.numel()].view_as(S)

@@ -32,14 +32,15 @@ def retrieval_report(
     ----------
     embeddings : array-like or torch.Tensor of shape (n_queries, n_components)
         Queries, real and finite. A tensor is evaluated on its own device.
-    y : array-like or torch.Tensor of shape (n_queries,)
-        Class of each query: integers, strings or anything else that sorts.
+    y : array-like or torch.Tensor of shape (n_queries,) or (n_queries, n_labels)
+        Class of each query: integers, strings or anything else that sorts. Or which of several labels it has, 0 and 1:
+        then rows that share a label with it are its class.
     k : int or sequence of int, default=(1, 2, 4, 8)
         Numbers of neighbors for Recall@K, >= 1.
     gallery : array-like or torch.Tensor of shape (n_gallery, n_components), default=None
         Rows among which neighbors are searched for. None: the queries, each without its own row.
-    gallery_y : array-like or torch.Tensor of shape (n_gallery,), default=None
-        Class of each row of `gallery`.
+    gallery_y : array-like or torch.Tensor of shape (n_gallery,) or (n_gallery, n_labels), default=None
+        Class of each row of `gallery`, or its labels.
     gallery_index : array-like or torch.Tensor of shape (n_queries,), default=None
         For each query, the row of `gallery` that is the query itself, which is left out; -1 for none.
     groups : array-like or torch.Tensor of shape (n_queries,), default=None
@@ -60,7 +61,7 @@ def retrieval_report(
         "n_queries" and "n_gallery", the rows given; "n_left_out", how many of the queries have no other member of their
         class in the gallery, so that retrieval leaves them out, with a warning. Then "recall_at_<k>" for each k,
         "precision_at_1", "r_precision", "map_at_r", "map" and "mrr", which are nan if no query is left. Then "nmi",
-        "ami" and "pairwise_f1" of all queries; the gallery is not clustered.
+        "ami" and "pairwise_f1" of all queries, unless these have several labels each; the gallery is not clustered.
 
     Raises
     ------
@@ -106,10 +107,12 @@ def retrieval_report(
     ami              1.0
     pairwise_f1      1.0
     """
-    names = [*(f"recall_at_{k}" for k in check_k(k)), *RETRIEVAL, *CLUSTERING]
+    names = [*(f"recall_at_{k}" for k in check_k(k)), *RETRIEVAL]
     queries, gallery = prepare(
         embeddings, y, gallery, gallery_y, gallery_index, groups, gallery_groups, metric=metric, device=device
     )
+    if queries.labels is None:
+        names += CLUSTERING
     n_matches = count_matches(queries, gallery)
     counts = {"n_queries": len(queries), "n_gallery": len(gallery), "n_left_out": int((n_matches == 0).sum())}
     return counts | measure(names, queries, gallery, n_matches, random_state)
@@ -143,6 +146,11 @@ def measure(names, queries, gallery, n_matches, random_state):
         values["mrr"] = 1 / (1 + n_nearer.double())
     scores = {name: mean_over_queries(values[name], n_matches) for name in names if name in values}
     if not set(names).isdisjoint(CLUSTERING):
+        if queries.labels is not None:
+            raise ValueError(
+                f"{', '.join(CLUSTERING)} compare clusters with classes and need one class per row; got y of shape "
+                f"{tuple(queries.labels.shape)}, several labels per row. Leave them out."
+            )
         clustering = Clustering(queries, random_state)
         scores |= {name: getattr(clustering, name)() for name in CLUSTERING if name in names}
     return {name: scores[name] for name in names}

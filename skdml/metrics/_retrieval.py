@@ -32,14 +32,15 @@ def recall_at_k(
     ----------
     embeddings : array-like or torch.Tensor of shape (n_queries, n_components)
         Queries, real and finite. A tensor is evaluated on its own device.
-    y : array-like or torch.Tensor of shape (n_queries,)
-        Class of each query: integers, strings or anything else that sorts.
+    y : array-like or torch.Tensor of shape (n_queries,) or (n_queries, n_labels)
+        Class of each query: integers, strings or anything else that sorts. Or which of several labels it has, 0 and 1:
+        then rows that share a label with it are its class.
     k : int or sequence of int, default=1
         Number of neighbors, >= 1. All values of a sequence share one pass over the data.
     gallery : array-like or torch.Tensor of shape (n_gallery, n_components), default=None
         Rows among which neighbors are searched for. None: the queries, each without its own row.
-    gallery_y : array-like or torch.Tensor of shape (n_gallery,), default=None
-        Class of each row of `gallery`.
+    gallery_y : array-like or torch.Tensor of shape (n_gallery,) or (n_gallery, n_labels), default=None
+        Class of each row of `gallery`, or its labels.
     gallery_index : array-like or torch.Tensor of shape (n_queries,), default=None
         For each query, the row of `gallery` that is the query itself, which is left out; -1 for none.
     groups : array-like or torch.Tensor of shape (n_queries,), default=None
@@ -87,6 +88,9 @@ def recall_at_k(
 
     With `groups`, the rows of the gallery with the query's class and group are left out, which is the protocol of
     re-identification: what the same camera saw is too easy to find. Rows of other classes count in any group.
+
+    With several labels per row, a query has as many matches R as there are rows that share a label with it. A row
+    without a label matches nothing: as a query it is left out, for others it is of another class.
 
     Similarities are matrix products in the precision of the input, at least float32. Those that differ by less than
     the rounding of the product, about 5e-7 for a cosine in float32 and 1e-14 in float64, count as equal.
@@ -146,12 +150,13 @@ def precision_at_1(
     ----------
     embeddings : array-like or torch.Tensor of shape (n_queries, n_components)
         Queries, real and finite. A tensor is evaluated on its own device.
-    y : array-like or torch.Tensor of shape (n_queries,)
-        Class of each query: integers, strings or anything else that sorts.
+    y : array-like or torch.Tensor of shape (n_queries,) or (n_queries, n_labels)
+        Class of each query: integers, strings or anything else that sorts. Or which of several labels it has, 0 and 1:
+        then rows that share a label with it are its class.
     gallery : array-like or torch.Tensor of shape (n_gallery, n_components), default=None
         Rows among which neighbors are searched for. None: the queries, each without its own row.
-    gallery_y : array-like or torch.Tensor of shape (n_gallery,), default=None
-        Class of each row of `gallery`.
+    gallery_y : array-like or torch.Tensor of shape (n_gallery,) or (n_gallery, n_labels), default=None
+        Class of each row of `gallery`, or its labels.
     gallery_index : array-like or torch.Tensor of shape (n_queries,), default=None
         For each query, the row of `gallery` that is the query itself, which is left out; -1 for none.
     groups : array-like or torch.Tensor of shape (n_queries,), default=None
@@ -227,12 +232,13 @@ def r_precision(
     ----------
     embeddings : array-like or torch.Tensor of shape (n_queries, n_components)
         Queries, real and finite. A tensor is evaluated on its own device.
-    y : array-like or torch.Tensor of shape (n_queries,)
-        Class of each query: integers, strings or anything else that sorts.
+    y : array-like or torch.Tensor of shape (n_queries,) or (n_queries, n_labels)
+        Class of each query: integers, strings or anything else that sorts. Or which of several labels it has, 0 and 1:
+        then rows that share a label with it are its class.
     gallery : array-like or torch.Tensor of shape (n_gallery, n_components), default=None
         Rows among which neighbors are searched for. None: the queries, each without its own row.
-    gallery_y : array-like or torch.Tensor of shape (n_gallery,), default=None
-        Class of each row of `gallery`.
+    gallery_y : array-like or torch.Tensor of shape (n_gallery,) or (n_gallery, n_labels), default=None
+        Class of each row of `gallery`, or its labels.
     gallery_index : array-like or torch.Tensor of shape (n_queries,), default=None
         For each query, the row of `gallery` that is the query itself, which is left out; -1 for none.
     groups : array-like or torch.Tensor of shape (n_queries,), default=None
@@ -319,12 +325,13 @@ def map_at_r(
     ----------
     embeddings : array-like or torch.Tensor of shape (n_queries, n_components)
         Queries, real and finite. A tensor is evaluated on its own device.
-    y : array-like or torch.Tensor of shape (n_queries,)
-        Class of each query: integers, strings or anything else that sorts.
+    y : array-like or torch.Tensor of shape (n_queries,) or (n_queries, n_labels)
+        Class of each query: integers, strings or anything else that sorts. Or which of several labels it has, 0 and 1:
+        then rows that share a label with it are its class.
     gallery : array-like or torch.Tensor of shape (n_gallery, n_components), default=None
         Rows among which neighbors are searched for. None: the queries, each without its own row.
-    gallery_y : array-like or torch.Tensor of shape (n_gallery,), default=None
-        Class of each row of `gallery`.
+    gallery_y : array-like or torch.Tensor of shape (n_gallery,) or (n_gallery, n_labels), default=None
+        Class of each row of `gallery`, or its labels.
     gallery_index : array-like or torch.Tensor of shape (n_queries,), default=None
         For each query, the row of `gallery` that is the query itself, which is left out; -1 for none.
     groups : array-like or torch.Tensor of shape (n_queries,), default=None
@@ -414,12 +421,13 @@ def mean_average_precision(
     ----------
     embeddings : array-like or torch.Tensor of shape (n_queries, n_components)
         Queries, real and finite. A tensor is evaluated on its own device.
-    y : array-like or torch.Tensor of shape (n_queries,)
-        Class of each query: integers, strings or anything else that sorts.
+    y : array-like or torch.Tensor of shape (n_queries,) or (n_queries, n_labels)
+        Class of each query: integers, strings or anything else that sorts. Or which of several labels it has, 0 and 1:
+        then rows that share a label with it are its class.
     gallery : array-like or torch.Tensor of shape (n_gallery, n_components), default=None
         Rows among which neighbors are searched for. None: the queries, each without its own row.
-    gallery_y : array-like or torch.Tensor of shape (n_gallery,), default=None
-        Class of each row of `gallery`.
+    gallery_y : array-like or torch.Tensor of shape (n_gallery,) or (n_gallery, n_labels), default=None
+        Class of each row of `gallery`, or its labels.
     gallery_index : array-like or torch.Tensor of shape (n_queries,), default=None
         For each query, the row of `gallery` that is the query itself, which is left out; -1 for none.
     groups : array-like or torch.Tensor of shape (n_queries,), default=None
@@ -508,12 +516,13 @@ def mean_reciprocal_rank(
     ----------
     embeddings : array-like or torch.Tensor of shape (n_queries, n_components)
         Queries, real and finite. A tensor is evaluated on its own device.
-    y : array-like or torch.Tensor of shape (n_queries,)
-        Class of each query: integers, strings or anything else that sorts.
+    y : array-like or torch.Tensor of shape (n_queries,) or (n_queries, n_labels)
+        Class of each query: integers, strings or anything else that sorts. Or which of several labels it has, 0 and 1:
+        then rows that share a label with it are its class.
     gallery : array-like or torch.Tensor of shape (n_gallery, n_components), default=None
         Rows among which neighbors are searched for. None: the queries, each without its own row.
-    gallery_y : array-like or torch.Tensor of shape (n_gallery,), default=None
-        Class of each row of `gallery`.
+    gallery_y : array-like or torch.Tensor of shape (n_gallery,) or (n_gallery, n_labels), default=None
+        Class of each row of `gallery`, or its labels.
     gallery_index : array-like or torch.Tensor of shape (n_queries,), default=None
         For each query, the row of `gallery` that is the query itself, which is left out; -1 for none.
     groups : array-like or torch.Tensor of shape (n_queries,), default=None

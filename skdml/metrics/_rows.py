@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from .._ambient import warn
-from .._labels import number_labels, read_labels
+from .._labels import label_names, number_labels, read_labels, read_targets
 
 CPU_TILE = 1024  # rows and columns of a tile of similarities: small enough for the cache,
 GPU_TILE = 4096  # and large enough to fill a GPU
@@ -24,21 +24,23 @@ _MAX_COMPARED = 1000  # queries that are searched for in the gallery, to see whe
 
 @dataclass
 class Rows:
-    """Embeddings sorted by class."""
+    """Embeddings sorted by class or, where rows have several labels, by the set of their labels."""
 
     points: torch.Tensor  # (n, D)
     offsets: torch.Tensor | None  # (n,) |x|^2 / 2, only for Euclidean distances
-    classes: torch.Tensor  # (n,) 0..C-1, ascending
+    classes: torch.Tensor  # (n,) 0..C-1, ascending, of a class or a set of labels
     rounding: float  # similarities of unit vectors that differ by less count as equal
     parts: torch.Tensor | None = None  # (n,) one number for each class and group: a query ignores rows of its part
     own: torch.Tensor | None = None  # (n,) where each query is in the sorted gallery, -1 for none
+    labels: torch.Tensor | None = None  # (n, L) float32, 0 and 1, of several labels; parts are then those of the groups
 
     def __len__(self):
         return len(self.classes)
 
     def __getitem__(self, index):
-        offsets, parts, own = (None if x is None else x[index] for x in (self.offsets, self.parts, self.own))
-        return Rows(self.points[index], offsets, self.classes[index], self.rounding, parts, own)
+        others = self.parts, self.own, self.labels
+        offsets, *others = (None if x is None else x[index] for x in (self.offsets, *others))
+        return Rows(self.points[index], offsets, self.classes[index], self.rounding, *others)
 
 
 def similarities(rows, columns, buffer):
@@ -65,6 +67,20 @@ def below_ties(S, rows):
     return lowered.nextafter(lowered.new_tensor(-torch.inf))
 
 
+def matches(queries, gallery, q, g):
+    """Return which rows `g` of the gallery are of the class of each of the queries `q`, or share a label with it."""
+    if queries.labels is None:
+        return queries.classes[q, None] == gallery.classes[g]
+    return queries.labels[q] @ gallery.labels[g].T > 0
+
+
+def differs(queries, gallery, q, g):
+    """Return the opposite of `matches`."""
+    if queries.labels is None:
+        return queries.classes[q, None] != gallery.classes[g]
+    return queries.labels[q] @ gallery.labels[g].T == 0
+
+
 def leave_out(S, queries, gallery, q, g):
     """Set the similarities of the queries `q` to those rows `g` of the gallery that do not count for them to -inf."""
     if queries is gallery and g.start <= q.start < g.stop:
@@ -75,7 +91,10 @@ def leave_out(S, queries, gallery, q, g):
         column = column.clamp(0, S.shape[1] - 1)
         S.scatter_(1, column, S.gather(1, column).masked_fill_(is_here, -torch.inf))
     if queries.parts is not None:
-        S.masked_fill_(queries.parts[q, None] == gallery.parts[g], -torch.inf)
+        is_left_out = queries.parts[q, None] == gallery.parts[g]
+        if queries.labels is not None:
+            is_left_out &= matches(queries, gallery, q, g)
+        S.masked_fill_(is_left_out, -torch.inf)
 
 
 def rounding(dtype):
@@ -88,6 +107,9 @@ def tiles(queries, gallery, size):
     query_blocks, gallery_blocks = blocks(queries, size), blocks(gallery, size)
     for i, (q, q_first, q_last) in enumerate(query_blocks):
         for g, g_first, g_last in gallery_blocks[i if queries is gallery else 0 :]:
+            if queries.labels is not None:
+                yield q, g, True, True
+                continue
             yield q, g, q_first <= g_last and g_first <= q_last, not q_first == q_last == g_first == g_last
 
 
@@ -121,15 +143,20 @@ def prepare(
     *,
     metric="cosine",
     device=None,
+    several_labels=True,
 ):
-    """Check the input; return queries and gallery (the same object if there is no gallery) for `similarities`."""
+    """Check the input; return queries and gallery (the same object if there is no gallery) for `similarities`.
+
+    y may be the indicator of several labels, unless ``several_labels=False``.
+    """
     if metric not in ("cosine", "euclidean"):
         raise ValueError(f"metric must be 'cosine' or 'euclidean', got {metric!r}.")
     check_gallery(gallery, gallery_y, gallery_index=gallery_index, gallery_groups=gallery_groups)
-    points, labels = [check_points(embeddings, "embeddings", device)], [_check_labels(y, "y")]
+    read = _check_labels if several_labels else read_labels
+    points, labels = [check_points(embeddings, "embeddings", device)], [read(y, "y")]
     if gallery is not None:
         points.append(check_points(gallery, "gallery", points[0].device))
-        labels.append(_check_labels(gallery_y, "gallery_y"))
+        labels.append(read(gallery_y, "gallery_y"))
         if points[0].shape[1] != points[1].shape[1]:
             raise ValueError(
                 f"embeddings and gallery must have the same number of columns, got {points[0].shape[1]} and "
@@ -141,13 +168,20 @@ def prepare(
         if len(p) != len(label):
             raise ValueError(f"{name} must hold one label per row, got {len(label)} labels for {len(p)} rows.")
     sizes = [len(p) for p in points]
-    classes = _encode(labels).to(points[0].device).split(sizes)
+    has_several = any(label.ndim == 2 for label in labels)
+    if has_several:
+        _check_columns(y, gallery_y, labels)
+    codes = _number_sets(np.concatenate(labels)) if has_several else _encode(labels)
+    classes = codes.to(points[0].device).split(sizes)
     orders = [c.argsort(stable=True) for c in classes]
     sorted_rows = [Rows(p[o], None, c[o], rounding(p.dtype)) for p, c, o in zip(points, classes, orders, strict=True)]
+    if has_several:
+        for rows, label, order in zip(sorted_rows, labels, orders, strict=True):
+            rows.labels = torch.from_numpy(label).to(order.device)[order].float()
     if groups is not None or gallery_groups is not None:
         numbers = _check_groups(groups, gallery_groups, sizes).to(points[0].device)
         for rows, number, order in zip(sorted_rows, numbers.split(sizes), orders, strict=True):
-            rows.parts = rows.classes * (numbers.max() + 1) + number[order]
+            rows.parts = number[order] if has_several else rows.classes * (numbers.max() + 1) + number[order]
     if gallery_index is not None:
         index = check_index(gallery_index, sizes).to(points[0].device)[orders[0]]
         place = torch.empty_like(orders[-1])
@@ -167,6 +201,16 @@ def count_matches(queries, gallery):
             "Most queries have an identical row of their own class in the gallery. Pass gallery_index, the row of each "
             "query in the gallery, so that no query finds itself, or -1 where the gallery does not hold the query."
         )
+    n_matches = _count_of_labels(queries, gallery) if queries.labels is not None else _count_of_class(queries, gallery)
+    n_left_out = int((n_matches == 0).sum())
+    if n_left_out:  # the data, not the embedding, make these queries fail
+        what = "member of their class" if queries.labels is None else "row with one of their labels"
+        where = "" if queries.parts is None else " in another group"
+        warn(f"{n_left_out} of {len(queries)} queries are left out: the gallery has no other {what}{where}.")
+    return n_matches
+
+
+def _count_of_class(queries, gallery):
     sizes = torch.bincount(gallery.classes, minlength=int(queries.classes[-1]) + 1)
     n_matches = sizes[queries.classes]
     if queries.parts is not None:
@@ -179,11 +223,19 @@ def count_matches(queries, gallery):
         if queries.parts is not None:
             is_lost &= gallery.parts[queries.own] != queries.parts
         n_matches -= is_lost.long()
-    n_left_out = int((n_matches == 0).sum())
-    if n_left_out:  # the data, not the embedding, make these queries fail
-        where = "their class" if queries.parts is None else "their class in another group"
-        warn(f"{n_left_out} of {len(queries)} queries are left out: the gallery has no other member of {where}.")
     return n_matches
+
+
+@torch.no_grad()
+def _count_of_labels(queries, gallery):
+    size = block_size(len(gallery))
+    counts = []
+    for start in range(0, len(queries), size):
+        q, g = slice(start, min(start + size, len(queries))), slice(0, len(gallery))
+        n_common = queries.labels[q] @ gallery.labels.T  # (Q, G)
+        leave_out(n_common, queries, gallery, q, g)
+        counts.append((n_common > 0).sum(1))
+    return torch.cat(counts)
 
 
 @torch.no_grad()
@@ -205,6 +257,8 @@ def _are_in_gallery(queries, gallery):
         found = gallery[order[i.clamp(0, len(gallery) - 1)]]
         difference = (found.points - rows.points).abs_().amax(1)
         is_found = (difference <= _SAME * rows.points.abs().amax(1)) & (found.classes == rows.classes)
+        if rows.labels is not None:
+            is_found &= rows.labels.any(1)  # those without a label do not match
         is_equal |= is_found if rows.parts is None else is_found & (found.parts != rows.parts)
     return bool(is_equal.double().mean() > 0.5)
 
@@ -284,7 +338,31 @@ def _check_labels(y, name):
     """Return y as an array or, so that integers stay on their device, as an int64 tensor."""
     if isinstance(y, torch.Tensor) and y.ndim == 1 and y.dtype in _INTEGERS:
         return y.detach().long()
-    return read_labels(y, name)
+    return read_targets(y, name)
+
+
+def _check_columns(y, gallery_y, labels):
+    """Check that the indicators of queries and gallery have the same columns."""
+    shapes = [tuple(label.shape) for label in labels]
+    if len({shape[1:] for shape in shapes}) > 1:
+        raise ValueError(
+            f"y and gallery_y must both hold one class per row, or the same labels as columns of 0 and 1; got shapes "
+            f"{shapes[0]} and {shapes[1]}."
+        )
+    if hasattr(y, "columns") and hasattr(gallery_y, "columns"):
+        names = [label_names(given, shapes[0][1]) for given in (y, gallery_y)]
+        if not np.array_equal(*names):
+            raise ValueError(
+                f"y and gallery_y must have the same columns in the same order; got {names[0][:5]} and {names[1][:5]}. "
+                "Pass gallery_y[y.columns]."
+            )
+
+
+def _number_sets(labels):
+    """Return a number for the set of labels of each row (n, L), as an int64 tensor (n,)."""
+    packed = np.ascontiguousarray(np.packbits(labels, axis=1))
+    rows = packed.view(np.dtype((np.void, packed.shape[1])))[:, 0]  # twenty times faster than unique with an axis
+    return torch.from_numpy(np.unique(rows, return_inverse=True)[1])
 
 
 def _encode(labels):

@@ -62,8 +62,8 @@ class _GalleryScorer:
             Estimator to score; its `transform` is called once for X and once for the gallery, if there is one.
         X : array-like of shape (n_samples, ...)
             Anything that `estimator.transform` takes.
-        y : array-like of shape (n_samples,)
-            Class of each sample.
+        y : array-like of shape (n_samples,) or (n_samples, n_labels)
+            Class of each sample, or its labels, 0 and 1.
         gallery_index : array-like of shape (n_samples,), default=None
             For each sample, the row of the gallery that is the sample itself, which is left out; -1 for none.
         groups : array-like of shape (n_samples,), default=None
@@ -172,8 +172,8 @@ class RecallAtK(_GalleryScorer):
     gallery : array-like of shape (n_gallery, ...), default=None
         Samples among which neighbors are searched for; they are embedded by the estimator that is scored. None: the
         samples that are scored, each without itself.
-    gallery_y : array-like of shape (n_gallery,), default=None
-        Class of each sample of the gallery.
+    gallery_y : array-like of shape (n_gallery,) or (n_gallery, n_labels), default=None
+        Class of each sample of the gallery, or its labels.
     gallery_groups : array-like of shape (n_gallery,), default=None
         Group of each sample of the gallery, for scoring with `groups`.
 
@@ -228,8 +228,8 @@ class PrecisionAt1(_GalleryScorer):
     gallery : array-like of shape (n_gallery, ...), default=None
         Samples among which neighbors are searched for; they are embedded by the estimator that is scored. None: the
         samples that are scored, each without itself.
-    gallery_y : array-like of shape (n_gallery,), default=None
-        Class of each sample of the gallery.
+    gallery_y : array-like of shape (n_gallery,) or (n_gallery, n_labels), default=None
+        Class of each sample of the gallery, or its labels.
     gallery_groups : array-like of shape (n_gallery,), default=None
         Group of each sample of the gallery, for scoring with `groups`.
 
@@ -267,8 +267,8 @@ class RPrecision(_GalleryScorer):
     gallery : array-like of shape (n_gallery, ...), default=None
         Samples among which neighbors are searched for; they are embedded by the estimator that is scored. None: the
         samples that are scored, each without itself.
-    gallery_y : array-like of shape (n_gallery,), default=None
-        Class of each sample of the gallery.
+    gallery_y : array-like of shape (n_gallery,) or (n_gallery, n_labels), default=None
+        Class of each sample of the gallery, or its labels.
     gallery_groups : array-like of shape (n_gallery,), default=None
         Group of each sample of the gallery, for scoring with `groups`.
 
@@ -306,8 +306,8 @@ class MAPAtR(_GalleryScorer):
     gallery : array-like of shape (n_gallery, ...), default=None
         Samples among which neighbors are searched for; they are embedded by the estimator that is scored. None: the
         samples that are scored, each without itself.
-    gallery_y : array-like of shape (n_gallery,), default=None
-        Class of each sample of the gallery.
+    gallery_y : array-like of shape (n_gallery,) or (n_gallery, n_labels), default=None
+        Class of each sample of the gallery, or its labels.
     gallery_groups : array-like of shape (n_gallery,), default=None
         Group of each sample of the gallery, for scoring with `groups`.
 
@@ -345,8 +345,8 @@ class MeanAveragePrecision(_GalleryScorer):
     gallery : array-like of shape (n_gallery, ...), default=None
         Samples among which neighbors are searched for; they are embedded by the estimator that is scored. None: the
         samples that are scored, each without itself.
-    gallery_y : array-like of shape (n_gallery,), default=None
-        Class of each sample of the gallery.
+    gallery_y : array-like of shape (n_gallery,) or (n_gallery, n_labels), default=None
+        Class of each sample of the gallery, or its labels.
     gallery_groups : array-like of shape (n_gallery,), default=None
         Group of each sample of the gallery, for scoring with `groups`.
 
@@ -384,8 +384,8 @@ class MeanReciprocalRank(_GalleryScorer):
     gallery : array-like of shape (n_gallery, ...), default=None
         Samples among which neighbors are searched for; they are embedded by the estimator that is scored. None: the
         samples that are scored, each without itself.
-    gallery_y : array-like of shape (n_gallery,), default=None
-        Class of each sample of the gallery.
+    gallery_y : array-like of shape (n_gallery,) or (n_gallery, n_labels), default=None
+        Class of each sample of the gallery, or its labels.
     gallery_groups : array-like of shape (n_gallery,), default=None
         Group of each sample of the gallery, for scoring with `groups`.
 
@@ -524,8 +524,8 @@ class RetrievalScorer(_GalleryScorer):
     gallery : array-like of shape (n_gallery, ...), default=None
         Samples among which neighbors are searched for; they are embedded by the estimator that is scored. None: the
         samples that are scored, each without itself.
-    gallery_y : array-like of shape (n_gallery,), default=None
-        Class of each sample of the gallery.
+    gallery_y : array-like of shape (n_gallery,) or (n_gallery, n_labels), default=None
+        Class of each sample of the gallery, or its labels.
     gallery_groups : array-like of shape (n_gallery,), default=None
         Group of each sample of the gallery, for scoring with `groups`.
 
