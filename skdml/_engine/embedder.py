@@ -141,7 +141,8 @@ class BaseEmbedder(
         ------
         ValueError
             For a hyperparameter, X, y or sample_weight out of range (the message says what is needed), for a backbone
-            that does not fit X, for files that cannot be used, and when the loss is no longer finite.
+            that does not fit X, for files that cannot be used, and when the loss is no longer finite; among
+            :ref:`several processes <several_processes>`, in all of them, and where they differ in X, y or parameters.
         TypeError
             When the labels are of several types, such as 1 and "1", which have no common order.
         RuntimeError
