@@ -43,7 +43,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
-    n_images, n_epochs, n_rounds = (512, 3, 1) if quick else (2048, 4, 3)
+    n_images, n_epochs, n_rounds = (256, 2, 1) if quick else (2048, 4, 3)
     rounds = [[seconds_per_epoch(n, n_images, n_epochs) for n in (1, 2)] for _ in range(n_rounds)]
     one, two = (min(times) for times in zip(*rounds, strict=True))
     print(f"one process {one:.2f} s, two processes {two:.2f} s per epoch, ratio {two / one:.2f}")

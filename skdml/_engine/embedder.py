@@ -601,7 +601,8 @@ class BaseEmbedder(NetworkEmbedder):
         ValueError
             For a hyperparameter, X, y or sample_weight out of range (the message says what is needed), for a backbone
             that does not fit X, for files that cannot be used, for a ``checkpoint`` that belongs to another fit, and
-            when the loss is no longer finite.
+            when the loss is no longer finite; among :ref:`several processes <several_processes>`, in all of them, and
+            where they differ in X, y or parameters.
         TypeError
             When the labels are of several types, such as 1 and "1", which have no common order, or ``checkpoint``
             cannot hold what a callback or module carries.
