@@ -32,7 +32,8 @@ class ProxyLoss(nn.Module):
         Share of the classes that the loss sees in a training step; in (0, 1]. Below 1, for many thousand classes: those
         of the batch, and others drawn at random (Partial FC, An et al., CVPR 2022). Only what is learned of these
         classes gets a gradient, a sparse one, and is updated, weight decay included. An embedder then needs an
-        optimizer given by name.
+        optimizer given by name. With 1,200 classes, a share of 0.3 cost 1.1 points of Recall@1 and one of 0.1 cost 2.2,
+        see :ref:`many_classes`.
     """
 
     _one_class: str | None = "learns proxies of the classes"
