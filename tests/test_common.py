@@ -211,13 +211,13 @@ def test_planted_bug_train_mode_in_transform(embedder, blobs, monkeypatch):
 
 
 def test_unseen_classes_beat_raw_features(embedder):
-    """8 features tell the classes apart, 24 are noise: Recall@1 on unseen classes 0.14 raw, 0.42 to 0.86 embedded."""
+    """8 features tell the classes apart, 24 are noise: Recall@1 on unseen classes 0.14 raw, 0.42 to 0.87 embedded."""
     rng = np.random.default_rng(0)
     y = np.repeat(np.arange(120), 8)
     signal = 3 * rng.normal(size=(120, 8))[y] + rng.normal(size=(len(y), 8))
     X = np.hstack([signal, 4 * rng.normal(size=(len(y), 24))]) / 4
     seen, unseen = y < 80, y >= 80
-    embedder.set_params(max_epochs=20).fit(X[seen], y[seen])
+    embedder.set_params(max_epochs=10).fit(X[seen], y[seen])
     assert embedder.score(X[unseen], y[unseen]) > recall_at_k(X[unseen], y[unseen]) + 0.2
 
 
