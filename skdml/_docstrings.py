@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from functools import cache
 
 
 def with_shared_docs(cls):
@@ -38,23 +39,30 @@ def with_shared_docs(cls):
     return cls
 
 
+@cache
 def _entries(section, doc):
     """Return the entries of a section of a docstring by name: lines "name : type" with their indented text."""
     match = re.search(rf"^{section}\n-+\n(.*?)(?=\n\n|\Z)", inspect.cleandoc(doc or ""), re.MULTILINE | re.DOTALL)
     return {entry.partition(" : ")[0]: entry for entry in re.split(r"\n(?=\S)", match[1])} if match else {}
 
 
+@cache
+def _defaults(cls):
+    """Return the defaults of the parameters of a class by name."""
+    return {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
+
+
 def _parameters(sources, cls, known):
     """Return the entries of the sources for parameters of cls that are not known yet, with the defaults of cls."""
-    parameters = inspect.signature(cls).parameters
+    parameters = _defaults(cls)
     entries = {}
     for source in sources:
         described = _entries("Parameters", source.__doc__)
-        defaults = inspect.signature(source).parameters if described else {}
+        defaults = _defaults(source) if described else {}
         for name, entry in described.items():
             if name in parameters and name not in known and name not in entries:
-                default = parameters[name].default
-                if default != defaults[name].default:
+                default = parameters[name]
+                if default != defaults[name]:
                     shown = f'"{default}"' if isinstance(default, str) else repr(default)
                     entry = re.sub(r"(, default=.*)?$", f", default={shown}", entry, count=1, flags=re.MULTILINE)
                 entries[name] = entry

@@ -37,13 +37,22 @@ EMBEDDERS = [
     if inspect.isclass(value := getattr(skdml, name)) and issubclass(value, BaseEmbedder)
 ]
 
-# Of BaseEmbedder, ProxyEmbedder, BalancedEmbedder and PairEmbedder.
-ONE_OF_EACH_BASE = [
-    skdml.SoftTripleEmbedder,
-    skdml.NormSoftmaxEmbedder,
-    skdml.MetricEmbedder,
-    skdml.RAWEmbedder,
-]
+# One of each way through the engine: plain and balanced batches, of classes, proxies and pairs, with a loss that is
+# passed, a network of its own, and batches that are found anew in each epoch. They stand for all where it is the engine
+# that does the work, before and after the method has its say.
+one_of_each_way = pytest.mark.parametrize(
+    "embedder",
+    [
+        skdml.SoftTripleEmbedder,
+        skdml.NormSoftmaxEmbedder,
+        skdml.MetricEmbedder,
+        skdml.RAWEmbedder,
+        skdml.HDCEmbedder,
+        skdml.MagnetEmbedder,
+    ],
+    ids=lambda cls: cls.__name__,
+    indirect=True,
+)
 
 # scikit-learn's checks and ours fit a few dozen rows.
 pytestmark = pytest.mark.filterwarnings("ignore:batch_size=.* is larger than the:UserWarning")
@@ -72,8 +81,9 @@ def test_all_embedders_are_found():
 
 @pytest.mark.filterwarnings("ignore:.* classes have one sample:UserWarning")
 @pytest.mark.filterwarnings("ignore:The embeddings have collapsed")  # their labels are drawn at random
-@parametrize_with_checks([cls(max_epochs=2) for cls in EMBEDDERS] + [cls() for cls in ONE_OF_EACH_BASE])
+@parametrize_with_checks([*(cls(max_epochs=2) for cls in EMBEDDERS), skdml.RAWEmbedder()])
 def test_scikit_learn_checks(estimator, check):
+    """After short fits for all embedders, and with the defaults for one, whose class inherits most."""
     check(estimator)
 
 
@@ -177,6 +187,7 @@ def check_transform_is_row_wise(embedder, X, y):
     np.testing.assert_allclose(np.vstack([embedder.transform(X[i : i + 1]) for i in range(10)]), Z[:10], atol=1e-6)
 
 
+@one_of_each_way
 def test_backbone_is_untouched(embedder, blobs):
     check_backbone_is_untouched(embedder, *blobs)
 
@@ -185,12 +196,14 @@ def test_transform_is_row_wise(embedder, blobs):
     check_transform_is_row_wise(embedder, *blobs)
 
 
+@one_of_each_way
 def test_planted_bug_backbone_not_copied(embedder, blobs, monkeypatch):
     monkeypatch.setattr("skdml._network.copies.copy.deepcopy", lambda module, memo=None: module)
     with pytest.raises(AssertionError):
         check_backbone_is_untouched(embedder, *blobs)
 
 
+@one_of_each_way
 def test_planted_bug_train_mode_in_transform(embedder, blobs, monkeypatch):
     monkeypatch.setattr(EmbeddingNetwork, "eval", lambda self: self.train())
     with pytest.raises(AssertionError):
@@ -198,22 +211,22 @@ def test_planted_bug_train_mode_in_transform(embedder, blobs, monkeypatch):
 
 
 def test_unseen_classes_beat_raw_features(embedder):
-    """8 features tell the classes apart, 24 are noise: Recall@1 on unseen classes 0.14 raw, 0.42 to 0.86 embedded."""
+    """8 features tell the classes apart, 24 are noise: Recall@1 on unseen classes 0.14 raw, 0.42 to 0.87 embedded."""
     rng = np.random.default_rng(0)
     y = np.repeat(np.arange(120), 8)
     signal = 3 * rng.normal(size=(120, 8))[y] + rng.normal(size=(len(y), 8))
     X = np.hstack([signal, 4 * rng.normal(size=(len(y), 24))]) / 4
     seen, unseen = y < 80, y >= 80
-    embedder.set_params(max_epochs=20).fit(X[seen], y[seen])
+    embedder.set_params(max_epochs=10).fit(X[seen], y[seen])
     assert embedder.score(X[unseen], y[unseen]) > recall_at_k(X[unseen], y[unseen]) + 0.2
 
 
-@pytest.mark.parametrize(
-    ("cls", "n_epochs"), [(skdml.SoftTripleEmbedder, 6), (skdml.RAWEmbedder, 6), (skdml.SSTEmbedder, 12)]
-)
-def test_unseen_characters_beat_raw_pixels(cls, n_epochs):
-    """Recall@1 on characters never seen in training: raw pixels 0.67, these embedders from 0.75 on."""
-    embedder = cls(max_epochs=n_epochs, random_state=0, device="cpu")
+def test_unseen_characters_beat_raw_pixels():
+    """Recall@1 on characters never seen in training: raw pixels 0.67, this embedder from 0.75 on.
+
+    The README shows the same of SoftTripleEmbedder, and is run.
+    """
+    embedder = skdml.RAWEmbedder(max_epochs=6, random_state=0, device="cpu")
     kanji = load_kanji()
     seen, unseen = kanji.train, ~kanji.train
     embedder.fit(kanji.data[seen], kanji.target[seen])
@@ -233,6 +246,7 @@ def test_precision(embedder, blobs, precision, device):
 # ---- what X and y may be
 
 
+@one_of_each_way
 def test_kinds_of_vectors_agree(embedder, blobs):
     X, y = blobs
     X = np.round(4 * X)
@@ -251,6 +265,7 @@ def test_kinds_of_vectors_agree(embedder, blobs):
         np.testing.assert_array_equal(clone(embedder).fit(kind, y).transform(kind), expected)
 
 
+@one_of_each_way
 def test_read_only_memmap(embedder, blobs, tmp_path):
     X, y = blobs
     np.save(tmp_path / "X.npy", X)
@@ -264,6 +279,7 @@ def rounding(embedder):
     return 5e-3 if type(embedder).__name__ in sensitive else 1e-4
 
 
+@one_of_each_way
 def test_images_agree(embedder, images):
     """uint8 images, with and without channels, equal the float images that they stand for."""
     X, y = images
@@ -279,6 +295,7 @@ def test_images_agree(embedder, images):
     np.testing.assert_array_equal(clone(embedder).fit(read_only, y).transform(read_only), expected)
 
 
+@one_of_each_way
 def test_colour_images(embedder, images):
     X, y = images
     X = np.stack([X, X[::-1], 255 - X], axis=-1)
@@ -288,6 +305,7 @@ def test_colour_images(embedder, images):
     )
 
 
+@one_of_each_way
 def test_other_arrays_need_a_backbone(embedder):
     """Sequences (n, steps, features), and float images without a channel axis."""
     rng = np.random.default_rng(0)
@@ -298,6 +316,7 @@ def test_other_arrays_need_a_backbone(embedder):
     assert embedder.transform(X).shape == (30, 64)
 
 
+@one_of_each_way
 @pytest.mark.parametrize(
     "names", [["a", "bb", "c", "d"], [2**60, 2**60 + 1, -5, 0], [0.0, 1.0, 2.0, 3.0], [False, True]], ids=str
 )
@@ -313,6 +332,7 @@ def test_labels(embedder, blobs, names):
     assert embedder.score(X, labels) > 0.5
 
 
+@one_of_each_way
 def test_feature_names(embedder, blobs):
     X, y = blobs
     frame = pd.DataFrame(X, columns=list("abcdef"))
@@ -327,6 +347,7 @@ def test_feature_names(embedder, blobs):
 # ---- composition
 
 
+@one_of_each_way
 def test_set_output_pandas(embedder, blobs):
     X, y = blobs
     frame = pd.DataFrame(X, index=np.arange(60) + 100)
@@ -337,12 +358,14 @@ def test_set_output_pandas(embedder, blobs):
     assert embedder.score(frame, y) == RecallAtK(1)(embedder, frame, y)
 
 
+@one_of_each_way
 def test_pipeline_with_neighbours(embedder):
     X, y = load_iris(return_X_y=True)
     pipeline = make_pipeline(StandardScaler(), embedder.set_params(max_epochs=20), KNeighborsClassifier(3))
     assert cross_val_score(pipeline, X, y, cv=StratifiedKFold(3, shuffle=True, random_state=0)).mean() > 0.9
 
 
+@one_of_each_way
 @pytest.mark.filterwarnings("ignore:The embeddings have collapsed")
 @pytest.mark.parametrize("n_jobs", [None, 2])
 def test_grid_search(embedder, blobs, n_jobs):
@@ -356,6 +379,7 @@ def test_grid_search(embedder, blobs, n_jobs):
     GridSearchCV(embedder, grid, cv=2, n_jobs=n_jobs, error_score="raise").fit(X, y)
 
 
+@one_of_each_way
 def test_cross_validate_with_several_scorers(embedder, blobs):
     X, y = blobs
     pipeline = make_pipeline(StandardScaler(), embedder)
@@ -612,12 +636,14 @@ BAD_DATA = [
 ]
 
 
+@one_of_each_way
 @pytest.mark.parametrize(("X", "y", "message"), [case[1:] for case in BAD_DATA], ids=[case[0] for case in BAD_DATA])
 def test_bad_data_at_fit(embedder, X, y, message):
     with pytest.raises((ValueError, TypeError), match=message):
         embedder.fit(X, y)
 
 
+@one_of_each_way
 def test_bad_data_at_transform(embedder, images):
     embedder.fit(X_GOOD, Y_GOOD)
     with pytest.raises(ValueError, match=r"4 features, but .* is expecting 3 features"):
@@ -633,6 +659,7 @@ def test_bad_data_at_transform(embedder, images):
         embedder.transform(np.zeros((2, 90)))
 
 
+@one_of_each_way
 def test_unfit_backbone(embedder):
     with pytest.raises(ValueError, match=r"backbone does not take a batch of shape \(2, 3\)"):
         embedder.set_params(backbone=nn.Linear(5, 2)).fit(X_GOOD, Y_GOOD)
@@ -645,6 +672,7 @@ class Failing(Callback):
         raise RuntimeError("planted")
 
 
+@one_of_each_way
 @pytest.mark.filterwarnings("ignore:X does not have valid feature names:UserWarning")
 @pytest.mark.parametrize("method", ["fit", "partial_fit", "warm_start"])
 def test_a_fit_that_fails_changes_nothing(embedder, blobs, method):
@@ -666,6 +694,7 @@ def test_a_fit_that_fails_changes_nothing(embedder, blobs, method):
     assert pickle.dumps(embedder) == state
 
 
+@one_of_each_way
 def test_batch_larger_than_the_data_warns(embedder):
     with pytest.warns(UserWarning, match="batch_size=500 is larger than the 20 samples"):
         embedder.set_params(batch_size=500).fit(X_GOOD, Y_GOOD)

@@ -1,6 +1,8 @@
 """Which room of skdml may import which; docs/architecture.rst says why."""
 
 import ast
+import subprocess
+import sys
 import traceback
 from pathlib import Path
 
@@ -79,3 +81,10 @@ def test_few_steps_from_fit_to_the_loss(blobs, monkeypatch):
     ours = [path for path in frames if path.is_relative_to(ROOT)]
     assert len(ours) + 1 <= 5  # the loss's own frame is that of the spy
     assert len({*ours, ROOT / "_loss" / "pairs.py"}) <= 4
+
+
+def test_importing_skdml_leaves_out_what_is_slow_and_rarely_needed():
+    rare = ("scipy.cluster", "scipy.io", "sklearn.cluster", "sklearn.datasets", "sklearn.manifold", "sklearn.neighbors")
+    code = f"import sys, skdml; print(*(name for name in {(*rare, 'matplotlib')} if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -72,7 +72,7 @@ def tile(request, monkeypatch):
 )
 @settings(max_examples=25, deadline=None, derandomize=True, database=None)
 def test_threshold_is_the_best_of_all(seed, n_classes, spread, far, tile_size):
-    Z, y = make_data(seed, 45, n_classes, spread)
+    Z, y = make_data(seed, 25, n_classes, spread)
     similarity, same = all_pairs(Z, y)
     candidates = np.array([rates(similarity, same, t) for t in gaps(similarity)])
     with pytest.MonkeyPatch.context() as patch:

@@ -10,7 +10,6 @@ from bisect import bisect_right
 
 import numpy as np
 import torch
-from sklearn.cluster import MiniBatchKMeans
 from threadpoolctl import threadpool_limits
 
 from .. import _ambient
@@ -182,6 +181,8 @@ class LocalBatches:
         self.batch_size = batch_size
 
     def __call__(self, generator, embed):
+        from sklearn.cluster import MiniBatchKMeans  # here, since it imports half of scikit-learn
+
         embeddings = embed().cpu().numpy()
         n_clusters = max(1, len(embeddings) // self.batch_size)
         seed = int(torch.randint(2**31 - 1, (1,), generator=generator, device=generator.device))

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.cluster.hierarchy import average, cophenet
 from scipy.spatial.distance import squareform
 from torch import nn
 
@@ -235,6 +234,8 @@ def class_levels(distance, within, n_levels):
     (or the largest there is, for others). Level l is the clustering of the classes by average linkage, cut at d_l:
     nodes at a distance of d_l or less have merged, where the distance of two nodes is the mean over their classes.
     """
+    from scipy.cluster.hierarchy import average, cophenet  # here, since it is slow to import
+
     thresholds = np.linspace(within.mean(), max(4, within.mean(), distance.max()), n_levels + 1)
     merged = squareform(cophenet(average(squareform(distance, checks=False))))  # (C, C)
     return np.searchsorted(thresholds, merged).clip(max=n_levels), thresholds

@@ -12,8 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from scipy.io import loadmat
-from sklearn.datasets import get_data_home
 from sklearn.utils import Bunch
 
 
@@ -645,6 +643,8 @@ def load_fashion_mnist(*, data_home=None, download=False, return_X_y=False) -> B
 
 def find(source, data_home, download):
     """Return the folder that holds the files of a layout, and that layout, downloading them if missing and wanted."""
+    from sklearn.datasets import get_data_home  # here, since it is slow to import
+
     # get_data_home creates the folder, which is right for the default but not for a mistyped path.
     home = Path(get_data_home() if data_home is None else data_home).expanduser()
     folder = home / source.folder
@@ -778,6 +778,8 @@ def _read_columns(path, *types, skip=0):
 
 def _read_mat(path, variable):
     """Return an array from a MATLAB file."""
+    from scipy.io import loadmat  # here, since it is slow to import
+
     try:
         return np.atleast_1d(loadmat(path, squeeze_me=True, variable_names=[variable])[variable])
     except Exception as error:  # scipy raises many types, even TypeError

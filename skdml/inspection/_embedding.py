@@ -3,7 +3,6 @@
 from typing import Self
 
 import numpy as np
-from sklearn.manifold import TSNE
 from sklearn.utils import check_random_state
 
 from .._labels import number_labels, read_labels
@@ -177,6 +176,8 @@ class EmbeddingDisplay:
                 "The embeddings are all equal, so there is nothing to map: the network has collapsed. Look at the loss "
                 "(HistoryDisplay), and train with a lower learning_rate."
             )
+        from sklearn.manifold import TSNE  # here, since it is slow to import
+
         tsne = TSNE(metric=metric, perplexity=min(30, n / 3), random_state=rng)
         points = tsne.fit_transform(Z.astype(np.float32))
         thumbnails = None

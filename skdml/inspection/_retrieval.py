@@ -4,7 +4,6 @@ from numbers import Integral
 from typing import Self
 
 import numpy as np
-from sklearn.neighbors import NearestNeighbors
 from sklearn.utils import check_random_state
 
 from .._labels import number_labels
@@ -245,6 +244,8 @@ class RetrievalDisplay:
         queries = np.asarray(queries)
         if queries.ndim != 1 or queries.dtype.kind not in "iu" or not np.isin(queries, np.arange(len(Z))).all():
             raise ValueError(f"queries must be rows in 0..{len(Z) - 1}; got {queries.tolist()!r}.")
+        from sklearn.neighbors import NearestNeighbors  # here, since it is slow to import
+
         search = NearestNeighbors(n_neighbors=n_neighbors + n_own, metric=metric, algorithm="brute").fit(gallery)
         neighbors = search.kneighbors(Z[queries], return_distance=False)
         if own is not None:
