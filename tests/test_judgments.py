@@ -521,7 +521,7 @@ def test_bad_judgments_are_refused(cls, X, args, message):
         ({"warmup_epochs": 1}, P, "warmup_epochs=1"),
         ({"loss": "triplet"}, P, "'loss' parameter of PairsEmbedder"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_bad_parameters_are_refused(params, X, message):
     with pytest.raises(ValueError, match=message):

@@ -1046,7 +1046,7 @@ def test_no_size_asks_for_memory(name, backbone, blobs, tmp_path, monkeypatch):
     def load_backbone(*args):
         return nn.Linear(6, 6), None
 
-    monkeypatch.setattr("skdml._engine.embedder.load_backbone", load_backbone)
+    monkeypatch.setattr("skdml._engine.estimator.load_backbone", load_backbone)
     monkeypatch.setattr("skdml._saving.modules.load_backbone", load_backbone)
     path = tmp_path / "saved"
     embedder = fast(SoftTripleEmbedder, backbone=backbone, max_epochs=1).fit(*blobs)

@@ -543,7 +543,7 @@ def test_weights_of_a_backbone_lie_between_the_start_and_the_end(blobs, params):
 @pytest.fixture
 def named_backbone(monkeypatch):
     """The name of a backbone that no library is needed for."""
-    monkeypatch.setattr("skdml._engine.embedder.load_backbone", lambda *args: (backbone(), None))
+    monkeypatch.setattr("skdml._engine.estimator.load_backbone", lambda *args: (backbone(), None))
     return "timm/small"
 
 

@@ -16,7 +16,7 @@ from .._data.sides import join, number_rows, split
 from .._data.targets import check_sample_weight
 from .callbacks import with_callbacks
 from .distributed import n_processes
-from .embedder import NetworkEmbedder
+from .estimator import NetworkEmbedder
 from .training import TrainingSet, embed
 
 
@@ -365,7 +365,8 @@ class ComparisonsEmbedder(JudgmentsEmbedder):
         ConvergenceWarning
             When all training samples have nearly the same embedding.
         """
-        return self._fit(X, y, sample_weight)
+        with self._start() as start:
+            return self._train(X, y, sample_weight, **start)
 
     def decision_function(self, X) -> np.ndarray:
         """Return by how much the distance that must be larger exceeds the other one.

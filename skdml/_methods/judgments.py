@@ -196,7 +196,8 @@ class PairsEmbedder(JudgmentsEmbedder):
         ConvergenceWarning
             When all training samples have nearly the same embedding.
         """
-        return self._fit(X, y, sample_weight)
+        with self._start() as start:
+            return self._train(X, y, sample_weight, **start)
 
     def calibrate_threshold(self, X, y, *, strategy="accuracy", min_rate=None, beta=1.0) -> Self:
         """Set `threshold_` by given pairs, best by pairs of samples that the embedder was not trained on.
