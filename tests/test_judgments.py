@@ -552,3 +552,9 @@ def test_judgments_of_a_batch_refer_to_its_rows():
     assert labels[:, 2].tolist() == [1, 1]
     assert len(X) == 3
     assert issubclass(PairsEmbedder, JudgmentsEmbedder)
+
+
+def test_several_processes_are_refused(monkeypatch):
+    monkeypatch.setattr("skdml._engine.judgments.n_processes", lambda: 2)
+    with pytest.raises(ValueError, match="trains in one process, but there is a process group of 2"):
+        PairsEmbedder(**FAST).fit(P, SAME)
