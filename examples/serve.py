@@ -22,6 +22,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -35,8 +36,9 @@ from skdml.datasets import load_kanji
 
 kanji = load_kanji()
 embedder = RAWEmbedder(max_epochs=15, random_state=0).fit(kanji.images[kanji.train], kanji.target[kanji.train])
-folder = tempfile.TemporaryDirectory()
-model = Path(folder.name, "embedder.onnx")
+cleanup = ExitStack()
+folder = cleanup.enter_context(tempfile.TemporaryDirectory())
+model = Path(folder, "embedder.onnx")
 embedder.to_onnx(model)
 
 unseen = np.flatnonzero(~kanji.train)
@@ -186,8 +188,9 @@ def with_pgvector():
     import pgserver
     import psycopg
 
-    server = pgserver.get_server(Path(folder.name, "database"))
-    database = psycopg.connect(server.get_uri(), autocommit=True)
+    server = pgserver.get_server(Path(folder, "database"))
+    cleanup.callback(server.cleanup)
+    database = cleanup.enter_context(psycopg.connect(server.get_uri(), autocommit=True))
     database.execute("CREATE EXTENSION vector")
     database.execute(f"CREATE TABLE items (id int PRIMARY KEY, embedding vector({Z.shape[1]}))")
     with database.cursor().copy("COPY items FROM STDIN") as rows:
@@ -211,3 +214,4 @@ for make in (with_faiss, with_hnswlib, with_pgvector):
     duration = time.perf_counter() - start
     recall = np.mean([np.isin(a, b).mean() for a, b in zip(nearest, found, strict=True)])
     print(f"{name}: {recall:.3f} of the ten nearest found, {1000 * duration / len(Q):.2f} ms per query")
+cleanup.close()

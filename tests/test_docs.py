@@ -213,22 +213,25 @@ def few_kanji(*, return_X_y=False):
 
 def run_example(path, options, n_threads):
     """Run an example in its folder, on a seventh of the kanji."""
-    matplotlib = pytest.importorskip("matplotlib")
+    pyplot = pytest.importorskip("matplotlib.pyplot")
     n_threads_before = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path.parent)
         patch.setattr(sys, "argv", [str(path), *options])
         patch.setattr(skdml.datasets, "load_kanji", few_kanji)
-        matplotlib.use("Agg")
+        pyplot.switch_backend("Agg")
         torch.set_num_threads(n_threads)
         try:
             runpy.run_path(str(path), run_name="__main__")
         finally:
             torch.set_num_threads(n_threads_before)
-            matplotlib.pyplot.close("all")
+            pyplot.close("all")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("plot_*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [*sorted((ROOT / "examples").glob("plot_*.py")), ROOT / "examples" / "serve.py"], ids=lambda path: path.stem
+)
+@pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec:FutureWarning")  # inside torch.onnx
 def test_example_runs(path, tmp_path):
     """Shortened, on a seventh of the data and mostly for one epoch: the manual's build runs them in full."""
     if path.stem == "plot_callbacks":
@@ -241,6 +244,9 @@ def test_example_runs(path, tmp_path):
     few, count = 1, r'(max_epochs"?[=:] ?|n_iter=)\d+'
     if path.stem == "plot_custom_backbone":
         few, count = 30, r"(range\()\d+"
+    elif path.stem == "serve":
+        pytest.importorskip("onnxruntime")
+        count = r"(max_epochs=|partial\(seconds, )\d+"
     elif path.stem in ("plot_callbacks", "plot_inspection"):
         few = 6  # after fewer, early stopping warns that the start was better
     text = path.read_text(encoding="utf-8")
