@@ -4,12 +4,10 @@ import doctest
 import importlib
 import inspect
 import multiprocessing
-import os
 import pkgutil
 import pydoc
 import re
 import runpy
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -79,19 +77,6 @@ def test_code_of_other_packages_runs_beside_ours():
         for block in code_blocks("coming_from.rst"):
             exec(block, namespace)
     assert namespace["M"].shape == (1024, 1024)  # the last block ran
-
-
-def test_grid_search_with_a_device_a_process_runs(tmp_path):
-    (code,) = code_blocks("gpu.rst")
-    # Not the four GPUs of the page, and less to do.
-    code = re.sub(r"DEVICES = \[.*?\]", 'DEVICES = ["cpu"]', code).replace("[1, 5, 10]", "[1, 5]")
-    code = code.replace("random_state=0", "random_state=0, max_epochs=1")
-    (tmp_path / "search.py").write_text(code, encoding="utf-8")
-    environment = {"PYTHONWARNINGS": "error", **os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "search.py"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert re.findall(r"0\.\d{3}  \{'n_centers': (\d)\}", done.stdout) == ["1", "5"]
 
 
 def table_rows(path):

@@ -86,7 +86,7 @@ MISTAKES = [
     lambda folder: fit(y=np.zeros(30)),
     lambda folder: fit(y=X[:, 0]),
     lambda folder: fit(y=[None, None, *Y[2:]]),
-    lambda folder: fit(y=np.eye(3)[Y]),
+    lambda folder: fit(y=[Y]),
     lambda folder: fit(y=["0", *Y[1:]]),
     lambda folder: fit(np.zeros((30, 8, 8))),
     lambda folder: fit(np.zeros((30, 3, 8, 8), dtype=np.uint8)),

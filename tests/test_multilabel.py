@@ -18,6 +18,7 @@ from sklearn.preprocessing import FunctionTransformer
 import skdml
 from skdml import FoldEnsembleEmbedder, MetricEmbedder, RAWEmbedder, SupConEmbedder, losses
 from skdml._engine.batches import MultilabelBatches
+from skdml._engine.embedder import BaseEmbedder
 from skdml._engine.training import hold_out
 from skdml._labels import read_targets
 from skdml._loss.memory import CrossBatchMemory
@@ -557,7 +558,11 @@ NEEDING = {
     "SmartMiningEmbedder",
     "SoftTripleEmbedder",
 }
-EMBEDDERS = [name for name in skdml.__all__ if name.endswith("Embedder") and name != "FoldEnsembleEmbedder"]
+EMBEDDERS = [
+    name
+    for name in skdml.__all__
+    if isinstance(value := getattr(skdml, name), type) and issubclass(value, BaseEmbedder)
+]
 
 
 def make_embedder(name, **options):
