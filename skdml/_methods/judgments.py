@@ -115,7 +115,7 @@ class PairsEmbedder(JudgmentsEmbedder):
     --------
     TripletsEmbedder : Learns which of two samples is nearer to a third.
     ContrastiveEmbedder : Learns from classes, with the same loss over all pairs of a batch.
-    PairVerifier : Finds a threshold for an embedder that was trained on classes.
+    skdml.verification.PairVerifier : Finds a threshold for an embedder that was trained on classes.
 
     References
     ----------
