@@ -1,28 +1,21 @@
 """Resume after a crash: the state of a training, in a folder that belongs to one fit."""
 
-import functools
-import hashlib
-import inspect
 import json
 import os
 import time
 from contextlib import suppress
 from dataclasses import replace
-from numbers import Real
 
 import numpy as np
 import torch
-from scipy import sparse
-from torch import nn
-from torch.nn.parameter import is_lazy
 
-from .._data.arrays import Files
 from .._data.cache import made_folder
 from .._saving.exports import versions
 from .._saving.json import type_name
-from .._saving.states import can_pack, content_of, read_state, write_state
+from .._saving.states import can_pack, read_state, write_state
 from .callbacks import BestWeights
 from .distributed import errors_of_all, n_processes, of_all, of_first, rank
+from .fingerprint import OF_MODULES, WITHOUT_INFLUENCE, digest, digest_of_module, text_of, text_of_data
 
 try:
     import fcntl
@@ -33,8 +26,6 @@ RESULT = "result.safetensors"
 STATE = "state.safetensors"
 QUICK = 0.05  # seconds: what is written faster than this is written after each epoch
 SHARE = 0.03  # what takes longer, as often as costs this share of the time
-NOT_COMPARED = {"cache", "checkpoint", "device", "n_jobs", "verbose"}  # parameters that do not change the result
-_OF_MODULES = vars(nn.Module()).keys()
 
 
 class Checkpoint:
@@ -73,14 +64,14 @@ class Checkpoint:
             "device": embedder._find_device().type,
             "processes": n_processes(),
             **{
-                name: _text(value)
+                name: text_of(value)
                 for name, value in embedder.get_params(deep=False).items()
-                if name not in NOT_COMPARED
+                if name not in WITHOUT_INFLUENCE
             },
         }
         if goes_on:
-            fitted = [_digest_of_module(module) for module in (embedder.network_, embedder.criterion_)]
-            self.fit["start"] = f"the network after {embedder.n_iter_} epochs, {_digest(*fitted)}"
+            fitted = [digest_of_module(module) for module in (embedder.network_, embedder.criterion_)]
+            self.fit["start"] = f"the network after {embedder.n_iter_} epochs, {digest(*fitted)}"
         self.earlier = None
         self.lock = None
         self.duration = 0.0  # of writing, in seconds
@@ -116,12 +107,12 @@ class Checkpoint:
             If the folder cannot be written to.
         """
         self.fit |= {
-            "X": _text_of_data(task.data),
-            "y": f"{len(task.labels)} labels, {_digest(repr(task.classes.tolist()), task.labels)}",
-            "sample_weight": _text(task.weights),
+            "X": text_of_data(task.data),
+            "y": f"{len(task.labels)} labels, {digest(repr(task.classes.tolist()), task.labels)}",
+            "sample_weight": text_of(task.weights),
         }
         if self.is_keyed:
-            self.folder /= _digest(json.dumps(self.fit, sort_keys=True))
+            self.folder /= digest(json.dumps(self.fit, sort_keys=True))
             self.folder.mkdir(exist_ok=True)
         self.drawn = {"seed": seed, "rows": (task.train_rows, task.valid_rows)}
         with errors_of_all():
@@ -348,7 +339,7 @@ def module_state(module):
         "tensors": module.state_dict(),
         "buffers": [part._buffers[name] for part, name in _other_buffers(module)],
         "frozen": [not parameter.requires_grad for parameter in module.parameters()],
-        "parts": [_attributes(part, skipped=_OF_MODULES) for part in _other_parts(module)],
+        "parts": [_attributes(part, skipped=OF_MODULES) for part in _other_parts(module)],
     }
 
 
@@ -376,77 +367,3 @@ def _other_buffers(module):
 
 def _other_parts(module):
     return [part for part in module.modules() if not type(part).__module__.startswith("torch.nn.")]
-
-
-def _text(value):
-    """Return a text by which to compare a value: the value itself if it is short, otherwise what and how long it is.
-
-    Of code, such as that of a function, only the name takes part.
-    """
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or isinstance(value, Real | str):
-        return repr(value)
-    if isinstance(value, os.PathLike | torch.device):
-        return repr(str(value))
-    if isinstance(value, list | tuple):
-        return f"({', '.join(map(_text, value))})"
-    if isinstance(value, np.random.RandomState):
-        _, key, *others = value.get_state()
-        return f"a RandomState in the state {_digest(key, repr(others))}"
-    if isinstance(value, nn.Module):
-        return f"{type_name(value)} {_digest_of_module(value)}"
-    if isinstance(value, np.ndarray | torch.Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)} {_digest(value)}"
-    if isinstance(value, functools.partial):
-        return f"partial{_text([value.func, value.args, list(value.keywords.items())])}"
-    if isinstance(value, type) or inspect.isroutine(value) or not hasattr(value, "__dict__"):
-        return type_name(value)
-    return f"{type_name(value)}({', '.join(f'{name}={text}' for name, text in _settings(value).items())})"
-
-
-def _settings(thing):
-    """Return the texts of an object's attributes that are numbers, strings or tuples of these."""
-    return {
-        name: _text(value)
-        for name, value in vars(thing).items()
-        if name[-1] != "_" and name not in _OF_MODULES and _is_setting(value)
-    }
-
-
-def _is_setting(value):
-    if isinstance(value, tuple):
-        return all(map(_is_setting, value))
-    return value is None or isinstance(value, Real | str | os.PathLike)
-
-
-def _text_of_data(data):
-    """Return a text by which to compare X: files are compared by paths, sizes and times of the last change."""
-    if isinstance(data, Files):
-        paths = [os.path.abspath(path) for path in data.files.paths]
-        states = [(status.st_size, status.st_mtime_ns) for status in map(os.stat, paths)]
-        return f"{len(paths)} files {_digest(repr(paths), repr(states))}"
-    if sparse.issparse(data.X):
-        return f"sparse of shape {data.X.shape} {_digest(data.X.data, data.X.indices, data.X.indptr)}"
-    return _text(data.X)
-
-
-def _digest_of_module(module):
-    parts = [f"{name} {type_name(part)} {sorted(_settings(part).items())}" for name, part in module.named_modules()]
-    parts += [f"{name} {parameter.requires_grad}" for name, parameter in module.named_parameters()]
-    for name, value in module.state_dict().items():
-        parts.append(name)
-        parts.append(value if isinstance(value, torch.Tensor) and not is_lazy(value) else type_name(value))
-    return _digest(*parts)
-
-
-def _digest(*values):
-    """Return the first digits of the SHA-256 of texts, arrays and tensors."""
-    digest = hashlib.sha256()
-    for value in values:
-        if isinstance(value, str):
-            digest.update(f"{len(value)} {value}".encode(errors="surrogatepass"))
-        else:
-            digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
-            digest.update(content_of(value))
-    return digest.hexdigest()[:32]

@@ -10,11 +10,9 @@ has to be told of each of several backward passes of a step.
 """
 
 import functools
-import os
 import zlib
 from collections.abc import Callable
 from contextlib import contextmanager
-from numbers import Real
 
 import numpy as np
 import torch
@@ -25,8 +23,9 @@ from torch.nn import functional as F
 from .._data.arrays import Files, SparseRows
 from .._data.files import chunked
 from .._network.copies import sharing_tensors
+from .fingerprint import WITHOUT_INFLUENCE, text_of
 
-OWN_PARAMETERS = {"callbacks", "device", "n_jobs", "cache", "verbose"}  # which may differ between the processes
+OWN_PARAMETERS = {*WITHOUT_INFLUENCE, "callbacks"}  # which may differ between the processes
 COMPARED_BYTES = 2**28  # of X: a sample of the rows where it is larger
 
 
@@ -113,14 +112,13 @@ def check_alike(estimator, task, **others):
 
 
 def _description(value):
-    """Return something about the value of a parameter that is equal in two processes where the values are."""
+    """Return something about the value of a parameter that is equal in two processes where the values are.
+
+    Weights of modules and the states of generators need not be: those of the first process count.
+    """
     if isinstance(value, nn.Module):
         return [(name, tuple(tensor.shape)) for name, tensor in value.state_dict().items()]
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, Real | str | tuple | list | np.ndarray):
-        return repr(value)
-    return type(value).__qualname__
+    return type(value).__qualname__ if isinstance(value, np.random.RandomState) else text_of(value)
 
 
 def _crc_of_rows(data):
