@@ -100,7 +100,7 @@ def check_alike(estimator, task, **others):
         "sample_weight": None if task.weights is None else _crc(task.weights),
     }
     first, *others = of_all(facts)
-    # Of embedders of two classes, the parameters need not have the same names.
+    # Embedders of two classes need not have parameters of the same names.
     differing = [name for name in first if any(other.get(name) != first[name] for other in others)]
     if differing:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Texts by which two fits are compared: those of processes that train together, or one that was cut off and the next."""
+"""Texts by which fits are compared: those of processes that train together, and one that was cut off with the next."""
 
 import functools
 import hashlib
@@ -23,7 +23,7 @@ OF_MODULES = vars(nn.Module()).keys()
 def text_of(value):
     """Return a text by which to compare a value: the value itself if it is short, otherwise what and how long it is.
 
-    Of code, such as that of a function, only the name takes part.
+    Code is compared only by name, such as that of a function.
     """
     if isinstance(value, np.generic):
         value = value.item()

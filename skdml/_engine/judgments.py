@@ -39,7 +39,7 @@ class JudgmentTask:
         Judgments to train on and judgments that are held out. None: all are for training.
     score_names : dict
     scores : callable
-        Of a `JudgmentSet`.
+        As in a `JudgmentSet`.
     """
 
     data: Rows
@@ -323,7 +323,7 @@ class JudgmentsEmbedder(_FitsOnOtherThanSamples, NetworkEmbedder):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class ComparisonsEmbedder(JudgmentsEmbedder):
-    """Base of the embedders that learn which of two distances is smaller, from the order of the samples alone."""
+    """Base of the embedders that learn which of two distances is smaller, from the order of the samples."""
 
     _score_names = {"valid_accuracy": "accuracy"}
 

@@ -336,7 +336,7 @@ class EmbeddingNet(NeuralNet):
     def backward_in_chunks(self, X, targets, **weights):
         """Gradient caching [1]_: like one backward pass, except that layers that mix rows see only a chunk.
 
-        Of several processes, each passes its `own_rows` of the batch, in equally many chunks.
+        Where several processes train, each passes its `own_rows` of the batch, in equally many chunks.
 
         References
         ----------

@@ -213,7 +213,7 @@ class PairsEmbedder(JudgmentsEmbedder):
             "max_tpr": the highest true positive rate at which the true negative rate is at least ``min_rate``.
             "max_tnr": the highest true negative rate at which the true positive rate is at least ``min_rate``.
         min_rate : float or None, default=None
-            In [0, 1]; needed by "max_tpr" and "max_tnr", which alone use it.
+            In [0, 1]; needed by "max_tpr" and "max_tnr", and used only by them.
         beta : float, default=1.0
             Weight of recall relative to precision, > 0; used only by "f_beta".
 
