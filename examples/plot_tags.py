@@ -51,8 +51,8 @@ for side, rows in (("train", is_train), ("test", ~is_train)):
 # Training
 # --------
 # Batches are drawn by label, so that each holds several images of several parts. Images without a part are
-# negatives of all others. ``classes_`` are the names of the parts.
-# Half the size, 16 x 16 pixels, trains in a quarter of the time.
+# negatives of all others. ``classes_`` are the names of the parts. Images of half the size, 16 x 16 pixels, train in a
+# quarter of the time.
 images = kanji.images.reshape(-1, 16, 2, 16, 2).mean(axis=(2, 4)).astype(np.uint8)
 X_train, X_test = images[is_train], images[~is_train]
 embedder = RAWEmbedder(max_epochs=6, random_state=0).fit(X_train, Y[is_train])
